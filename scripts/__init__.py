@@ -1,0 +1,1 @@
+"""What people and CI both run; each takes `--help`."""
