@@ -1,0 +1,186 @@
+"""Every error that a caller can meet: one class is one HTTP status and one code.
+
+    ServiceError
+    ├── BodyTimeout             408  body_timeout
+    ├── InvalidImage            422  invalid_image
+    ├── InvalidParameter        422  invalid_parameter
+    ├── MalformedBody           400  malformed_body
+    ├── NotAcceptable           406  not_acceptable
+    ├── BodyTooLarge            413  body_too_large
+    ├── ImageTooLarge           413  image_too_large
+    ├── UnsupportedImageFormat  415  unsupported_image_format
+    ├── UnsupportedMediaType    415  unsupported_media_type
+    ├── EngineError             500  inference_failed
+    │   ├── NonFiniteResult     500  non_finite_result
+    │   └── WorkerLost          500  worker_lost
+    └── Unavailable             503  unavailable
+        ├── DeadlineExceeded    503  deadline_exceeded
+        ├── QueueFull           503  queue_full
+        └── ShuttingDown        503  shutting_down
+
+`CheckpointError` and `EngineStopped` stand beside the tree: they end the program, no request ever sees them.
+A message says what to do, and never holds a prompt, a picture or a traceback.
+"""
+
+from http import HTTPStatus
+from typing import Any
+
+
+class ServiceError(Exception):
+    """Base of all errors that are answered to a caller.
+
+    Args:
+        message: one or more plain sentences that say what to do.
+        param: the request field at fault, if it is one.
+        retry_after: seconds after which the same request may succeed.
+    """
+
+    status: int = 500
+    code: str = "internal_error"
+    retryable: bool | None = None
+    """Whether a client library should send the request again; None leaves it to the status."""
+
+    def __init__(self, message: str, *, param: str | None = None, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.retry_after = retry_after
+
+
+class BodyTimeout(ServiceError):
+    """The request body did not arrive in time."""
+
+    status, code = 408, "body_timeout"
+
+
+class InvalidParameter(ServiceError):
+    """A field has a value that cannot be used."""
+
+    status, code = 422, "invalid_parameter"
+
+
+class InvalidImage(ServiceError):
+    """The upload is of a supported format, but empty, truncated or corrupt."""
+
+    status, code = 422, "invalid_image"
+
+
+class MalformedBody(ServiceError):
+    """The body is not what its Content-Type says."""
+
+    status, code = 400, "malformed_body"
+
+
+class NotAcceptable(ServiceError):
+    """The Accept header admits no format that the service can write."""
+
+    status, code = 406, "not_acceptable"
+
+
+class BodyTooLarge(ServiceError):
+    """The request body has more bytes than the limit."""
+
+    status, code = 413, "body_too_large"
+
+
+class ImageTooLarge(ServiceError):
+    """The picture has more pixels than the limit."""
+
+    status, code = 413, "image_too_large"
+
+
+class UnsupportedImageFormat(ServiceError):
+    """The upload is none of the picture formats that are read."""
+
+    status, code = 415, "unsupported_image_format"
+
+
+class UnsupportedMediaType(ServiceError):
+    """The Content-Type of the request is none that the route takes."""
+
+    status, code = 415, "unsupported_media_type"
+
+
+class EngineError(ServiceError):
+    """The denoising pass of this one request failed; the log has the reason."""
+
+    status, code, retryable = 500, "inference_failed", False
+
+
+class NonFiniteResult(EngineError):
+    """The result held NaN or infinity even when decoded in float32."""
+
+    code = "non_finite_result"
+
+
+class WorkerLost(EngineError):
+    """The worker process died twice with this request on board."""
+
+    code = "worker_lost"
+
+
+class Unavailable(ServiceError):
+    """The service cannot take or finish this request now; a later one may pass."""
+
+    status, code, retryable = 503, "unavailable", True
+
+    def __init__(self, message: str, *, param: str | None = None, retry_after: float = 1.0) -> None:
+        super().__init__(message, param=param, retry_after=retry_after)
+
+
+class DeadlineExceeded(Unavailable):
+    """The request would not be, or was not, finished before its deadline."""
+
+    code = "deadline_exceeded"
+
+
+class QueueFull(Unavailable):
+    """As many requests wait as may wait."""
+
+    code = "queue_full"
+
+
+class ShuttingDown(Unavailable):
+    """The process is draining and takes no new work."""
+
+    code = "shutting_down"
+
+
+class CheckpointError(Exception):
+    """The weights cannot be found, fetched or used; the message says what to change."""
+
+
+class EngineStopped(Exception):
+    """The engine gave up: its worker cannot be started, or died too often in a row."""
+
+
+def problem(error: ServiceError, request_id: str) -> dict[str, Any]:
+    """Render an error as the members of an RFC 9457 problem document (`application/problem+json`)."""
+    body: dict[str, Any] = {
+        "type": "about:blank",
+        "title": HTTPStatus(error.status).phrase,
+        "status": error.status,
+        "detail": error.message,
+        "code": error.code,
+        "request_id": request_id,
+    }
+    if error.param is not None:
+        body["param"] = error.param
+    if error.retry_after is not None:
+        body["retry_after"] = retry_after_seconds(error)
+    return body
+
+
+def error_headers(error: ServiceError) -> dict[str, str]:
+    """Headers that every dialect sends with an error: for people, for retry loops, for Hugging Face's client."""
+    headers = {"X-Error-Message": " ".join(error.message.encode("ascii", "replace").decode().split())}
+    if error.retry_after is not None:
+        headers["Retry-After"] = str(retry_after_seconds(error))
+    if error.retryable is not None:
+        headers["X-Should-Retry"] = str(error.retryable).lower()
+    return headers
+
+
+def retry_after_seconds(error: ServiceError) -> int:
+    """Whole seconds for `Retry-After`: rounded up, at least 1."""
+    return max(1, -int(-(error.retry_after or 0.0) // 1))

@@ -1,0 +1,175 @@
+"""What one caller may ask of one picture, and the steps x strength rule."""
+
+import difflib
+import math
+import re
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
+
+from app.errors import InvalidParameter
+
+IMAGE_SIZE = 512
+"""Width and height of every picture that leaves, in pixels: what SDXL-Turbo was made for."""
+
+MAX_STEPS = 50
+MAX_SEED = 2**63 - 1
+MAX_PROMPT_LENGTH = 10_000
+
+_INTEGER = re.compile(r"-?[0-9]+", re.ASCII)
+_NUMBER = re.compile(r"-?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?", re.ASCII)
+
+
+class Fit(StrEnum):
+    """How a picture of another shape becomes a square."""
+
+    STRETCH = "stretch"
+    CROP = "crop"
+    PAD = "pad"
+
+
+class OutputFormat(StrEnum):
+    """The file formats that can be asked for."""
+
+    PNG = "png"
+    WEBP = "webp"
+    JPEG = "jpeg"
+
+    @property
+    def media_type(self) -> str:
+        return f"image/{self.value}"
+
+
+def _integer(value: Any) -> int:
+    """Decimal digits or a whole number as such; `4.0`, `4_0`, ` 4 ` and True are not integers here."""
+    if isinstance(value, str) and len(value) <= 20 and _INTEGER.fullmatch(value):
+        return int(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    raise PydanticCustomError("integer", "must be a whole number, like 4")
+
+
+def _number(value: Any) -> float:
+    """A decimal number in the usual notation; `nan`, `inf`, `1_0` and True are not numbers here."""
+    if isinstance(value, str) and len(value) <= 64 and _NUMBER.fullmatch(value):
+        return float(value)
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        return float(value)
+    raise PydanticCustomError("number", "must be a finite decimal number, like 0.9")
+
+
+Integer = Annotated[int, BeforeValidator(_integer)]
+Number = Annotated[float, BeforeValidator(_number)]
+
+
+def steps_run(num_inference_steps: int, strength: float) -> int:
+    """UNet evaluations that diffusers makes: the float64 expression of its `get_timesteps`, to the letter."""
+    return min(int(num_inference_steps * strength), num_inference_steps)
+
+
+class Img2ImgRequest(BaseModel):
+    """One request, whatever dialect it came in.
+
+    Raises pydantic's `ValidationError`; `parse_request` turns that into an `InvalidParameter` for callers.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    prompt: str = Field(
+        max_length=MAX_PROMPT_LENGTH,
+        description="What the picture should become. CLIP reads its first 77 tokens.",
+        examples=["dog wizard, gandalf, lord of the rings, detailed, fantasy, cute, adorable, Pixar, Disney, 8k"],
+    )
+    negative_prompt: str | None = Field(
+        None,
+        max_length=MAX_PROMPT_LENGTH,
+        description="What to steer away from; has an effect only with `guidance_scale` above 1.",
+    )
+    num_inference_steps: Integer = Field(
+        4, ge=1, le=MAX_STEPS, description="Steps of the whole schedule; `int(steps * strength)` of them are run."
+    )
+    strength: Number = Field(0.9, gt=0, le=1, description="How much of the picture is redrawn: 1 keeps nothing of it.")
+    guidance_scale: Number = Field(
+        0.0, ge=0, le=20, description="Classifier-free guidance. SDXL-Turbo wants 0; above 1 doubles the work."
+    )
+    seed: Integer | None = Field(
+        None, ge=0, le=MAX_SEED, description="The same seed gives the same picture. Random if absent."
+    )
+    fit: Fit = Field(
+        Fit.STRETCH, description="How the picture becomes 512x512: `stretch`, `crop` (centre) or `pad` (white)."
+    )
+    output_format: OutputFormat | None = Field(
+        None, description="`png`, `webp` or `jpeg`; the `Accept` header decides if absent."
+    )
+
+    @property
+    def steps_run(self) -> int:
+        """UNet evaluations of this request, at least 1."""
+        return steps_run(self.num_inference_steps, self.strength)
+
+    @property
+    def unet_rows(self) -> int:
+        """Rows of UNet batches that this request costs: guidance above 1 needs two for each step."""
+        return self.steps_run * (2 if self.guidance_scale > 1 else 1)
+
+    @model_validator(mode="after")
+    def _at_least_one_step(self) -> "Img2ImgRequest":
+        if self.steps_run < 1:
+            raise PydanticCustomError("too_few_steps", "{advice}", {"advice": _advice(self)})
+        return self
+
+
+def _advice(request: Img2ImgRequest) -> str:
+    """Names the smallest strength for these steps and the smallest steps for this strength."""
+    steps, strength = request.num_inference_steps, request.strength
+    enough = smallest_steps(strength)
+    return (
+        f"num_inference_steps x strength must be at least 1, but {steps} x {strength:g} would run no step: "
+        f"for {steps} step{'s' if steps > 1 else ''} send a strength of at least {smallest_strength(steps):g}, "
+        + (
+            f"or for strength {strength:g} at least {enough} steps."
+            if enough
+            else f"since even the maximum of {MAX_STEPS} steps is too few for strength {strength:g}."
+        )
+    )
+
+
+def smallest_strength(num_inference_steps: int) -> float:
+    """The smallest strength of at most four decimals that runs a step: 0.25 for 4, 0.3334 for 3."""
+    candidate = 10_000 // num_inference_steps
+    while steps_run(num_inference_steps, candidate / 10_000) < 1:
+        candidate += 1
+    return candidate / 10_000
+
+
+def smallest_steps(strength: float) -> int | None:
+    """The fewest steps that run at least one at this strength; None if even `MAX_STEPS` are too few."""
+    return next((steps for steps in range(1, MAX_STEPS + 1) if steps_run(steps, strength) >= 1), None)
+
+
+def parse_request(fields: Mapping[str, Any]) -> Img2ImgRequest:
+    """Fields as text (forms, queries) or JSON values to a request.
+
+    Raises:
+        InvalidParameter: names the first field at fault and what it may be.
+    """
+    unknown = sorted(set(fields) - set(Img2ImgRequest.model_fields))
+    if unknown:
+        raise InvalidParameter(_unknown_field(unknown[0]), param=unknown[0][:64])
+    try:
+        return Img2ImgRequest.model_validate({name: value for name, value in fields.items() if value is not None})
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        if first["type"] == "too_few_steps":
+            raise InvalidParameter(first["msg"], param="strength") from None
+        name = str(first["loc"][0])
+        raise InvalidParameter(f"{name}: {first['msg']}.", param=name) from None
+
+
+def _unknown_field(name: str) -> str:
+    close = difflib.get_close_matches(name, Img2ImgRequest.model_fields, n=1)
+    hint = f"; did you mean '{close[0]}'?" if close else f". Known fields: {', '.join(Img2ImgRequest.model_fields)}."
+    return f"There is no field '{name[:64]}'{hint}"

@@ -1,0 +1,83 @@
+"""Every knob, once: its name, type, bounds, default, and one sentence.
+
+Each is read from the environment variable `IMG2IMG_<NAME>`; nothing is read until `Settings()` is called.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import AliasChoices, Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """The service's settings. Raises pydantic's `ValidationError`, naming the variable, for a value out of bounds."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="IMG2IMG_", frozen=True, extra="forbid", populate_by_name=True, protected_namespaces=()
+    )
+
+    model: str = Field(
+        "auto",
+        min_length=1,
+        description="`auto` (`stabilityai/sdxl-turbo` where there is a CUDA device, else `embedded`), `embedded`, "
+        "a folder in diffusers format, or a hub id, also as `id@revision`.",
+    )
+    vae: str = Field(
+        "auto",
+        min_length=1,
+        description="`auto` (on CUDA in float16 `madebyollin/sdxl-vae-fp16-fix` where the checkpoint's own must run in "
+        "float32, else `checkpoint`), `checkpoint`, `tiny` (TAESDXL: faster, coarser), a folder or a hub id.",
+    )
+    devices: str = Field(
+        "auto",
+        pattern=r"^(auto|(cpu|cuda(:\d+)?)(,(cpu|cuda(:\d+)?))*)$",
+        description="`auto` (the first CUDA device, else the CPU) or a list like `cuda:0,cuda:1`: one worker for each.",
+    )
+    dtype: Literal["auto", "float16", "bfloat16", "float32"] = Field(
+        "auto", description="`auto` is float16 on CUDA and float32 on the CPU."
+    )
+    offline: bool = Field(False, description="Never contact the model hub: fail if the files are not there.")
+    host: str = Field("127.0.0.1", description="The address that `img2img serve` listens on.")
+    port: int = Field(
+        8000,
+        ge=0,
+        le=65535,
+        validation_alias=AliasChoices("IMG2IMG_PORT", "PORT"),
+        description="The port that it listens on; `PORT` is honoured too.",
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="How much is logged.")
+    max_batch: int = Field(4, ge=1, le=64, description="Jobs that share a UNet call, per device.")
+    queue_size: int = Field(64, ge=1, le=10_000, description="Requests that may wait or run; one more is refused.")
+    deadline_seconds: float = Field(
+        120.0, gt=0, le=3600, description="Waiting and running together; a request that cannot make it is refused."
+    )
+    tick_timeout_seconds: float = Field(
+        180.0, gt=0, le=3600, description="A worker silent for so long while it has work is killed and replaced."
+    )
+    load_timeout_seconds: float = Field(
+        3600.0, gt=0, description="The same for a worker that downloads and loads the model."
+    )
+    max_worker_deaths: int = Field(
+        5,
+        ge=1,
+        description="Deaths in a row, without one finished picture, after which the process gives up and exits.",
+    )
+    drain_seconds: float = Field(
+        30.0, gt=0, le=3600, description="How long running requests may take to finish after SIGTERM."
+    )
+    max_body_bytes: int = Field(20 * 1024**2, ge=1024, description="Size of a request body; a larger one gets 413.")
+    body_timeout_seconds: float = Field(
+        15.0, gt=0, le=3600, description="Time for a request body to arrive; a slower one gets 408."
+    )
+    max_image_pixels: int = Field(
+        50_000_000,
+        ge=1,
+        description="Pixels of an upload, by its header; a larger one gets 413. Pillow has a limit too: 89 million.",
+    )
+    embed_parameters: bool = Field(
+        True, description="Write prompt, seed and steps into the picture's metadata, as image tools expect them."
+    )
+    hub_cache: Path | None = Field(
+        None, description="Where downloaded weights are kept; by default the hub client's own cache (`HF_HOME`)."
+    )

@@ -1,0 +1,176 @@
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from diffusers import EulerAncestralDiscreteScheduler, StableDiffusionXLImg2ImgPipeline
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.errors import InvalidParameter
+from app.request import (
+    MAX_STEPS,
+    Fit,
+    Img2ImgRequest,
+    OutputFormat,
+    parse_request,
+    smallest_steps,
+    smallest_strength,
+    steps_run,
+)
+
+AWKWARD = [(49, 1 / 49), (50, 0.58), (10, 0.1), (3, 1 / 3), (6, 1 / 6), (50, 0.02), (3, 0.33), (7, 0.14), (10, 0.7)]
+
+
+def diffusers_steps(steps: int, strength: float) -> int:
+    """How many timesteps the real pipeline is left with."""
+    scheduler = EulerAncestralDiscreteScheduler(timestep_spacing="trailing")
+    scheduler.set_timesteps(steps)
+    pipe = SimpleNamespace(scheduler=scheduler)
+    timesteps, _ = StableDiffusionXLImg2ImgPipeline.get_timesteps(pipe, steps, strength, None)
+    return len(timesteps)
+
+
+def accepted(steps: int, strength: float) -> bool:
+    try:
+        parse_request({"prompt": "", "num_inference_steps": str(steps), "strength": repr(strength)})
+    except InvalidParameter:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("steps", range(1, MAX_STEPS + 1))
+def test_the_rule_agrees_with_diffusers_over_the_whole_grid(steps: int) -> None:
+    scheduler = EulerAncestralDiscreteScheduler(timestep_spacing="trailing")
+    scheduler.set_timesteps(steps)
+    pipe = SimpleNamespace(scheduler=scheduler)
+    for thousandths in range(1, 1001):
+        strength = thousandths / 1000
+        timesteps, _ = StableDiffusionXLImg2ImgPipeline.get_timesteps(pipe, steps, strength, None)
+        assert steps_run(steps, strength) == len(timesteps)
+        assert accepted(steps, strength) == (len(timesteps) >= 1)
+
+
+@pytest.mark.parametrize(("steps", "strength"), AWKWARD)
+def test_the_rule_agrees_with_diffusers_where_floating_point_is_awkward(steps: int, strength: float) -> None:
+    assert steps_run(steps, strength) == diffusers_steps(steps, strength)
+    assert accepted(steps, strength) == (diffusers_steps(steps, strength) >= 1)
+
+
+def test_the_awkward_products_are_what_float64_makes_of_them() -> None:
+    assert steps_run(50, 0.58) == 28
+    assert steps_run(49, 1 / 49) == 0
+    assert steps_run(10, 0.1) == steps_run(3, 1 / 3) == 1
+
+
+@pytest.mark.parametrize("steps", range(1, MAX_STEPS + 1))
+def test_the_smallest_strength_that_an_error_names_passes_and_the_one_below_does_not(steps: int) -> None:
+    smallest = smallest_strength(steps)
+    assert accepted(steps, smallest)
+    assert not accepted(steps, smallest - 0.0001)
+
+
+@given(st.floats(min_value=0, max_value=1, exclude_min=True))
+def test_the_smallest_steps_that_an_error_names_pass_and_one_fewer_do_not(strength: float) -> None:
+    smallest = smallest_steps(strength)
+    if smallest is None:
+        assert steps_run(MAX_STEPS, strength) == 0
+    else:
+        assert steps_run(smallest, strength) >= 1
+        assert smallest == 1 or steps_run(smallest - 1, strength) == 0
+
+
+def test_a_refusal_names_the_smallest_strength_and_the_smallest_steps() -> None:
+    with pytest.raises(InvalidParameter) as error:
+        parse_request({"prompt": "", "num_inference_steps": "4", "strength": "0.2"})
+    assert "strength of at least 0.25" in error.value.message
+    assert "at least 5 steps" in error.value.message
+    assert error.value.param == "strength"
+
+
+def test_a_refusal_says_so_when_no_number_of_steps_is_enough() -> None:
+    with pytest.raises(InvalidParameter, match="even the maximum of 50 steps is too few"):
+        parse_request({"prompt": "", "num_inference_steps": "1", "strength": "0.001"})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("num_inference_steps", value)
+        for value in (
+            "4.0",
+            "4_0",
+            " 4",
+            "4 ",
+            "",
+            "four",
+            "nan",
+            "0",
+            "-1",
+            "51",
+            "1e1",
+            "٤",
+            "9" * 30,
+            4.0,
+            True,
+            [4],
+        )
+    ]
+    + [
+        ("strength", value)
+        for value in (
+            "nan",
+            "inf",
+            "-inf",
+            "1_0",
+            "0",
+            "-0.5",
+            "1.01",
+            "",
+            "0,9",
+            " 0.9",
+            "0x1",
+            math.nan,
+            math.inf,
+            True,
+        )
+    ]
+    + [("guidance_scale", value) for value in ("nan", "-1", "21", "high")]
+    + [("seed", value) for value in ("-1", str(2**63), "1.5", "0x2A", "")]
+    + [("fit", "zoom"), ("output_format", "gif"), ("prompt", "x" * 10_001), ("prompt", 7)],
+)
+def test_a_value_that_is_not_plainly_meant_is_refused_and_named(field: str, value: Any) -> None:
+    with pytest.raises(InvalidParameter) as error:
+        parse_request({"prompt": "x", field: value})
+    assert error.value.param == field
+    assert error.value.message.startswith(field)
+
+
+def test_text_and_json_values_mean_the_same() -> None:
+    text = parse_request({"prompt": "x", "num_inference_steps": "3", "strength": ".5e0", "seed": "0"})
+    native = parse_request({"prompt": "x", "num_inference_steps": 3, "strength": 0.5, "seed": 0, "fit": None})
+    assert text == native
+    assert parse_request({"prompt": "x", "strength": 1}).strength == 1.0
+
+
+def test_the_defaults_are_those_of_the_service() -> None:
+    request = Img2ImgRequest(prompt="x")
+    assert (request.num_inference_steps, request.strength, request.guidance_scale) == (4, 0.9, 0.0)
+    assert (request.seed, request.fit, request.output_format) == (None, Fit.STRETCH, None)
+    assert (request.steps_run, request.unet_rows) == (3, 3)
+
+
+def test_guidance_above_one_doubles_the_rows() -> None:
+    assert Img2ImgRequest(prompt="x", guidance_scale=1.0).unet_rows == 3
+    assert Img2ImgRequest(prompt="x", guidance_scale=1.5).unet_rows == 6
+
+
+def test_an_unknown_field_is_refused_with_the_one_that_was_meant() -> None:
+    with pytest.raises(InvalidParameter, match="did you mean 'strength'"):
+        parse_request({"prompt": "x", "strenght": "0.5"})
+    with pytest.raises(InvalidParameter, match="Known fields: prompt, "):
+        parse_request({"prompt": "x", "qqqq": "0.5"})
+
+
+def test_a_format_knows_its_media_type() -> None:
+    assert OutputFormat.WEBP.media_type == "image/webp"
