@@ -1,0 +1,185 @@
+"""The frozen dataclasses that cross the process boundary, and their framing on the pipe.
+
+A `Job` goes to the worker; `Started`, `Progress` and then one of `Done` and `Failed` come back. All times are seconds;
+a deadline is a reading of `time.monotonic()`, which Linux counts alike in every process.
+"""
+
+import pickle
+import struct
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from app.request import steps_run
+from app.settings import Settings
+
+_LENGTH = struct.Struct(">I")
+HEADER_SIZE = _LENGTH.size
+"""Bytes before each message's pickle: its length."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pixels:
+    """An RGB picture: `data` is `uint8[height, width, 3]`, row by row without padding."""
+
+    width: int
+    height: int
+    data: bytes = field(repr=False)
+
+    def __post_init__(self) -> None:
+        if len(self.data) != self.width * self.height * 3:
+            raise ValueError(f"{len(self.data)} bytes are not {self.width} x {self.height} RGB pixels")
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What one picture needs from the engine.
+
+    The width and height of `pixels` are multiples of 8, and the same for all jobs of one engine.
+    `strength` is in (0, 1], and `int(num_inference_steps * strength)` is at least 1.
+    A `guidance_scale` above 1 doubles the UNet's work: classifier-free guidance runs a second row of the batch.
+    """
+
+    id: str
+    pixels: Pixels
+    prompt: str = field(repr=False)
+    negative_prompt: str | None = field(repr=False)
+    num_inference_steps: int
+    strength: float
+    guidance_scale: float
+    seed: int
+    deadline: float
+    alone: bool = False
+    """Shares no UNet call: it was on board when something went wrong, and shows so whether it is at fault."""
+
+    @property
+    def steps_run(self) -> int:
+        """UNet evaluations of a first-order scheduler, as diffusers counts them (`get_timesteps`)."""
+        return steps_run(self.num_inference_steps, self.strength)
+
+    @property
+    def unet_rows(self) -> int:
+        """Rows of UNet batches that it costs: classifier-free guidance runs a second one at each step."""
+        return self.steps_run * (2 if self.guidance_scale > 1 else 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Seconds of one job in each stage on the worker. `denoise` includes the ticks' other jobs."""
+
+    encode_prompt: float = 0.0
+    encode_image: float = 0.0
+    denoise: float = 0.0
+    vae: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A finished job. `tokens_cut` counts the prompt's tokens beyond the 77 that CLIP reads."""
+
+    pixels: Pixels
+    steps_run: int
+    start_timestep: float
+    tokens_cut: int = 0
+    redecoded: bool = False
+    timings: Timings = Timings()
+    queued: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """To the worker, first of all: `loader` is the `module:function` that makes the diffusion on `device`."""
+
+    loader: str
+    device: str
+    settings: Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """To the worker: nobody waits for this job any more."""
+
+    job_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What the worker loaded, in words for the log, `/health/ready` and `/metrics`."""
+
+    model: str
+    revision: str
+    vae: str
+    device: str
+    dtype: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """From the worker: weights are on the device and a real pass succeeded, in `warmup` seconds."""
+
+    info: ModelInfo
+    warmup: float
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """From the worker: the job is about to be encoded; it is on board from now on."""
+
+    job_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """From the worker: `step` of `steps` UNet calls are done for this job. `batch` jobs shared the last one."""
+
+    job_id: str
+    step: int
+    steps: int
+    batch: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """From the worker: the job's picture."""
+
+    job_id: str
+    result: Result
+    peak_memory: int
+    """Largest resident size of the worker process so far, in bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """From the worker: the job alone failed; its traceback is in the worker's log."""
+
+    job_id: str
+    reason: Literal["error", "non_finite", "expired"]
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """From the worker, last words: it could not load, for a reason that trying again will not change."""
+
+    message: str
+
+
+ToWorker = Job | Cancel
+FromWorker = Ready | Started | Progress | Done | Failed | Broken
+
+
+def pack(message: object) -> bytes:
+    """One message as bytes: a 4-byte big-endian length, then a pickle."""
+    body = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
+    return _LENGTH.pack(len(body)) + body
+
+
+def unpack(body: bytes) -> Any:
+    """The message in a pickle. Both ends of the pipe are this program: nothing of a caller's is ever unpickled."""
+    return pickle.loads(body)  # noqa: S301
+
+
+def body_length(header: bytes) -> int:
+    """The length of the pickle behind a `HEADER_SIZE` header."""
+    (length,) = _LENGTH.unpack(header)
+    return int(length)

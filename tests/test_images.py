@@ -1,0 +1,232 @@
+"""What an upload becomes on its way in, what is refused, and what a finished picture carries on its way out."""
+
+import struct
+from collections.abc import Callable
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+from PIL import ExifTags, Image, ImageCms, ImageOps
+from PIL.PngImagePlugin import PngInfo
+
+from app.engine.jobs import Pixels
+from app.images import decode, encode, infotext
+from app.request import Fit, Img2ImgRequest, OutputFormat
+from tests.pictures import LIMIT, Size, chunk, decoded, every_format, noise, opened, orientation, png, saved
+
+AI_SOURCE = "http://cv.iptc.org/newscodes/digitalsourcetype/compositeWithTrainedAlgorithmicMedia"
+TEXT = "a café, 小狗 🐶\nNegative prompt: blurry\nSteps: 4, Seed: 42"
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("size", [(512, 512), (1, 1), (37, 91), (640, 480)])
+@every_format
+def test_an_opaque_picture_becomes_what_load_image_and_resize_of_diffusers_make(
+    make: Callable[[Image.Image], bytes], size: Size, mode: str
+) -> None:
+    from diffusers.utils import load_image
+
+    data = make(noise(size, mode))
+    assert decoded(data).tobytes() == load_image(opened(data)).resize((512, 512)).tobytes()
+
+
+@pytest.mark.parametrize("size", [(2047, 2100), (4000, 1100)])
+def test_a_jpeg_under_2048_pixels_on_either_side_equals_the_reference(size: Size) -> None:
+    from diffusers.utils import load_image
+
+    data = saved(noise((99, 99)).resize(size), "JPEG")
+    assert decoded(data).tobytes() == load_image(opened(data)).resize((512, 512)).tobytes()
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_a_large_jpeg_decoded_at_a_reduced_scale_stays_close_to_the_full_decode(mode: str) -> None:
+    data = saved(noise((9, 9)).resize((4100, 2100)).convert(mode), "JPEG", quality=95)
+    full = opened(data).convert("RGB").resize((512, 512))
+    assert max(abs(a - b) for a, b in zip(decoded(data).tobytes(), full.tobytes(), strict=True)) <= 6
+
+
+@pytest.mark.parametrize("value", range(1, 9))
+@every_format
+def test_every_exif_orientation_is_turned_upright(make: Callable[[Image.Image], bytes], value: int) -> None:
+    file_format = str(opened(make(noise((1, 1)))).format)
+    data = saved(noise((24, 16)), file_format, exif=orientation(value))
+    stored = opened(data).convert("RGB")
+    width, height = stored.size
+    right, bottom = width - 1, height - 1
+    upright = Image.new("RGB", (height, width) if value > 4 else (width, height))
+    for x in range(width):
+        for y in range(height):
+            places = (x, y), (right - x, y), (right - x, bottom - y), (x, bottom - y)
+            turned = (y, x), (bottom - y, x), (bottom - y, right - x), (y, right - x)
+            upright.putpixel((places + turned)[value - 1], stored.getpixel((x, y)) or 0)
+    assert decoded(data) == upright.resize((512, 512))
+
+
+def test_exif_that_is_no_exif_is_ignored() -> None:
+    image = noise((20, 30))
+    assert decoded(saved(image, "PNG", exif=b"Exif\0\0garbage!")) == decoded(saved(image, "PNG"))
+
+
+def test_orientation_is_applied_even_where_another_exif_tag_is_broken() -> None:
+    exif = orientation(6)
+    exif[ExifTags.Base.Make] = "maker"
+    broken = exif.tobytes().replace(b"\x01\x0f\0\2", b"\x01\x02\0\2")
+    image = noise((20, 30))
+    upright = image.transpose(Image.Transpose.ROTATE_270)
+    assert decoded(saved(image, "PNG", exif=broken)) == decoded(saved(upright, "PNG"))
+
+
+def in_mode(mode: str, colour: Any) -> Image.Image:
+    return Image.new(mode, (4, 4), colour)
+
+
+def paletted(colour: tuple[int, int, int]) -> Image.Image:
+    image = in_mode("P", 1)
+    image.putpalette([9, 9, 9, *colour])
+    return image
+
+
+GREY = (100, 100, 100)
+DEEP_GREY = png((2, 2), 16, 0, 2 * (b"\0" + 2 * b"\x64\xff"))
+MODES = {
+    "1": (saved(in_mode("1", 1), "PNG"), (255, 255, 255)),
+    "L": (saved(in_mode("L", 100), "PNG"), GREY),
+    "L, transparent colour": (saved(in_mode("L", 100), "PNG", transparency=100), (255, 255, 255)),
+    "L, another transparent colour": (saved(in_mode("L", 100), "PNG", transparency=9), GREY),
+    "LA": (saved(in_mode("LA", (0, 155)), "PNG"), GREY),
+    "P": (saved(paletted((1, 2, 3)), "PNG"), (1, 2, 3)),
+    "P, transparent entry": (saved(paletted((1, 2, 3)), "PNG", transparency=1), (255, 255, 255)),
+    "P, half transparent entry": (saved(paletted((0, 0, 255)), "PNG", transparency=bytes([255, 155])), (100, 100, 255)),
+    "RGB": (saved(in_mode("RGB", (1, 2, 3)), "PNG"), (1, 2, 3)),
+    "RGB, transparent colour": (saved(in_mode("RGB", (1, 2, 3)), "PNG", transparency=(1, 2, 3)), (255, 255, 255)),
+    "RGBA": (saved(in_mode("RGBA", (0, 0, 255, 155)), "PNG"), (100, 100, 255)),
+    "16-bit greyscale": (DEEP_GREY, GREY),
+    "16-bit greyscale, transparent colour": (
+        png((2, 2), 16, 0, 2 * (b"\0" + 2 * b"\x64\xff"), chunk(b"tRNS", b"\x64\xff")),
+        (255, 255, 255),
+    ),
+    "16-bit greyscale and alpha": (png((1, 1), 16, 4, b"\0" + b"\0\0\x9b\xff"), GREY),
+    "16-bit RGB": (png((2, 1), 16, 2, b"\0" + 2 * b"\1\xff\2\xff\3\xff"), (1, 2, 3)),
+    "CMYK": (saved(in_mode("CMYK", (255, 0, 0, 0)), "JPEG"), (0, 255, 255)),
+    "WebP with alpha": (saved(in_mode("RGBA", (0, 0, 255, 155)), "WEBP", lossless=True), (100, 100, 255)),
+}
+
+
+@pytest.mark.parametrize(("data", "colour"), MODES.values(), ids=MODES)
+def test_every_mode_becomes_rgb_with_transparency_on_white(data: bytes, colour: tuple[int, int, int]) -> None:
+    assert decoded(data).getcolors() == [(512 * 512, colour)]
+
+
+def test_16_bit_greyscale_keeps_its_shades() -> None:
+    ramp = b"\0" + b"".join(struct.pack(">H", 257 * x) for x in range(256))
+    shades = Image.frombytes("L", (256, 1), bytes(range(256)))
+    assert decoded(png((256, 1), 16, 0, ramp)) == shades.resize((512, 512)).convert("RGB")
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "WEBP", "MPO"])
+def test_of_several_frames_the_first_is_taken(file_format: str) -> None:
+    frames = [Image.new("RGB", (32, 32), colour) for colour in ("red", "green", "blue")]
+    data = saved(frames[0], file_format, save_all=True, append_images=frames[1:])
+    assert getattr(opened(data), "n_frames", 1) == 3
+    assert decoded(data).getpixel((256, 256)) == opened(data).convert("RGB").getpixel((16, 16))
+
+
+def test_a_colour_profile_is_ignored() -> None:
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
+    assert decoded(saved(noise((9, 9)), "PNG", icc_profile=profile)) == decoded(saved(noise((9, 9)), "PNG"))
+
+
+@pytest.mark.parametrize("size", [(700, 512), (512, 700), (33, 97), (900, 901), (1, 1), (512, 512)])
+def test_crop_takes_the_centre_and_pad_keeps_all(size: Size) -> None:
+    data = saved(noise(size), "PNG")
+    assert decoded(data, Fit.CROP) == ImageOps.fit(noise(size), (512, 512), Image.Resampling.BICUBIC)
+    assert decoded(data, Fit.PAD) == ImageOps.pad(noise(size), (512, 512), Image.Resampling.BICUBIC, "white")
+
+
+@pytest.mark.parametrize("size", [(1, 20_000), (20_000, 1)])
+@pytest.mark.parametrize("fit", Fit)
+def test_the_thinnest_picture_stays_visible(fit: Fit, size: Size) -> None:
+    colours = {colour for _, colour in decoded(saved(Image.new("RGB", size, "red"), "PNG"), fit).getcolors() or []}
+    assert colours == ({(255, 0, 0), (255, 255, 255)} if fit is Fit.PAD else {(255, 0, 0)})
+
+
+def exif_text(image: Image.Image) -> str | None:
+    """The text in EXIF `UserComment`, read as AUTOMATIC1111's web UI reads it."""
+    comment = image.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment)
+    return comment.removeprefix(b"UNICODE\0").decode("utf-16-be") if comment else None
+
+
+def text_of(picture: bytes) -> str | None:
+    image = opened(picture)
+    return image.info.get("parameters") if image.format == "PNG" else exif_text(image)
+
+
+def smooth() -> Pixels:
+    return Pixels(512, 512, noise((9, 9)).resize((512, 512)).tobytes())
+
+
+def test_png_is_lossless() -> None:
+    pixels = Pixels(512, 512, noise((512, 512)).tobytes())
+    assert opened(encode(pixels, OutputFormat.PNG, TEXT)).tobytes() == pixels.data
+
+
+@pytest.mark.parametrize("output_format", [OutputFormat.WEBP, OutputFormat.JPEG])
+def test_webp_and_jpeg_are_close_to_the_pixels(output_format: OutputFormat) -> None:
+    image = opened(encode(smooth(), output_format, None)).convert("RGB")
+    errors = [abs(a - b) for a, b in zip(image.tobytes(), smooth().data, strict=True)]
+    assert sum(errors) / len(errors) < 2
+
+
+@pytest.mark.parametrize("output_format", OutputFormat)
+def test_a_file_has_the_asked_format_and_says_that_it_was_made_with_ai(output_format: OutputFormat) -> None:
+    image = opened(encode(smooth(), output_format, None))
+    assert Image.MIME[str(image.format)] == output_format.media_type
+    (description,) = ElementTree.fromstring(image.info["xmp"]).iter(
+        "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}Description"
+    )
+    assert description.get("{http://iptc.org/std/Iptc4xmpExt/2008-02-29/}DigitalSourceType") == AI_SOURCE
+
+
+@pytest.mark.parametrize("output_format", OutputFormat)
+def test_the_parameters_can_be_read_back_from_the_file_in_any_script(output_format: OutputFormat) -> None:
+    assert text_of(encode(smooth(), output_format, TEXT)) == TEXT
+    assert text_of(encode(smooth(), output_format, None)) is None
+
+
+def test_parameters_that_exceed_a_jpeg_segment_are_left_out_of_it_alone() -> None:
+    fits, exceeds = "🐶" * 16_300, "🐶" * 20_000
+    assert text_of(encode(smooth(), OutputFormat.JPEG, fits)) == fits
+    assert text_of(encode(smooth(), OutputFormat.JPEG, exceeds)) is None
+    assert text_of(encode(smooth(), OutputFormat.WEBP, exceeds)) == exceeds
+    assert text_of(encode(smooth(), OutputFormat.PNG, exceeds)) == exceeds
+
+
+@pytest.mark.parametrize("output_format", OutputFormat)
+def test_nothing_but_the_pixels_of_the_upload_comes_out(output_format: OutputFormat) -> None:
+    secret = "private-7f3a"
+    info, exif = PngInfo(), orientation(1)
+    info.add_text("Comment", secret)
+    info.add_itxt("XML:com.adobe.xmp", secret)
+    exif[ExifTags.Base.Artist] = secret
+    upload = saved(noise((9, 9)), "PNG", pnginfo=info, exif=exif, icc_profile=secret.encode())
+    picture = encode(decode(upload, Fit.STRETCH, LIMIT), output_format, None)
+    assert secret.encode() in upload
+    assert secret.encode() not in picture
+    assert not {"Comment", "exif", "icc_profile"} & set(opened(picture).info)
+
+
+def test_the_infotext_has_the_notation_of_the_web_ui() -> None:
+    request = Img2ImgRequest(prompt="a dog,\na wizard", negative_prompt="blurry", strength=0.9)
+    assert infotext(request, 42, "sdxl-turbo", "1.2.3") == (
+        "a dog,\na wizard\n"
+        "Negative prompt: blurry\n"
+        "Steps: 4, CFG scale: 0, Seed: 42, Size: 512x512, Model: sdxl-turbo, Denoising strength: 0.9, Version: 1.2.3"
+    )
+
+
+def test_the_infotext_leaves_out_an_absent_negative_prompt_and_quotes_names_with_separators() -> None:
+    text = infotext(Img2ImgRequest(prompt="x", guidance_scale=1.5), 0, "a, b: ü", "1")
+    assert text.splitlines() == [
+        "x",
+        'Steps: 4, CFG scale: 1.5, Seed: 0, Size: 512x512, Model: "a, b: ü", Denoising strength: 0.9, Version: 1',
+    ]

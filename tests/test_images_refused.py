@@ -1,0 +1,226 @@
+"""Which uploads are refused, with which sentence, and that no upload costs memory or gets any other answer."""
+
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from app.engine.jobs import Pixels
+from app.errors import ImageTooLarge, InvalidImage, ServiceError, UnsupportedImageFormat
+from app.images import decode
+from app.request import Fit
+from tests.pictures import (
+    LIMIT,
+    MAKERS,
+    Size,
+    chunk,
+    decoded,
+    every_format,
+    noise,
+    orientation,
+    png,
+    resized_jpeg,
+    saved,
+    webp_bomb,
+)
+
+
+def refusal(error: type[ServiceError], data: bytes, max_pixels: int = LIMIT) -> str:
+    with pytest.raises(error) as caught:
+        decode(data, Fit.STRETCH, max_pixels)
+    assert caught.value.param == "image"
+    return caught.value.message
+
+
+def answer(data: bytes) -> Pixels | None:
+    """The picture, or None if it is refused in one of the three ways; anything else fails the test."""
+    try:
+        return decode(data, Fit.STRETCH, LIMIT)
+    except (InvalidImage, ImageTooLarge, UnsupportedImageFormat):
+        return None
+
+
+@every_format
+def test_a_truncated_file_is_refused_unless_all_its_pixels_are_there(make: Callable[[Image.Image], bytes]) -> None:
+    data = make(noise((67, 45)))
+    whole = decode(data, Fit.STRETCH, LIMIT)
+    for end in [*range(0, len(data), len(data) // 40), *range(len(data) - 24, len(data))]:
+        assert answer(data[:end]) in (None, whole)
+    assert answer(data[: len(data) // 2]) is None
+
+
+def test_a_truncated_file_is_refused_with_422_and_named() -> None:
+    data = saved(noise((50, 50)), "JPEG")
+    assert refusal(InvalidImage, data[:-200]) == (
+        "The image is a truncated or corrupt JPEG file. Send the whole, unchanged file."
+    )
+
+
+def test_a_png_without_its_end_mark_is_read() -> None:
+    assert decoded(saved(noise((50, 50)), "PNG")[:-12]) == noise((50, 50)).resize((512, 512))
+
+
+def test_an_empty_upload_is_refused() -> None:
+    assert "empty" in refusal(InvalidImage, b"")
+
+
+@pytest.mark.parametrize("start", [b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF\4\0\0\0WEBP", b"RIFF\4\0\0\0WEBPVP9 "])
+def test_the_mere_beginning_of_a_picture_is_refused_as_corrupt(start: bytes) -> None:
+    refusal(InvalidImage, start)
+    refusal(InvalidImage, start + bytes(64))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        png((4, 4), 8, 2, bytes(52), chunk(b"tEXt", b"transparency\0x")),
+        png((4, 4), 8, 2, bytes(52), chunk(b"tEXt", b"bbox\0abcd")),
+        png((4, 4), 8, 3, bytes(20)),
+        png((0, 4), 8, 2, bytes(20)),
+        png((4, 4), 7, 2, bytes(20)),
+        webp_bomb(b"VP8X", (64, 64)),
+    ],
+    ids=["transparency text", "bbox text", "no palette", "no width", "7 bits", "no frame"],
+)
+def test_a_file_that_confuses_the_decoder_is_refused_as_corrupt(data: bytes) -> None:
+    refusal(InvalidImage, data)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.sampled_from([b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF\xff\0\0\0WEBPVP8"]), st.binary(max_size=200))
+def test_random_bytes_get_a_picture_or_a_refusal_and_nothing_else(start: bytes, rest: bytes) -> None:
+    answer(start + rest)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.sampled_from([make(noise((9, 7))) for make in MAKERS.values()]),
+    st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 255)), min_size=1, max_size=8),
+)
+def test_a_damaged_file_gets_a_picture_or_a_refusal_and_nothing_else(
+    data: bytes, damage: list[tuple[int, int]]
+) -> None:
+    damaged = bytearray(data)
+    for place, value in damage:
+        damaged[place % len(data)] = value
+    answer(bytes(damaged))
+
+
+def heic(brand: bytes) -> bytes:
+    return b"\0\0\0\x18ftyp" + brand + bytes(4) + b"mif1heic"
+
+
+OTHERS = {
+    "GIF": saved(noise((9, 9)), "GIF"),
+    "BMP": saved(noise((9, 9)), "BMP"),
+    "TIFF": saved(noise((9, 9)), "TIFF"),
+    "AVIF": b"\0\0\0\x1cftypavif\0\0\0\0avifmif1miaf",
+    "HEIC": heic(b"heic"),
+    "video": heic(b"isom"),
+    "JPEG XL": b"\xff\x0a\xfa\x1f",
+    "JPEG 2000": saved(noise((9, 9)), "JPEG2000"),
+    "icon": saved(noise((16, 16)), "ICO"),
+    "Photoshop": b"8BPS\0\1",
+    "PDF": saved(noise((9, 9)), "PDF"),
+    "SVG": b'<?xml version="1.0"?>\n<!-- drawn -->\n<svg xmlns="http://www.w3.org/2000/svg"/>',
+    "HTML": b"\n<!doctype html><title>Not found</title>",
+    "base64": b"iVBORw0KGgoAAAANSUhEUgAA",
+    "in no format known here": b"\x89PN",
+}
+
+
+@pytest.mark.parametrize(("name", "data"), OTHERS.items(), ids=OTHERS)
+def test_another_format_is_refused_by_its_name_with_advice_to_convert(name: str, data: bytes) -> None:
+    message = refusal(UnsupportedImageFormat, data)
+    assert name in message
+    assert message.endswith("Convert it to PNG, JPEG or WebP.")
+
+
+@every_format
+def test_a_picture_of_exactly_the_limit_is_read_and_of_one_pixel_more_is_not(
+    make: Callable[[Image.Image], bytes],
+) -> None:
+    data = make(noise((30, 40)))
+    assert decoded(data, max_pixels=1201) == decoded(data, max_pixels=1200)
+    refusal(ImageTooLarge, data, max_pixels=1199)
+
+
+def test_the_refusal_of_a_large_picture_states_size_and_limit() -> None:
+    assert refusal(ImageTooLarge, resized_jpeg((12_000, 7_000))) == (
+        "The image is 84.0 megapixels (12000 x 7000); the limit is 50 megapixels. Send a smaller picture."
+    )
+    assert "is 50.1 megapixels" in refusal(ImageTooLarge, png((50_000_001, 1), 8, 2, b""))
+
+
+@pytest.mark.parametrize("action", ["error", "ignore"])
+@pytest.mark.parametrize("size", [(10_000, 9_999), (20_000, 20_000)])
+def test_pillows_own_limit_holds_alike_whether_its_warning_is_an_error_or_not(action: Any, size: Size) -> None:
+    for data in (png(size, 8, 2, b""), resized_jpeg(size)):
+        with warnings.catch_warnings():
+            warnings.simplefilter(action)
+            message = refusal(ImageTooLarge, data, max_pixels=10**9)
+        assert "the limit is 89.4785 megapixels" in message
+
+
+CHILD = """
+import resource, sys
+from app import images
+from app.errors import ServiceError
+from app.request import Fit
+
+data, room = sys.stdin.buffer.read(), int(sys.argv[1])
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + room * 1024**2,) * 2)
+try:
+    images.decode(data, Fit.STRETCH, 50_000_000)
+    print("decoded")
+except (ServiceError, MemoryError) as error:
+    print(type(error).__name__)
+"""
+
+
+def decoded_within(megabytes: int, data: bytes) -> str:
+    """What becomes of an upload in a process that may take only so much more memory."""
+    command = [sys.executable, "-W", "ignore", "-c", CHILD, str(megabytes)]
+    root = Path(__file__).parents[1]
+    return subprocess.run(command, input=data, capture_output=True, check=True, cwd=root).stdout.decode().strip()
+
+
+limited = pytest.mark.skipif(sys.platform != "linux", reason="only Linux enforces RLIMIT_AS")
+
+
+@limited
+@pytest.mark.parametrize(
+    "bomb",
+    [
+        png((9_000, 9_000), 8, 6, bytes(36_001 * 9_000)),
+        resized_jpeg((9_000, 9_000)),
+        webp_bomb(b"VP8X", (3_100, 16_383)),
+        webp_bomb(b"VP8L", (3_100, 16_383)),
+        webp_bomb(b"VP8 ", (3_100, 16_383)),
+    ],
+    ids=["PNG", "JPEG", "WebP extended", "WebP lossless", "WebP lossy"],
+)
+def test_a_decompression_bomb_is_refused_without_memory_for_its_pixels(bomb: bytes) -> None:
+    assert len(bomb) < 500_000
+    assert decoded_within(32, bomb) == "ImageTooLarge"
+
+
+@limited
+def test_a_photo_of_49_megapixels_takes_a_fraction_of_its_full_decode() -> None:
+    assert decoded_within(48, saved(Image.new("L", (7_000, 7_000), 100), "JPEG")) == "decoded"
+
+
+@limited
+@pytest.mark.parametrize("megabytes", [40, 200])
+def test_running_out_of_memory_is_not_blamed_on_the_upload(megabytes: int) -> None:
+    """40 MiB are too few to decode 144 MB of pixels; 200 are enough for that, but not for turning them."""
+    data = saved(Image.new("RGB", (6_000, 6_000)), "PNG", exif=orientation(6), compress_level=1)
+    assert decoded_within(megabytes, data) == "MemoryError"
