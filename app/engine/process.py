@@ -1,0 +1,74 @@
+"""One worker process as the engine sees it: started, sent to, listened to, killed. Knows no jobs."""
+
+import asyncio
+import contextlib
+import os
+import socket
+import sys
+from collections.abc import AsyncIterator
+from typing import Any
+
+from app.engine.jobs import HEADER_SIZE, Start, ToWorker, body_length, pack, unpack
+
+STOP_SECONDS = 5.0
+"""Time for a worker to end by itself once its pipe is closed."""
+
+
+class WorkerProcess:
+    """A running `app.engine.worker`, at the other end of a socket pair."""
+
+    def __init__(
+        self, process: asyncio.subprocess.Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        self._process = process
+        self._reader = reader
+        self._writer = writer
+
+    @classmethod
+    async def spawn(cls, start: Start) -> "WorkerProcess":
+        """Start a fresh interpreter: nothing of this process, neither its memory nor its signals, reaches it."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                *("-P", "-m", "app.engine.worker", str(theirs.fileno())),
+                stdin=asyncio.subprocess.DEVNULL,
+                # The modules of this process, not those of whatever folder it was started in.
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+                pass_fds=(theirs.fileno(),),
+                # Ctrl-C goes to the whole foreground group: the worker must outlive it until the last job is done.
+                start_new_session=True,
+            )
+        worker = cls(process, *await asyncio.open_unix_connection(sock=ours))
+        worker.send(start)
+        return worker
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def send(self, message: Start | ToWorker) -> None:
+        """Hand over a message without waiting; one to a dead worker is lost, as its other work is."""
+        if not self._writer.is_closing():
+            self._writer.write(pack(message))
+
+    async def messages(self) -> AsyncIterator[Any]:
+        """Everything the worker says, until its end of the pipe closes."""
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                header = await self._reader.readexactly(HEADER_SIZE)
+                yield unpack(await self._reader.readexactly(body_length(header)))
+
+    def kill(self) -> None:
+        """End it at once, whatever it is doing; no error if it has ended already."""
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+
+    async def stop(self) -> int:
+        """Close the pipe, which ends the worker, and wait; a worker that stays is killed. Returns its exit code."""
+        self._writer.close()
+        try:
+            return await asyncio.wait_for(self._process.wait(), STOP_SECONDS)
+        except TimeoutError:
+            self.kill()
+            return await self._process.wait()

@@ -1,0 +1,220 @@
+"""The back half, in a process of its own per device: receive, admit, tick, finish, send, for ever.
+
+    python -m app.engine.worker FD
+
+FD is one end of a socket pair; the first message on it is a `Start`. When the other end closes, the process ends.
+"""
+
+import importlib
+import logging
+import os
+import resource
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from queue import Empty, SimpleQueue
+from typing import Any, Protocol
+
+from app.engine.batch import Batch
+from app.engine.jobs import (
+    HEADER_SIZE,
+    Broken,
+    Cancel,
+    Done,
+    Failed,
+    FromWorker,
+    Job,
+    ModelInfo,
+    Pixels,
+    Progress,
+    Ready,
+    Result,
+    Start,
+    Started,
+    ToWorker,
+    body_length,
+    pack,
+    unpack,
+)
+from app.errors import CheckpointError
+from app.logs import configure
+from app.request import IMAGE_SIZE
+
+logger = logging.getLogger("app.engine.worker")
+
+
+class State(Protocol):
+    """One job between two UNet calls."""
+
+    @property
+    def index(self) -> int: ...
+    @property
+    def steps_run(self) -> int: ...
+    @property
+    def done(self) -> bool: ...
+
+
+class Diffusion(Protocol):
+    """What the worker drives: `app.engine.diffusion.SdxlDiffusion`, or a torch-free one in tests."""
+
+    @property
+    def info(self) -> ModelInfo: ...
+    def admit(self, job: Job) -> Any: ...
+    def tick(self, states: Sequence[Any]) -> None: ...
+    def finish(self, states: Sequence[Any]) -> list[Result | None]: ...
+
+
+class Worker:
+    """Turns an inbox of jobs into messages, keeping up to `max_batch` of them in every UNet call.
+
+    Args:
+        diffusion: the model; used by this thread alone.
+        max_batch: jobs on board at once.
+        inbox: what comes from the engine.
+        send: takes what goes back; its order is the order of events.
+    """
+
+    def __init__(
+        self,
+        diffusion: Diffusion,
+        max_batch: int,
+        inbox: "SimpleQueue[ToWorker]",
+        send: Callable[[FromWorker], None],
+    ) -> None:
+        self.diffusion = diffusion
+        self.batch: Batch[Any] = Batch(max_batch)
+        self.inbox = inbox
+        self.send = send
+
+    def run(self) -> None:
+        """Serve until the process ends."""
+        while True:
+            self.turn()
+
+    def turn(self) -> None:
+        """One round: at most one UNet call, which all jobs on board share."""
+        self._receive()
+        for job_id in self.batch.expired(time.monotonic()):
+            self._fail(job_id, "expired")
+        while job := self.batch.next():
+            self._admit(job)
+        if self.batch.on_board:
+            self._tick()
+        self._finish()
+
+    def _receive(self) -> None:
+        """Take all that has arrived; wait for something only if there is nothing to do."""
+        try:
+            while True:
+                message = self.inbox.get(block=self.batch.idle)
+                if isinstance(message, Cancel):
+                    self.batch.leave(message.job_id)
+                else:
+                    self.batch.add(message)
+        except Empty:
+            return
+
+    def _admit(self, job: Job) -> None:
+        self.send(Started(job.id))
+        try:
+            self.batch.board(job.id, self.diffusion.admit(job))
+        except Exception:
+            logger.exception("job %s failed while its prompt and picture were encoded", job.id)
+            self._fail(job.id, "error")
+
+    def _tick(self) -> None:
+        jobs = dict(self.batch.on_board)
+        start = time.monotonic()
+        try:
+            self.diffusion.tick(list(jobs.values()))
+        except Exception:
+            self._shared_failure("a UNet call", list(jobs))
+            return
+        seconds = time.monotonic() - start
+        for job_id, state in jobs.items():
+            self.send(Progress(job_id, state.index, state.steps_run, len(jobs), seconds))
+
+    def _finish(self) -> None:
+        jobs = {job_id: state for job_id, state in self.batch.on_board.items() if state.done}
+        if not jobs:
+            return
+        try:
+            results = self.diffusion.finish(list(jobs.values()))
+        except Exception:
+            self._shared_failure("decoding", list(jobs))
+            return
+        for job_id, result in zip(jobs, results, strict=True):
+            if result is None:
+                self._fail(job_id, "non_finite")
+            else:
+                self.batch.leave(job_id)
+                self.send(Done(job_id, result, peak_memory()))
+
+    def _shared_failure(self, what: str, job_ids: list[str]) -> None:
+        """One job alone is at fault itself; of several, each starts anew alone and shows whether it is."""
+        logger.exception("%s of %d jobs failed: %s", what, len(job_ids), ", ".join(job_ids))
+        if len(job_ids) == 1:
+            self._fail(job_ids[0], "error")
+        else:
+            self.batch.isolate(job_ids)
+
+    def _fail(self, job_id: str, reason: Any) -> None:
+        self.batch.leave(job_id)
+        self.send(Failed(job_id, reason))
+
+
+def warm_up(diffusion: Diffusion) -> float:
+    """One real pass at the real size, so that readiness is a fact; returns its seconds.
+
+    Raises:
+        RuntimeError: the pass gave no finite picture.
+    """
+    start = time.monotonic()
+    grey = Pixels(IMAGE_SIZE, IMAGE_SIZE, b"\x80" * (IMAGE_SIZE * IMAGE_SIZE * 3))
+    state = diffusion.admit(Job("warm-up", grey, "warm-up", None, 1, 1.0, 0.0, 0, float("inf")))
+    diffusion.tick([state])
+    if diffusion.finish([state]) == [None]:
+        raise RuntimeError("the warm-up picture holds NaN or infinity: the weights or the dtype are unfit")
+    return time.monotonic() - start
+
+
+def peak_memory() -> int:
+    """The largest resident size of this process so far, in bytes (Linux counts it in KiB)."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def listen(connection: socket.socket, inbox: "SimpleQueue[Any]") -> None:
+    """Move every message into the inbox; end the process when the engine has gone, even in the middle of a call."""
+    with connection.makefile("rb") as stream:
+        while header := stream.read(HEADER_SIZE):
+            inbox.put(unpack(stream.read(body_length(header))))
+    os._exit(0)
+
+
+def main(fd: int) -> None:
+    """Load the model and serve until the engine goes; exits with 1 after a `Broken` message."""
+    connection = socket.socket(fileno=fd)
+    inbox: SimpleQueue[Any] = SimpleQueue()
+    threading.Thread(target=listen, args=(connection, inbox), daemon=True).start()
+
+    def send(message: FromWorker) -> None:
+        connection.sendall(pack(message))
+
+    start: Start = inbox.get()
+    configure(start.settings.log_level)
+    module, _, function = start.loader.partition(":")
+    try:
+        diffusion: Diffusion = getattr(importlib.import_module(module), function)(start.settings, start.device)
+    except CheckpointError as error:
+        send(Broken(str(error)))
+        sys.exit(1)
+    info = diffusion.info
+    logger.info("%s on %s in %s, VAE %s: %s", info.model, info.device, info.dtype, info.vae, info.reason)
+    send(Ready(info, warm_up(diffusion)))
+    Worker(diffusion, start.settings.max_batch, inbox, send).run()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

@@ -1,0 +1,59 @@
+"""Every Prometheus series, declared together, in a registry of its own: two apps in one process do not share counts."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
+
+from app import __version__
+
+_SECONDS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+
+
+class Metrics:
+    """The series of one app. Durations are in seconds, sizes in bytes."""
+
+    def __init__(self) -> None:
+        registry = self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "img2img_requests", "HTTP requests by route and status.", ["route", "code"], registry=registry
+        )
+        self.request_seconds = Histogram(
+            "img2img_request_duration_seconds",
+            "From headers to last byte.",
+            ["route"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.stage_seconds = Histogram(
+            "img2img_stage_duration_seconds",
+            "Time of a picture in each stage.",
+            ["stage"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.rejected = Counter(
+            "img2img_rejected", "Requests answered with an error, by its code.", ["reason"], registry=registry
+        )
+        self.images = Counter("img2img_images", "Pictures made.", registry=registry)
+        self.redecoded = Counter(
+            "img2img_redecoded", "Pictures decoded again in float32 because they held NaN.", registry=registry
+        )
+        self.waiting = Gauge("img2img_queue_depth", "Jobs that wait for a worker.", registry=registry)
+        self.on_board = Gauge("img2img_jobs_on_board", "Jobs in a worker's hands.", registry=registry)
+        self.batch_size = Histogram(
+            "img2img_batch_size", "Jobs that shared a UNet call.", buckets=(1, 2, 4, 8, 16, 32, 64), registry=registry
+        )
+        self.tick_seconds = Histogram(
+            "img2img_tick_duration_seconds", "One UNet call.", buckets=_SECONDS, registry=registry
+        )
+        self.worker_deaths = Counter(
+            "img2img_worker_deaths", "Worker processes that ended unasked, by cause.", ["cause"], registry=registry
+        )
+        self.worker_memory = Gauge(
+            "img2img_worker_peak_memory_bytes", "Largest resident size of a worker.", ["device"], registry=registry
+        )
+        self.ready = Gauge("img2img_ready", "1 while a warmed-up worker is there.", registry=registry)
+        self.model = Info("img2img_model", "What the workers loaded.", registry=registry)
+        Info("img2img_build", "This program.", registry=registry).info({"version": __version__})
+
+    def render(self) -> bytes:
+        """All series in Prometheus' text format."""
+        return generate_latest(self.registry)

@@ -1,0 +1,121 @@
+"""A torch-free model for tests of everything around it; a worker loads it as `tests.fakes:load`.
+
+The prompt says what it does: words `name=value`, in any order.
+
+    tick=S       every UNet call takes S seconds
+    admit=fail   encoding raises
+    fail_at=N    the UNet call after N steps raises
+    finish=fail  decoding raises;  finish=nan  gives no finite picture
+    exit_at=N    the process ends with code 7 in the UNet call after N steps
+    once=PATH    what it does, it does only while PATH is not there, which it then makes
+    hang_at=N    that call never returns
+"""
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from app.engine.jobs import Job, ModelInfo, Pixels, Result, Timings
+from app.errors import CheckpointError
+from app.settings import Settings
+
+
+@dataclass
+class FakeState:
+    job: Job
+    index: int = 0
+    words: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def steps_run(self) -> int:
+        return self.job.steps_run
+
+    @property
+    def done(self) -> bool:
+        return self.index == self.steps_run
+
+
+class FakeDiffusion:
+    """Turns each byte of the picture by seed and steps; remembers the ids of each call."""
+
+    def __init__(self, device: str) -> None:
+        self.info = ModelInfo("fake", "", "checkpoint", device, "float32", "it is a test")
+        self.ticks: list[list[str]] = []
+        self.finished: list[list[str]] = []
+
+    def admit(self, job: Job) -> FakeState:
+        state = FakeState(job, words=dict(word.split("=", 1) for word in job.prompt.split() if "=" in word))
+        if state.words.get("admit") == "fail":
+            raise ValueError("told to fail in admit")
+        return state
+
+    def tick(self, states: Sequence[FakeState]) -> None:
+        self.ticks.append([state.job.id for state in states])
+        for state in states:
+            self._misbehave(state)
+        time.sleep(max(float(state.words.get("tick", 0)) for state in states))
+        for state in states:
+            state.index += 1
+
+    def finish(self, states: Sequence[FakeState]) -> list[Result | None]:
+        self.finished.append([state.job.id for state in states])
+        for state in states:
+            if state.words.get("finish") == "fail":
+                raise ValueError("told to fail in finish")
+        return [None if state.words.get("finish") == "nan" else self._result(state) for state in states]
+
+    @staticmethod
+    def _misbehave(state: FakeState) -> None:
+        here = str(state.index)
+        words = state.words
+        if here not in (words.get("exit_at"), words.get("hang_at"), words.get("fail_at")):
+            return
+        if "once" in words:
+            if Path(words["once"]).exists():
+                return
+            Path(words["once"]).touch()
+        if words.get("exit_at") == here:
+            os._exit(7)
+        if words.get("hang_at") == here:
+            time.sleep(3600)
+        raise ValueError("told to fail in tick")
+
+    @staticmethod
+    def _result(state: FakeState) -> Result:
+        job = state.job
+        shift = (job.seed + job.steps_run) % 256
+        data = job.pixels.data.translate(bytes((value + shift) % 256 for value in range(256)))
+        return Result(
+            pixels=Pixels(job.pixels.width, job.pixels.height, data),
+            steps_run=job.steps_run,
+            start_timestep=999.0,
+            tokens_cut=max(0, len(job.prompt.split()) - 75),
+            timings=Timings(0.001, 0.002, 0.003, 0.004),
+        )
+
+
+def load(settings: Settings, device: str) -> FakeDiffusion:
+    """The words of `IMG2IMG_MODEL`: `broken`, `slow` (a second), `dies`, `garbage`; anything else just works."""
+    if settings.model == "broken":
+        raise CheckpointError("there is no such checkpoint")
+    if settings.model == "dies":
+        os._exit(9)
+    if settings.model == "slow":
+        time.sleep(1)
+    return FakeDiffusion(device)
+
+
+def hang(settings: Settings, device: str) -> FakeDiffusion:
+    """A model that never finishes loading."""
+    time.sleep(3600)
+    return FakeDiffusion(device)
+
+
+def babble(settings: Settings, device: str) -> FakeDiffusion:
+    """A worker that writes over its own pipe."""
+    os.write(int(sys.argv[1]), b"\0\0\0\4junk")
+    time.sleep(3600)
+    return FakeDiffusion(device)

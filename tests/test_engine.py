@@ -1,0 +1,294 @@
+"""The engine with real worker processes, which run the torch-free model of `tests.fakes`."""
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.engine.engine import Engine
+from app.engine.jobs import Job, Pixels, Progress, Result
+from app.errors import (
+    DeadlineExceeded,
+    EngineError,
+    EngineStopped,
+    NonFiniteResult,
+    ShuttingDown,
+    Unavailable,
+    WorkerLost,
+)
+from app.metrics import Metrics
+from app.settings import Settings
+from tests.conftest import FAKE
+
+Test = Callable[..., Awaitable[None]]
+
+
+def in_a_loop(test: Test) -> Callable[..., None]:
+    """Run a coroutine test, but never for longer than a minute."""
+
+    @wraps(test)
+    def run(*args: Any, **kwargs: Any) -> None:
+        asyncio.run(asyncio.wait_for(test(*args, **kwargs), 60))
+
+    return run
+
+
+@asynccontextmanager
+async def running(loader: str = FAKE, **knobs: Any) -> AsyncIterator[Engine]:
+    failures: list[EngineStopped] = []
+    engine = Engine(Settings(**{"devices": "cpu", **knobs}), Metrics(), loader, failures.append)
+    await engine.start()
+    try:
+        yield engine
+    finally:
+        await engine.stop()
+
+
+def job(name: str = "job", prompt: str = "", steps: int = 4, seconds: float = 50.0, seed: int = 0) -> Job:
+    deadline = time.monotonic() + seconds
+    return Job(name, Pixels(8, 8, bytes(192)), prompt, None, steps, 1.0, 0.0, seed, deadline)
+
+
+def deaths(engine: Engine, cause: str) -> float:
+    return engine.metrics.registry.get_sample_value("img2img_worker_deaths_total", {"cause": cause}) or 0.0
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    while not condition():  # noqa: ASYNC110  what is awaited happens in another process
+        await asyncio.sleep(0.01)
+
+
+@in_a_loop
+async def test_a_job_comes_back_as_its_picture_even_if_it_came_before_the_worker_was_ready() -> None:
+    async with running() as engine:
+        assert engine.info is None
+        result = await engine.run(job(seed=5))
+        assert result.pixels.data == bytes([5 + 4]) * 192
+        assert result.steps_run == 4
+        assert result.queued > 0
+        assert engine.info is not None
+        assert engine.info.device == "cpu"
+
+
+@in_a_loop
+async def test_progress_is_reported_after_each_step() -> None:
+    seen: list[tuple[int, int]] = []
+
+    def note(progress: Progress) -> None:
+        seen.append((progress.step, progress.steps))
+
+    async with running() as engine:
+        await engine.run(job(steps=3), note)
+    assert seen == [(1, 3), (2, 3), (3, 3)]
+
+
+@in_a_loop
+async def test_many_jobs_at_once_each_get_their_own_picture() -> None:
+    async with running(max_batch=3) as engine:
+        jobs = [job(f"j{seed}", steps=1 + seed % 5, seed=seed) for seed in range(40)]
+        results = await asyncio.gather(*(engine.run(each) for each in jobs))
+        assert [r.pixels.data[0] for r in results] == [each.seed + each.steps_run for each in jobs]
+        assert engine.metrics.registry.get_sample_value("img2img_images_total") == 40
+        assert engine.metrics.registry.get_sample_value("img2img_queue_depth") == 0
+        assert engine.metrics.registry.get_sample_value("img2img_jobs_on_board") == 0
+
+
+@in_a_loop
+async def test_two_devices_share_the_work() -> None:
+    async with running(devices="cpu,cpu", max_batch=1) as engine:
+        await until(lambda: all(lane.info for lane in engine._lanes))
+        start = time.monotonic()
+        await asyncio.gather(*(engine.run(job(f"j{i}", "tick=0.25", steps=2)) for i in range(2)))
+        assert len({lane.process.pid for lane in engine._lanes if lane.process}) == 2
+        # Two jobs of half a second on one device would share their ticks or take a second: both ran at once.
+        assert time.monotonic() - start < 5
+
+
+@in_a_loop
+async def test_a_worker_that_dies_is_replaced_and_its_jobs_run_again(tmp_path: Path) -> None:
+    async with running() as engine:
+        prompt = f"exit_at=1 once={tmp_path / 'died'}"
+        victim, neighbour = await asyncio.gather(
+            engine.run(job("victim", prompt, seed=1)), engine.run(job("neighbour", seed=2))
+        )
+        assert victim.pixels.data[0] == 1 + 4
+        assert neighbour.pixels.data[0] == 2 + 4
+        assert deaths(engine, "exit") == 1
+
+
+@in_a_loop
+async def test_a_worker_killed_from_outside_is_replaced_too() -> None:
+    async with running() as engine:
+        task = asyncio.create_task(engine.run(job(prompt="tick=0.2", seed=3)))
+        await until(lambda: engine.info)
+        await asyncio.sleep(0.1)
+        lane = engine._lanes[0]
+        assert lane.process is not None
+        os.kill(lane.process.pid, signal.SIGKILL)
+        assert (await task).pixels.data[0] == 3 + 4
+
+
+@in_a_loop
+async def test_a_worker_that_hangs_is_killed_and_its_jobs_run_again(tmp_path: Path) -> None:
+    async with running(tick_timeout_seconds=0.5) as engine:
+        result = await engine.run(job(prompt=f"hang_at=2 once={tmp_path / 'hung'}", seed=4))
+        assert result.pixels.data[0] == 4 + 4
+        assert deaths(engine, "hang") == 1
+
+
+@in_a_loop
+async def test_a_worker_that_hangs_while_it_loads_is_killed() -> None:
+    async with running("tests.fakes:hang", load_timeout_seconds=0.4, max_worker_deaths=1) as engine:
+        with pytest.raises(Unavailable, match="stopped"):
+            await engine.run(job())
+        assert deaths(engine, "hang") == 1
+
+
+@in_a_loop
+async def test_a_job_on_board_of_two_deaths_is_refused_and_its_neighbours_live() -> None:
+    async with running() as engine:
+        outcomes = await asyncio.gather(
+            engine.run(job("poison", "exit_at=1")), engine.run(job("good", "tick=0.1", seed=7)), return_exceptions=True
+        )
+        poison, good = outcomes
+        assert isinstance(poison, WorkerLost)
+        assert poison.retryable is False
+        assert isinstance(good, Result)
+        assert good.pixels.data[0] == 7 + 4
+
+
+@in_a_loop
+async def test_bytes_that_are_no_message_cost_the_worker_its_life() -> None:
+    async with running("tests.fakes:babble", max_worker_deaths=1) as engine:
+        await until(lambda: engine.failure)
+        assert deaths(engine, "garbage") == 1
+
+
+@in_a_loop
+async def test_too_many_deaths_in_a_row_end_the_engine_and_refuse_whoever_waits() -> None:
+    async with running(model="dies", max_worker_deaths=2) as engine:
+        with pytest.raises(Unavailable, match="stopped"):
+            await engine.run(job())
+        assert isinstance(engine.failure, EngineStopped)
+        assert "2 workers in a row" in str(engine.failure)
+        with pytest.raises(ShuttingDown), engine.admit(3):
+            pass
+
+
+@in_a_loop
+async def test_a_checkpoint_that_cannot_be_used_ends_the_engine_at_once_with_its_reason() -> None:
+    async with running(model="broken") as engine:
+        await until(lambda: engine.failure)
+        assert str(engine.failure) == "there is no such checkpoint"
+
+
+@in_a_loop
+async def test_a_cancelled_job_makes_room_and_is_never_finished() -> None:
+    async with running(max_batch=1) as engine:
+        task = asyncio.create_task(engine.run(job("gone", "tick=0.05", steps=50)))
+        await until(lambda: engine._lanes[0].tickets)
+        await asyncio.sleep(0.1)
+        task.cancel()
+        start = time.monotonic()
+        await engine.run(job("next", steps=1))
+        assert time.monotonic() - start < 1.5, "the cancelled job ran on"
+        assert engine.metrics.registry.get_sample_value("img2img_images_total") == 1
+
+
+@in_a_loop
+async def test_a_job_cancelled_in_the_queue_leaves_it() -> None:
+    async with running(model="slow") as engine:
+        task = asyncio.create_task(engine.run(job()))
+        await asyncio.sleep(0.05)
+        assert len(engine._waiting) == 1
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert len(engine._waiting) == 0
+
+
+@in_a_loop
+async def test_a_job_past_its_deadline_is_refused_while_it_runs() -> None:
+    async with running() as engine:
+        await engine.run(job())
+        with pytest.raises(DeadlineExceeded) as error:
+            await engine.run(job("late", "tick=0.1", steps=50, seconds=0.3))
+        assert error.value.retry_after
+        assert (await engine.run(job("next", seed=1))).pixels.data[0] == 1 + 4
+
+
+@in_a_loop
+@pytest.mark.parametrize(
+    ("prompt", "error"), [("admit=fail", EngineError), ("finish=nan", NonFiniteResult), ("fail_at=1", EngineError)]
+)
+async def test_a_job_that_fails_has_a_typed_error(prompt: str, error: type[Exception]) -> None:
+    async with running() as engine:
+        with pytest.raises(error) as caught:
+            await engine.run(job(prompt=prompt))
+        assert type(caught.value) is error
+
+
+@in_a_loop
+async def test_stopping_refuses_whoever_waits_and_ends_the_worker() -> None:
+    async with running() as engine:
+        await engine.run(job())
+        lane = engine._lanes[0]
+        assert lane.process is not None
+        pid = lane.process.pid
+        task = asyncio.create_task(engine.run(job("late", "tick=0.1", steps=50)))
+        await asyncio.sleep(0.1)
+        await engine.stop()
+        with pytest.raises(ShuttingDown):
+            await task
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+@in_a_loop
+async def test_a_worker_that_does_not_end_by_itself_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.engine.process.STOP_SECONDS", 0.2)
+    async with running() as engine:
+        await until(lambda: engine.info)
+        lane = engine._lanes[0]
+        assert lane.process is not None
+        pid = lane.process.pid
+        os.kill(pid, signal.SIGSTOP)
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+@in_a_loop
+async def test_a_worker_ends_when_its_engine_is_gone() -> None:
+    async with running() as engine:
+        await until(lambda: engine.info)
+        lane = engine._lanes[0]
+        assert lane.process is not None
+        pid = lane.process.pid
+        lane.process._writer.close()
+        await until(lambda: lane.process is None or lane.process.pid != pid)
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+@in_a_loop
+async def test_a_place_is_held_for_as_long_as_the_request_lasts() -> None:
+    async with running(queue_size=1) as engine:
+        with engine.admit(3) as deadline:
+            assert deadline > time.monotonic()
+            with pytest.raises(Unavailable), engine.admit(3):
+                pass
+        with engine.admit(3):
+            pass
+
+
+@in_a_loop
+async def test_the_first_pass_of_a_worker_is_the_first_prediction() -> None:
+    async with running() as engine:
+        await until(lambda: engine.info)
+        assert engine.admission.seconds_per_row > 0

@@ -1,0 +1,132 @@
+import time
+from queue import SimpleQueue
+from typing import Any
+
+import pytest
+
+from app.engine.jobs import Cancel, Done, Failed, Job, Pixels, Progress, Ready, Result, Started
+from app.engine.worker import Worker, warm_up
+from tests.fakes import FakeDiffusion
+
+
+def job(name: str, prompt: str = "", steps: int = 4, strength: float = 0.9, deadline: float = 1e12) -> Job:
+    return Job(name, Pixels(8, 8, bytes(192)), prompt, None, steps, strength, 0.0, 0, deadline)
+
+
+class Bench:
+    """A worker in this process, turned by hand."""
+
+    def __init__(self, *jobs: Job, max_batch: int = 4) -> None:
+        self.diffusion = FakeDiffusion("cpu")
+        self.inbox: SimpleQueue[Any] = SimpleQueue()
+        self.sent: list[Any] = []
+        self.worker = Worker(self.diffusion, max_batch, self.inbox, self.sent.append)
+        self.put(*jobs)
+
+    def put(self, *messages: Any) -> None:
+        for message in messages:
+            self.inbox.put(message)
+
+    def turn(self, times: int = 1) -> None:
+        for _ in range(times):
+            self.worker.turn()
+
+    def run(self) -> "Bench":
+        """Turn until nothing is left to do."""
+        self.turn()
+        while not self.worker.batch.idle:
+            self.turn()
+        return self
+
+    def names(self, kind: type[Any]) -> list[str]:
+        return [message.job_id for message in self.sent if isinstance(message, kind)]
+
+
+def test_a_job_is_started_ticked_step_by_step_and_done() -> None:
+    bench = Bench(job("a")).run()
+    assert [type(message) for message in bench.sent] == [Started, Progress, Progress, Progress, Done]
+    assert [(m.step, m.steps) for m in bench.sent if isinstance(m, Progress)] == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_jobs_of_different_lengths_share_their_calls_and_leave_when_they_are_done() -> None:
+    bench = Bench(job("long", steps=5, strength=1.0), job("short", steps=2, strength=1.0)).run()
+    assert bench.diffusion.ticks == [["long", "short"], ["long", "short"], ["long"], ["long"], ["long"]]
+    assert bench.names(Done) == ["short", "long"]
+
+
+def test_a_new_job_joins_at_the_next_call_without_waiting_for_the_batch_to_finish() -> None:
+    bench = Bench(job("first", steps=4, strength=1.0))
+    bench.turn(2)
+    bench.put(job("second", steps=4, strength=1.0))
+    bench.run()
+    assert bench.diffusion.ticks[:3] == [["first"], ["first"], ["first", "second"]]
+
+
+def test_no_more_than_max_batch_jobs_share_a_call() -> None:
+    bench = Bench(*(job(name) for name in "abcde"), max_batch=2).run()
+    assert max(len(tick) for tick in bench.diffusion.ticks) == 2
+    assert bench.names(Done) == list("abcde")
+
+
+def test_a_cancelled_job_leaves_before_the_next_call_and_is_never_decoded() -> None:
+    bench = Bench(job("gone", steps=9, strength=1.0), job("stays", steps=9, strength=1.0))
+    bench.turn(3)
+    bench.put(Cancel("gone"))
+    bench.run()
+    assert ["gone" in tick for tick in bench.diffusion.ticks].count(True) == 3
+    assert bench.diffusion.finished == [["stays"]]
+    assert bench.names(Done) == ["stays"]
+
+
+def test_a_job_cancelled_before_it_boards_is_never_started() -> None:
+    bench = Bench(job("a"), job("b"), Cancel("b"), max_batch=1).run()  # type: ignore[arg-type]
+    assert bench.names(Started) == ["a"]
+
+
+def test_an_expired_job_leaves_before_the_next_call_and_says_so() -> None:
+    bench = Bench(job("late", steps=50, strength=1.0, deadline=time.monotonic() + 0.05))
+    bench.turn()
+    time.sleep(0.06)
+    bench.turn()
+    assert bench.sent[-1] == Failed("late", "expired")
+    assert len(bench.diffusion.ticks) == 1
+    assert bench.diffusion.finished == []
+
+
+def test_a_job_that_expired_while_it_waited_is_never_started() -> None:
+    bench = Bench(job("late", deadline=0.0))
+    bench.turn()
+    assert bench.sent == [Failed("late", "expired")]
+
+
+@pytest.mark.parametrize("prompt", ["admit=fail", "fail_at=1", "finish=fail"])
+def test_a_job_that_fails_fails_alone(prompt: str) -> None:
+    bench = Bench(job("good"), job("bad", prompt), job("fine")).run()
+    assert [m for m in bench.sent if isinstance(m, Failed)] == [Failed("bad", "error")]
+    assert sorted(bench.names(Done)) == ["fine", "good"]
+
+
+def test_a_picture_without_numbers_fails_alone_with_its_own_reason() -> None:
+    bench = Bench(job("good"), job("bad", "finish=nan")).run()
+    assert [m for m in bench.sent if isinstance(m, Failed)] == [Failed("bad", "non_finite")]
+    assert bench.names(Done) == ["good"]
+
+
+def test_the_warm_up_is_a_real_pass() -> None:
+    diffusion = FakeDiffusion("cpu")
+    assert warm_up(diffusion) >= 0
+    assert diffusion.ticks == diffusion.finished == [["warm-up"]]
+
+
+def test_a_warm_up_without_a_finite_picture_is_no_start() -> None:
+    class Broken(FakeDiffusion):
+        def finish(self, states: Any) -> list[Result | None]:
+            return [None]
+
+    with pytest.raises(RuntimeError, match="NaN"):
+        warm_up(Broken("cpu"))
+
+
+def test_messages_compare_by_value() -> None:
+    info = FakeDiffusion("cpu").info
+    assert Ready(info, 1.0) == Ready(info, 1.0)
