@@ -1,0 +1,210 @@
+"""Where weights come from and how they reach the device: embedded, a folder, or a hub id. safetensors only."""
+
+import logging
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, AutoencoderTiny, StableDiffusionXLImg2ImgPipeline
+
+from app.engine import hub
+from app.engine.jobs import ModelInfo
+from app.errors import CheckpointError
+from app.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+EMBEDDED = Path(__file__).parent / "embedded"
+TURBO = "stabilityai/sdxl-turbo"
+FP16_VAE = "madebyollin/sdxl-vae-fp16-fix"
+TINY_VAE = "madebyollin/taesdxl"
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", re.ASCII)
+_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+@dataclass(frozen=True)
+class Source:
+    """Weights to load: a local folder if `folder` is set, else `hub_id` at `revision`; and why these."""
+
+    reason: str
+    folder: Path | None = None
+    hub_id: str = ""
+    revision: str = ""
+
+    @property
+    def name(self) -> str:
+        if self.folder == EMBEDDED:
+            return "embedded"
+        return str(self.folder) if self.folder else self.hub_id
+
+    def fetch(self, wanted: Callable[[list[str]], list[str]], settings: Settings) -> Path:
+        """The folder that holds the `wanted` of the source's files, downloaded if need be.
+
+        Raises:
+            CheckpointError: a file is missing, or the hub cannot be reached.
+        """
+        if self.folder:
+            wanted(hub.list_folder(self.folder))
+            return self.folder
+        return hub.fetch(self.hub_id, self.revision, wanted, cache=settings.hub_cache, offline=settings.offline)
+
+
+def resolve_device(device: str) -> str:
+    """`auto` to the first CUDA device, else the CPU.
+
+    Raises:
+        CheckpointError: a CUDA device is asked for that is not there.
+    """
+    if device == "auto":
+        return "cuda:0" if torch.cuda.is_available() else "cpu"
+    count = torch.cuda.device_count()
+    if device.startswith("cuda") and (torch.device(device).index or 0) >= count:
+        raise CheckpointError(f"IMG2IMG_DEVICES names {device}, of {count} CUDA devices here. Set it to cpu or auto.")
+    return device
+
+
+def resolve_dtype(name: str, device: str) -> torch.dtype:
+    """`auto` to float16 on CUDA and float32 elsewhere."""
+    if name == "auto":
+        return torch.float16 if device.startswith("cuda") else torch.float32
+    return _DTYPES[name]
+
+
+def resolve_model(model: str, device: str) -> Source:
+    """The checkpoint that `IMG2IMG_MODEL` means on a device.
+
+    Raises:
+        CheckpointError: it is neither a word, nor a folder, nor of a hub id's form.
+    """
+    if model == "auto":
+        if device.startswith("cuda"):
+            return _from_hub(TURBO, f"model is auto, and {device} is there")
+        return Source("model is auto, and there is no CUDA device", folder=EMBEDDED)
+    if model == "embedded":
+        return Source("model is embedded", folder=EMBEDDED)
+    return _folder_or_hub(model, "IMG2IMG_MODEL", "auto, embedded")
+
+
+def resolve_vae(vae: str, own: dict[str, Any], device: str, dtype: torch.dtype) -> Source | None:
+    """The VAE that `IMG2IMG_VAE` means for a checkpoint whose own has the config `own`; None for that one."""
+    if vae == "checkpoint":
+        return None
+    if vae == "tiny":
+        return _from_hub(TINY_VAE, "VAE is tiny")
+    if vae != "auto":
+        return _folder_or_hub(vae, "IMG2IMG_VAE", "auto, checkpoint, tiny")
+    # The fixed weights are those of SDXL's own VAE, rescaled: they fit no other latent space.
+    is_sdxl = own.get("scaling_factor") == 0.13025 and own.get("block_out_channels") == [128, 256, 512, 512]
+    if device.startswith("cuda") and dtype == torch.float16 and own.get("force_upcast", True) and is_sdxl:
+        return _from_hub(FP16_VAE, "the checkpoint's own VAE overflows in float16")
+    return None
+
+
+def _folder_or_hub(name: str, variable: str, words: str) -> Source:
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return Source(f"{variable} names this folder", folder=folder)
+    if _HUB_ID.fullmatch(name) and not name.startswith("."):
+        return _from_hub(name, f"{variable} names it")
+    raise CheckpointError(f"{variable}={name} is no folder here, no hub id (owner/name), and none of: {words}.")
+
+
+def _from_hub(name: str, reason: str) -> Source:
+    hub_id, _, revision = name.partition("@")
+    revision = revision or hub.PINS.get(hub_id, "main")
+    if not re.fullmatch(r"[0-9a-f]{40}", revision):
+        logger.warning("%s is not pinned: name a commit as %s@<40 hex digits> to always load the same", hub_id, hub_id)
+    return Source(reason, hub_id=hub_id, revision=revision)
+
+
+def fetch(settings: Settings, device: str) -> tuple[Path, Path | None, ModelInfo]:
+    """Bring exactly the files that would be loaded on `device` onto the disk: the checkpoint, and its other VAE if any.
+
+    Raises:
+        CheckpointError: see the message.
+    """
+    dtype = resolve_dtype(settings.dtype, device)
+    model = resolve_model(settings.model, device)
+    own = hub.read_json(model.fetch(lambda names: ["vae/config.json"], settings) / "vae/config.json")
+    vae = resolve_vae(settings.vae, own, device, dtype)
+    folder = model.fetch(lambda names: hub.pipeline_files(names, with_vae=vae is None), settings)
+    vae_folder = vae.fetch(hub.vae_files, settings) if vae else None
+    info = ModelInfo(
+        model=model.name,
+        revision=model.revision,
+        vae=vae.name if vae else "checkpoint",
+        device=device,
+        dtype=str(dtype).removeprefix("torch."),
+        reason=model.reason + (f"; {vae.reason}" if vae else ""),
+    )
+    return folder, vae_folder, info
+
+
+def load_pipeline(settings: Settings, device: str) -> tuple[StableDiffusionXLImg2ImgPipeline, ModelInfo]:
+    """Load the checkpoint that the settings name onto a device (`auto`, `cpu`, `cuda`, `cuda:N`).
+
+    Raises:
+        CheckpointError: it cannot be found, fetched or used.
+    """
+    device = resolve_device(device)
+    dtype = resolve_dtype(settings.dtype, device)
+    folder, vae_folder, info = fetch(settings, device)
+    replaced = {"vae": _load_vae(vae_folder, dtype)} if vae_folder else {}
+    variant = "fp16" if any(name.endswith(".fp16.safetensors") for name in hub.list_folder(folder)) else None
+    try:
+        pipe = StableDiffusionXLImg2ImgPipeline.from_pretrained(
+            folder,
+            dtype=dtype,
+            variant=variant,
+            use_safetensors=True,
+            local_files_only=True,
+            add_watermarker=False,
+            **replaced,
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{info.model} cannot be loaded as an SDXL checkpoint: {error}") from error
+    _check(pipe, info.model)
+    pipe.to(device)
+    if dtype == torch.float16 and pipe.vae.config.force_upcast:
+        # Diffusers converts it there and back in every call; it needs 0.17 GB more to leave it there.
+        pipe.vae.to(torch.float32)
+    return pipe, info
+
+
+def _load_vae(folder: Path, dtype: torch.dtype) -> AutoencoderKL | AutoencoderTiny:
+    kind = hub.read_json(folder / "config.json").get("_class_name")
+    classes = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
+    if kind not in classes:
+        raise CheckpointError(f"{folder} holds {kind}; IMG2IMG_VAE takes {' or '.join(classes)}.")
+    return classes[kind].from_pretrained(folder, dtype=dtype, use_safetensors=True, local_files_only=True)
+
+
+def _check(pipe: StableDiffusionXLImg2ImgPipeline, name: str) -> None:
+    """Refuse those of the family that take other inputs, rather than make wrong pictures with them."""
+    if pipe.tokenizer is None or pipe.config.requires_aesthetics_score:
+        raise CheckpointError(f"{name} is an SDXL refiner. Name a base, Turbo or Lightning checkpoint instead.")
+    if pipe.unet.config.time_cond_proj_dim is not None:
+        raise CheckpointError(f"{name} takes its guidance as an embedding (LCM), which is not supported.")
+
+
+def describe(settings: Settings) -> dict[str, str]:
+    """What `img2img doctor` says of torch, the device, and the checkpoint; loads no weights, fetches nothing."""
+    facts = {"torch": torch.__version__, "CUDA build": torch.version.cuda or "none"}
+    for index in range(torch.cuda.device_count()):  # pragma: no cover
+        properties = torch.cuda.get_device_properties(index)
+        free, total = torch.cuda.mem_get_info(index)
+        facts[f"cuda:{index}"] = f"{properties.name}, {free / 1e9:.1f} of {total / 1e9:.1f} GB free"
+    device = resolve_device(settings.devices.split(",")[0])
+    facts["device"], facts["dtype"] = device, str(resolve_dtype(settings.dtype, device)).removeprefix("torch.")
+    model = resolve_model(settings.model, device)
+    facts["model"] = f"{model.name} ({model.reason})"
+    try:
+        folder, _, info = fetch(settings.model_copy(update={"offline": True}), device)
+        facts["VAE"], facts["files"] = info.vae, str(folder)
+    except CheckpointError as error:
+        facts["files"] = f"not all here yet: {error}"
+    return facts

@@ -1,0 +1,91 @@
+import io
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+import uvicorn
+from PIL import Image
+
+from app.main import create_app
+from app.settings import Settings
+from scripts.make_checkpoint import write_checkpoint
+
+FAKE = "tests.fakes:load"
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+# The hub client reads its address when it is imported, so the hub of the tests has one before anything else happens.
+# No test can reach another: whatever is not served there is refused at once.
+HUB_PORT = _free_port()
+os.environ["HF_ENDPOINT"] = f"http://127.0.0.1:{HUB_PORT}"
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the developer's shell sets must not change what the tests see."""
+    for name in os.environ:
+        if name.startswith("IMG2IMG_") or name == "PORT":
+            monkeypatch.delenv(name)
+
+
+@contextmanager
+def run_server(loader: str = FAKE, wait: bool = True, **knobs: Any) -> Iterator[str]:
+    """A real server of the whole app on a free loopback port; yields its base URL."""
+    app = create_app(Settings(**{"devices": "cpu", **knobs}), loader, on_failure=lambda failure: None)
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, lifespan="on", timeout_graceful_shutdown=5))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        while not server.started:
+            assert thread.is_alive(), "the server did not start"
+            time.sleep(0.01)
+        url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+        while wait and httpx2.get(f"{url}/health/ready").status_code != 200:
+            time.sleep(0.02)
+        yield url
+    finally:
+        server.should_exit = True
+        thread.join(30)
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[str]:
+    """The URL of a real server with the fake model, shared by all tests that leave it as they found it."""
+    with run_server() as url:
+        yield url
+
+
+@pytest.fixture
+def start_server() -> Callable[..., AbstractContextManager[str]]:
+    """`with start_server(queue_size=1) as url:`, for tests that need settings of their own."""
+    return run_server
+
+
+@pytest.fixture(scope="session")
+def png() -> bytes:
+    """A 512x512 picture with something in it, as a PNG file."""
+    gradient = Image.linear_gradient("L").resize((512, 512))
+    image = Image.merge("RGB", (gradient, gradient.rotate(90), gradient.rotate(180)))
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a random SDXL checkpoint of a few MB, in the hub's format."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    write_checkpoint(folder, "tiny", seed=1)
+    return folder

@@ -1,0 +1,185 @@
+"""Which checkpoint is taken and why, and how it reaches the device."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import AutoencoderTiny
+
+from app.engine import checkpoint
+from app.engine.checkpoint import EMBEDDED, FP16_VAE, TURBO
+from app.engine.diffusion import load
+from app.engine.hub import PINS
+from app.errors import CheckpointError
+from app.settings import Settings
+from scripts.make_checkpoint import vae_config, write_tiny_vae
+
+
+def change_json(path: Path, **values: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+@pytest.fixture
+def copy(tiny_checkpoint: Path, tmp_path: Path) -> Path:
+    """A checkpoint that a test may spoil."""
+    return Path(shutil.copytree(tiny_checkpoint, tmp_path / "copy"))
+
+
+def load_folder(folder: Path, **knobs: Any) -> Any:
+    return load(Settings(model=str(folder), **knobs), "cpu")
+
+
+def test_auto_is_turbo_with_a_cuda_device_and_embedded_without() -> None:
+    turbo = checkpoint.resolve_model("auto", "cuda:0")
+    assert (turbo.name, turbo.revision) == (TURBO, PINS[TURBO])
+    assert "cuda:0 is there" in turbo.reason
+    embedded = checkpoint.resolve_model("auto", "cpu")
+    assert (embedded.name, embedded.folder) == ("embedded", EMBEDDED)
+    assert "no CUDA device" in embedded.reason
+
+
+def test_embedded_and_a_folder_are_taken_as_they_are(tmp_path: Path) -> None:
+    assert checkpoint.resolve_model("embedded", "cuda:0").folder == EMBEDDED
+    source = checkpoint.resolve_model(str(tmp_path), "cpu")
+    assert (source.folder, source.name) == (tmp_path, str(tmp_path))
+
+
+@pytest.mark.parametrize("revision", PINS.values())
+def test_every_known_repository_is_pinned_to_a_commit(revision: str) -> None:
+    assert len(revision) == 40
+    assert int(revision, 16)
+
+
+def test_a_revision_of_ones_own_is_taken() -> None:
+    source = checkpoint.resolve_model(f"{TURBO}@{'a' * 40}", "cpu")
+    assert (source.hub_id, source.revision) == (TURBO, "a" * 40)
+
+
+@pytest.mark.parametrize("name", ["no-such-folder", "./no/such", "a/b/c", "../x", "sd_xl_turbo_1.0.safetensors"])
+def test_a_model_that_is_neither_word_nor_folder_nor_hub_id_is_refused_with_the_choices(name: str) -> None:
+    with pytest.raises(CheckpointError, match="none of: auto, embedded"):
+        checkpoint.resolve_model(name, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "own", "name"),
+    [
+        ("cuda:0", torch.float16, {}, FP16_VAE),
+        ("cuda:0", torch.bfloat16, {}, None),
+        ("cuda:0", torch.float16, {"force_upcast": False}, None),
+        ("cuda:0", torch.float16, {"scaling_factor": 0.5}, None),
+        ("cuda:0", torch.float16, {"block_out_channels": [1, 2]}, None),
+        ("cpu", torch.float32, {}, None),
+    ],
+)
+def test_the_fixed_vae_is_taken_only_where_sdxls_own_overflows(
+    device: str, dtype: torch.dtype, own: dict[str, Any], name: str | None
+) -> None:
+    config = vae_config("full") | {"force_upcast": True} | own
+    source = checkpoint.resolve_vae("auto", config, device, dtype)
+    assert (source and source.name) == name
+
+
+def test_a_vae_can_be_named(tmp_path: Path) -> None:
+    assert checkpoint.resolve_vae("checkpoint", {}, "cuda:0", torch.float16) is None
+    named = checkpoint.resolve_vae(str(tmp_path), {}, "cpu", torch.float32)
+    assert named is not None
+    assert named.folder == tmp_path
+    with pytest.raises(CheckpointError, match="IMG2IMG_VAE"):
+        checkpoint.resolve_vae("nothing", {}, "cpu", torch.float32)
+
+
+def test_the_dtype_follows_the_device_unless_it_is_named() -> None:
+    assert checkpoint.resolve_dtype("auto", "cuda:1") == torch.float16
+    assert checkpoint.resolve_dtype("auto", "cpu") == torch.float32
+    assert checkpoint.resolve_dtype("bfloat16", "cpu") == torch.bfloat16
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_without_cuda_auto_is_the_cpu_and_cuda_is_refused() -> None:
+    assert checkpoint.resolve_device("auto") == checkpoint.resolve_device("cpu") == "cpu"
+    for name in ("cuda", "cuda:3"):
+        with pytest.raises(CheckpointError, match="cpu or auto"):
+            checkpoint.resolve_device(name)
+
+
+def test_a_loaded_checkpoint_says_what_it_is(tiny_checkpoint: Path) -> None:
+    diffusion = load_folder(tiny_checkpoint)
+    info = diffusion.info
+    assert (info.model, info.vae, info.device, info.dtype) == (str(tiny_checkpoint), "checkpoint", "cpu", "float32")
+    assert "IMG2IMG_MODEL" in info.reason
+    assert diffusion.pipe.unet.dtype == torch.float32
+
+
+def test_the_embedded_checkpoint_loads() -> None:
+    assert load(Settings(), "cpu").info.model == "embedded"
+
+
+def test_in_float16_a_vae_that_overflows_there_is_kept_in_float32(copy: Path) -> None:
+    change_json(copy / "vae" / "config.json", force_upcast=True)
+    diffusion = load_folder(copy, dtype="float16")
+    assert (diffusion.pipe.unet.dtype, diffusion.pipe.vae.dtype) == (torch.float16, torch.float32)
+    change_json(copy / "vae" / "config.json", force_upcast=False)
+    assert load_folder(copy, dtype="float16").pipe.vae.dtype == torch.float16
+
+
+def test_another_vae_takes_the_place_of_the_checkpoints_own(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    write_tiny_vae(tmp_path / "vae", seed=0)
+    diffusion = load_folder(tiny_checkpoint, vae=str(tmp_path / "vae"))
+    assert isinstance(diffusion.pipe.vae, AutoencoderTiny)
+    assert diffusion.info.vae == str(tmp_path / "vae")
+
+
+def test_a_vae_of_another_kind_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    write_tiny_vae(tmp_path / "vae", seed=0)
+    change_json(tmp_path / "vae" / "config.json", _class_name="VQModel")
+    with pytest.raises(CheckpointError, match="AutoencoderKL or AutoencoderTiny"):
+        load_folder(tiny_checkpoint, vae=str(tmp_path / "vae"))
+
+
+def test_weights_without_a_float16_variant_load_too(copy: Path) -> None:
+    for path in copy.rglob("*.fp16.safetensors"):
+        path.rename(path.with_name(path.name.replace(".fp16", "")))
+    assert load_folder(copy).pipe.unet.dtype == torch.float32
+
+
+def test_a_refiner_is_refused(copy: Path) -> None:
+    change_json(copy / "model_index.json", requires_aesthetics_score=True)
+    with pytest.raises(CheckpointError, match="refiner"):
+        load_folder(copy)
+
+
+def test_a_model_with_embedded_guidance_is_refused(copy: Path) -> None:
+    change_json(copy / "unet" / "config.json", time_cond_proj_dim=32)
+    with pytest.raises(CheckpointError, match="LCM"):
+        load_folder(copy)
+
+
+def test_a_folder_that_holds_something_else_is_refused_with_what_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"vae/config\.json"):
+        load_folder(tmp_path)
+
+
+def test_weights_that_do_not_fit_their_config_are_refused(copy: Path) -> None:
+    change_json(copy / "model_index.json", unet=["diffusers", "NoSuchModel"])
+    with pytest.raises(CheckpointError, match="cannot be loaded as an SDXL checkpoint"):
+        load_folder(copy)
+
+
+def test_corrupt_weights_are_refused(copy: Path) -> None:
+    weights = copy / "unet" / "diffusion_pytorch_model.fp16.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match="cannot be loaded as an SDXL checkpoint"):
+        load_folder(copy)
+
+
+def test_describe_names_device_and_model_and_whether_the_files_are_here(tmp_path: Path) -> None:
+    facts = checkpoint.describe(Settings(devices="cpu"))
+    assert (facts["device"], facts["dtype"], facts["files"]) == ("cpu", "float32", str(EMBEDDED))
+    assert facts["model"].startswith("embedded (")
+    missing = checkpoint.describe(Settings(devices="cpu", model=TURBO, hub_cache=tmp_path))
+    assert "not all here yet" in missing["files"]
+    assert "img2img download" in missing["files"]

@@ -1,0 +1,212 @@
+"""Our loop against the oracle: diffusers' own pipeline, on the same weights, seed and picture, in float32."""
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import EulerDiscreteScheduler, StableDiffusionXLImg2ImgPipeline
+from PIL import Image
+
+from app.engine.diffusion import SdxlDiffusion, load
+from app.engine.jobs import Job, Pixels, Result
+from app.settings import Settings
+
+SIDE = 64
+LONG = "a very long prompt about wizards and dogs and hats and stars " * 12
+PROMPTS = ["", "dog wizard, gandalf, 8k", LONG, "собака-волшебник 犬の魔法使い 🐕 مرحبا"]
+
+
+@pytest.fixture(scope="module")
+def oracle(tiny_checkpoint: Path) -> StableDiffusionXLImg2ImgPipeline:
+    pipe = StableDiffusionXLImg2ImgPipeline.from_pretrained(
+        tiny_checkpoint, variant="fp16", dtype=torch.float32, use_safetensors=True, add_watermarker=False
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="module")
+def diffusion(tiny_checkpoint: Path) -> SdxlDiffusion:
+    return load(Settings(model=str(tiny_checkpoint)), "cpu")
+
+
+def picture(seed: int = 0) -> Image.Image:
+    noise = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    return Image.fromarray(noise).resize((SIDE, SIDE))
+
+
+def job(
+    prompt: str = PROMPTS[1],
+    steps: int = 4,
+    strength: float = 0.9,
+    seed: int = 0,
+    guidance: float = 0.0,
+    negative: str | None = None,
+    image: int = 0,
+) -> Job:
+    pixels = Pixels(SIDE, SIDE, picture(image).tobytes())
+    return Job(f"{prompt[:9]}-{seed}", pixels, prompt, negative, steps, strength, guidance, seed, 1e12)
+
+
+def by_diffusers(pipe: StableDiffusionXLImg2ImgPipeline, job: Job) -> np.ndarray:
+    image = Image.frombytes("RGB", (job.pixels.width, job.pixels.height), job.pixels.data)
+    result = pipe(
+        job.prompt,
+        image=image,
+        negative_prompt=job.negative_prompt,
+        num_inference_steps=job.num_inference_steps,
+        strength=job.strength,
+        guidance_scale=job.guidance_scale,
+        generator=torch.Generator("cpu").manual_seed(job.seed),
+    )
+    return np.asarray(result.images[0]).astype(int)
+
+
+def together(diffusion: SdxlDiffusion, jobs: Sequence[Job]) -> list[np.ndarray]:
+    """All jobs on board at once, sharing every UNet call until each is done."""
+    states = [diffusion.admit(each) for each in jobs]
+    while running := [state for state in states if not state.done]:
+        diffusion.tick(running)
+    return [array(result) for result in diffusion.finish(states)]
+
+
+def array(result: Result | None) -> np.ndarray:
+    assert result is not None
+    pixels = result.pixels
+    return np.frombuffer(pixels.data, np.uint8).reshape(pixels.height, pixels.width, 3).astype(int)
+
+
+GRID = [
+    (steps, strength)
+    for steps, strength in itertools.product(range(1, 11), (0.1, 0.25, 0.34, 0.5, 0.6, 0.75, 0.9, 1.0))
+    if int(steps * strength) >= 1
+]
+
+
+@pytest.mark.parametrize(("steps", "strength"), GRID)
+def test_one_job_alone_is_bit_equal_to_diffusers(
+    oracle: StableDiffusionXLImg2ImgPipeline, diffusion: SdxlDiffusion, steps: int, strength: float
+) -> None:
+    each = job(steps=steps, strength=strength, seed=steps)
+    assert np.array_equal(together(diffusion, [each])[0], by_diffusers(oracle, each))
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+@pytest.mark.parametrize(
+    ("guidance", "negative"), [(0.0, None), (1.0, "blurry"), (1.5, None), (4.0, "blurry"), (4.0, LONG)]
+)
+def test_prompts_and_guidance_are_bit_equal_to_diffusers(
+    oracle: StableDiffusionXLImg2ImgPipeline,
+    diffusion: SdxlDiffusion,
+    prompt: str,
+    guidance: float,
+    negative: str | None,
+) -> None:
+    each = job(prompt, seed=2, guidance=guidance, negative=negative)
+    assert np.array_equal(together(diffusion, [each])[0], by_diffusers(oracle, each))
+
+
+def test_a_picture_of_the_real_size_is_bit_equal_to_diffusers(
+    oracle: StableDiffusionXLImg2ImgPipeline, diffusion: SdxlDiffusion
+) -> None:
+    each = Job("big", Pixels(512, 512, picture().resize((512, 512)).tobytes()), "x", None, 4, 0.9, 0.0, 3, 1e12)
+    assert np.array_equal(together(diffusion, [each])[0], by_diffusers(oracle, each))
+
+
+MIXED = [
+    job(PROMPTS[1], steps=4, strength=0.9, seed=1),
+    job(PROMPTS[0], steps=2, strength=0.5, seed=2, image=1),
+    job(PROMPTS[2], steps=10, strength=0.5, seed=3, guidance=3.0, negative="blurry", image=2),
+    job(PROMPTS[3], steps=1, strength=1.0, seed=4, image=3),
+    job(PROMPTS[1], steps=7, strength=0.8, seed=5, guidance=2.0),
+]
+
+
+def test_jobs_that_share_calls_differ_from_their_single_results_by_at_most_one(
+    oracle: StableDiffusionXLImg2ImgPipeline, diffusion: SdxlDiffusion
+) -> None:
+    for shared, each in zip(together(diffusion, MIXED), MIXED, strict=True):
+        assert np.abs(shared - by_diffusers(oracle, each)).max() <= 1
+
+
+def test_a_job_that_joins_in_the_middle_gets_its_own_picture(
+    oracle: StableDiffusionXLImg2ImgPipeline, diffusion: SdxlDiffusion
+) -> None:
+    first, second = diffusion.admit(MIXED[4]), None
+    diffusion.tick([first])
+    second = diffusion.admit(MIXED[0])
+    while not (first.done and second.done):
+        diffusion.tick([state for state in (first, second) if not state.done])
+    for result, each in zip(diffusion.finish([first, second]), (MIXED[4], MIXED[0]), strict=True):
+        assert np.abs(array(result) - by_diffusers(oracle, each)).max() <= 1
+
+
+def test_seed_prompt_picture_and_strength_each_change_the_result(diffusion: SdxlDiffusion) -> None:
+    variants = [job(), job(seed=9), job(prompt="cat"), job(image=7), job(strength=0.5)]
+    results = [together(diffusion, [each])[0].tobytes() for each in variants]
+    assert len(set(results)) == len(variants)
+
+
+def test_another_scheduler_is_used_as_its_config_says(
+    oracle: StableDiffusionXLImg2ImgPipeline, diffusion: SdxlDiffusion
+) -> None:
+    """Lightning and base checkpoints name other schedulers: deterministic ones, of other spacings."""
+    euler = EulerDiscreteScheduler.from_config(oracle.scheduler.config)
+    before = oracle.scheduler
+    oracle.scheduler = euler
+    try:
+        other = SdxlDiffusion(oracle, diffusion.device, diffusion.info)
+        each = job(steps=5, strength=0.7)
+        assert np.array_equal(together(other, [each])[0], by_diffusers(oracle, each))
+    finally:
+        oracle.scheduler = before
+
+
+def test_the_result_tells_steps_start_and_what_was_cut(diffusion: SdxlDiffusion) -> None:
+    states = [diffusion.admit(job(LONG)), diffusion.admit(job("short", steps=4, strength=0.5))]
+    assert [state.steps_run for state in states] == [3, 2]
+    while running := [state for state in states if not state.done]:
+        diffusion.tick(running)
+    long, short = diffusion.finish(states)
+    assert long is not None
+    assert short is not None
+    assert (long.steps_run, long.start_timestep, short.start_timestep) == (3, 749.0, 499.0)
+    words = len(LONG.split())
+    assert long.tokens_cut == words + 2 - 77
+    assert short.tokens_cut == 0
+    assert all(seconds >= 0 for seconds in vars_of(long))
+    assert not long.redecoded
+
+
+def vars_of(result: Result) -> list[float]:
+    timings = result.timings
+    return [timings.encode_prompt, timings.encode_image, timings.denoise, timings.vae]
+
+
+def test_a_latent_that_is_no_number_gives_no_picture_and_spoils_no_other(diffusion: SdxlDiffusion) -> None:
+    good, bad = diffusion.admit(job()), diffusion.admit(job(seed=1))
+    bad.latents = bad.latents * float("nan")
+    while not good.done:
+        diffusion.tick([good, bad])
+    results = diffusion.finish([good, bad])
+    assert results[1] is None
+    assert np.array_equal(array(results[0]), together(diffusion, [job()])[0])
+
+
+def test_a_decode_that_overflows_in_half_precision_is_repeated_in_float32(tiny_checkpoint: Path) -> None:
+    diffusion = load(Settings(model=str(tiny_checkpoint), dtype="bfloat16"), "cpu")
+    state = diffusion.admit(job())
+    while not state.done:
+        diffusion.tick([state])
+    with torch.no_grad():
+        # Too large for float16, fine in float32: what SDXL's own VAE does to its activations.
+        diffusion.pipe.vae.to(torch.float16)
+        diffusion.pipe.vae.decoder.conv_in.weight.mul_(60000)
+        diffusion.pipe.vae.decoder.conv_in.bias.fill_(60000)
+    (result,) = diffusion.finish([state])
+    assert result is not None
+    assert result.redecoded
+    assert diffusion.pipe.vae.dtype == torch.float16
