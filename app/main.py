@@ -1,0 +1,109 @@
+"""`create_app(settings)`: the one place where the parts are joined. The lifespan starts and stops the engine."""
+
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI, Request, Response
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from app import __version__
+from app.engine.engine import LOADER, Engine
+from app.errors import EngineStopped, MalformedBody, ServiceError
+from app.metrics import Metrics
+from app.middleware import BodyLimits, RequestContext, problem_response
+from app.routes import img2img, system
+from app.service import Service
+from app.settings import Settings
+
+
+def end_process(failure: EngineStopped) -> None:
+    """End the server in good order: a restart policy, and the fresh start it gives, cure what a new worker cannot."""
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@asynccontextmanager
+async def open_service(
+    settings: Settings,
+    metrics: Metrics,
+    loader: str = LOADER,
+    on_failure: Callable[[EngineStopped], None] = end_process,
+) -> AsyncIterator[Service]:
+    """A running `Service`: its engine starts on entering, and stops on leaving."""
+    engine = Engine(settings, metrics, loader, on_failure)
+    service = Service(settings, engine, metrics)
+    await engine.start()
+    try:
+        yield service
+    finally:
+        await engine.stop()
+        service.close()
+
+
+def create_app(
+    settings: Settings | None = None,
+    loader: str = LOADER,
+    on_failure: Callable[[EngineStopped], None] = end_process,
+) -> FastAPI:
+    """The whole service as an ASGI app.
+
+    Args:
+        settings: read from the environment if None.
+        loader: `module:function` that a worker calls to get its model.
+        on_failure: called once if no worker can be kept running.
+    """
+    settings = settings or Settings()
+    metrics = Metrics()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with open_service(settings, metrics, loader, on_failure) as service:
+            app.state.service = service
+            yield
+
+    app = FastAPI(
+        title="SDXL-Turbo image-to-image",
+        summary="A picture and a prompt in, a picture out.",
+        version=__version__,
+        lifespan=lifespan,
+        # Its records would hold what callers sent.
+        telemetry={"logs": False},
+    )
+    app.add_middleware(BodyLimits, max_bytes=settings.max_body_bytes, seconds=settings.body_timeout_seconds)
+    app.add_middleware(RequestContext, metrics=metrics)
+    _handle_errors(app, metrics)
+    app.include_router(img2img.router)
+    app.include_router(system.router)
+    return app
+
+
+def _handle_errors(app: FastAPI, metrics: Metrics) -> None:
+    """Every error becomes a problem document, in one shape."""
+
+    def answer(request: Request, error: ServiceError) -> Response:
+        metrics.rejected.labels(error.code).inc()
+        return problem_response(error, request.state.request_id)
+
+    @app.exception_handler(ServiceError)
+    async def expected(request: Request, error: ServiceError) -> Response:
+        return answer(request, error)
+
+    @app.exception_handler(HTTPException)
+    async def from_framework(request: Request, error: HTTPException) -> Response:
+        if error.status_code == 400:
+            return answer(request, MalformedBody(f"The body cannot be read: {error.detail}"))
+        other = ServiceError(f"{request.method} {request.url.path[:100]}: {error.detail}.")
+        other.status, other.code = error.status_code, str(error.detail).lower().replace(" ", "_")
+        response = answer(request, other)
+        response.headers.update(error.headers or {})
+        return response
+
+    @app.exception_handler(ClientDisconnect)
+    async def nobody_there(request: Request, error: ClientDisconnect) -> Response:
+        return Response(status_code=499)
+
+    @app.exception_handler(Exception)
+    async def unexpected(request: Request, error: Exception) -> Response:
+        return answer(request, ServiceError("Internal error. The log has more, under the request id."))

@@ -1,0 +1,118 @@
+"""What happens to every request before routing: its id, its metrics, and the limits of its body. Pure ASGI.
+
+Not `BaseHTTPMiddleware`: behind that, a route cannot see its caller go.
+"""
+
+import asyncio
+import logging
+import re
+import secrets
+import time
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.errors import BodyTimeout, BodyTooLarge, ServiceError, error_headers, problem
+from app.metrics import Metrics
+
+logger = logging.getLogger(__name__)
+
+# Asked for every few seconds by probes: not worth a line each.
+_QUIET = ("/health/live", "/health/ready", "/metrics")
+
+# Nothing else may come in: the id goes into log lines and back out in a header.
+_REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,128}", re.ASCII)
+
+
+def problem_response(error: ServiceError, request_id: str) -> JSONResponse:
+    """An error as `application/problem+json`, with the headers that retry loops read."""
+    headers = {**error_headers(error), "X-Request-Id": request_id}
+    if isinstance(error, BodyTimeout):
+        headers["Connection"] = "close"
+    return JSONResponse(
+        problem(error, request_id), error.status, headers=headers, media_type="application/problem+json"
+    )
+
+
+class RequestContext:
+    """Gives every request an id, echoed in `X-Request-Id`, and counts it by route and status."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self.app = app
+        self.metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        sent = Headers(scope=scope).get("x-request-id", "")
+        request_id = sent if _REQUEST_ID.fullmatch(sent) else secrets.token_hex(16)
+        scope.setdefault("state", {})["request_id"] = request_id
+        start, status = time.perf_counter(), 500
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["X-Request-Id"] = request_id
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_with_id)
+        finally:
+            seconds = time.perf_counter() - start
+            # The route's own template, never the path that was asked for: that could be anything, without end.
+            route = getattr(scope.get("route"), "path", "unmatched")
+            self.metrics.requests.labels(route, str(status)).inc()
+            self.metrics.request_seconds.labels(route).observe(seconds)
+            level = logging.DEBUG if route in _QUIET else logging.INFO
+            logger.log(level, "%s %s %d %.1f ms id=%s", scope["method"], route, status, seconds * 1000, request_id)
+
+
+class BodyLimits:
+    """Refuses a body that is larger than it may be, and gives up on one that does not arrive in time.
+
+    Both show when the route reads the body, so that one handler answers them as it answers everything else. (FastAPI's
+    `max_body_size` answers a declared length in plain text and an undeclared one in JSON, whatever the app's handlers.)
+    """
+
+    def __init__(self, app: ASGIApp, max_bytes: int, seconds: float) -> None:
+        self.app = app
+        self.max_bytes = max_bytes
+        self.seconds = seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        declared = Headers(scope=scope).get("content-length", "")
+        expected = int(declared) if declared.isdecimal() else 0
+        deadline = time.monotonic() + self.seconds
+        received, complete = 0, False
+
+        async def receive_in_time() -> Message:
+            nonlocal received, complete
+            if complete:
+                return await receive()
+            if expected > self.max_bytes:
+                raise _too_large(self.max_bytes)
+            try:
+                message = await asyncio.wait_for(receive(), deadline - time.monotonic())
+            except TimeoutError:
+                raise BodyTimeout(
+                    f"The request body was not complete after {self.seconds:g} s. Send it faster, or send less."
+                ) from None
+            complete = not message.get("more_body", False)
+            received += len(message.get("body", b""))
+            if received > self.max_bytes:
+                raise _too_large(self.max_bytes)
+            return message
+
+        await self.app(scope, receive_in_time, send)
+
+
+def _too_large(max_bytes: int) -> BodyTooLarge:
+    return BodyTooLarge(
+        f"The request body is larger than {max_bytes:,} bytes. Send a smaller picture, or raise IMG2IMG_MAX_BODY_BYTES."
+    )

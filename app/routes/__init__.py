@@ -1,0 +1,1 @@
+"""One file per wire dialect; each only translates its callers' words to `Service.edit` and back."""

@@ -1,0 +1,62 @@
+"""What every dialect shares: cancelling for a caller who left, and a picture as an HTTP answer."""
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any, TypeVar
+
+from fastapi import Request
+from fastapi.responses import StreamingResponse
+from starlette.requests import ClientDisconnect
+
+from app.service import Picture
+
+T = TypeVar("T")
+
+_CHUNK = 64 * 1024
+
+
+async def unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Await `work`, but cancel it when the caller goes. The request's body must have been read before.
+
+    Raises:
+        ClientDisconnect: the caller has gone; there is nobody to answer.
+    """
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientDisconnect
+        return task.result()
+    finally:
+        for either in (task, gone):
+            either.cancel()
+        await asyncio.wait({task, gone})
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def picture_response(picture: Picture) -> StreamingResponse:
+    """The picture's bytes, in chunks so that a slow reader holds the connection and not the server's memory."""
+    headers = {
+        "Content-Length": str(len(picture.data)),
+        "Content-Disposition": f'inline; filename="{picture.filename}"',
+        "Cache-Control": "no-store",
+        "X-Content-Type-Options": "nosniff",
+        "X-Seed": str(picture.seed),
+        "X-Steps-Run": str(picture.steps_run),
+        "X-Start-Timestep": f"{picture.start_timestep:g}",
+        "Server-Timing": ", ".join(f"{stage};dur={seconds * 1000:.1f}" for stage, seconds in picture.seconds.items()),
+    }
+    if picture.tokens_cut:
+        headers["X-Prompt-Tokens-Cut"] = str(picture.tokens_cut)
+    return StreamingResponse(_chunks(picture.data), headers=headers, media_type=picture.output_format.media_type)
+
+
+async def _chunks(data: bytes) -> AsyncIterator[memoryview]:
+    view = memoryview(data)
+    for start in range(0, len(view), _CHUNK):
+        yield view[start : start + _CHUNK]

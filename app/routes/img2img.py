@@ -1,0 +1,149 @@
+"""`POST /img2img`: a form, a raw picture, or Hugging Face's JSON in; a picture out."""
+
+import base64
+import binascii
+from collections.abc import Iterable
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import StreamingResponse
+from starlette.datastructures import UploadFile
+
+from app.errors import InvalidImage, InvalidParameter, MalformedBody, NotAcceptable, UnsupportedMediaType
+from app.request import IMAGE_SIZE, OutputFormat, parse_request
+from app.routes.common import picture_response, unless_disconnected
+from app.routes.schema import IMG2IMG_OPENAPI, IMG2IMG_RESPONSES
+from app.service import Service
+
+router = APIRouter()
+
+_MAX_TEXT_BYTES = 64 * 1024
+_SEND_IMAGE = (
+    "Send the picture as a file part named 'image', like curl's -F image=@photo.png. "
+    "If you did, the body was cut short on its way."
+)
+
+
+@router.post(
+    "/img2img",
+    summary="Redraw a picture as a prompt says",
+    operation_id="img2img",
+    tags=["pictures"],
+    response_class=StreamingResponse,
+    responses=IMG2IMG_RESPONSES,
+    openapi_extra=IMG2IMG_OPENAPI,
+)
+async def img2img(request: Request) -> StreamingResponse:
+    """Takes the picture as `multipart/form-data`, as a raw body, or as base64 in Hugging Face's JSON.
+
+    The answer is the picture itself. `X-Seed` is what makes it again.
+    """
+    upload, fields = await _read(request)
+    asked = parse_request(fields)
+    if asked.output_format is None:
+        asked = asked.model_copy(update={"output_format": acceptable(request.headers.get("accept", "*/*"))})
+    service: Service = request.app.state.service
+    picture = await unless_disconnected(request, service.edit(upload, asked, request.state.request_id))
+    return picture_response(picture)
+
+
+async def _read(request: Request) -> tuple[bytes, dict[str, Any]]:
+    """The picture's bytes and the fields, from whichever body this is; fields in the query are as good."""
+    query = request.query_params.multi_items()
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type == "multipart/form-data":
+        upload, fields = await _read_form(request)
+        fields = _once([*query, *fields.items()])
+        if "prompt" not in fields:
+            raise InvalidParameter("Send a text field 'prompt'; it may be empty.", param="prompt")
+        return upload, fields
+    if media_type == "application/json":
+        upload, fields = await _read_hugging_face(request)
+        return upload, {"prompt": "", **_once([*query, *fields.items()])}
+    if media_type.startswith("image/") or media_type == "application/octet-stream":
+        return await request.body(), {"prompt": "", **_once(query)}
+    raise UnsupportedMediaType(
+        f"Content-Type {media_type[:64] or '(none)'} is not taken here. Send multipart/form-data with a file 'image' "
+        "and a text 'prompt', or a raw image/png, image/jpeg or image/webp body, or application/json."
+    )
+
+
+async def _read_form(request: Request) -> tuple[bytes, dict[str, str]]:
+    async with request.form(max_files=1, max_fields=20, max_part_size=_MAX_TEXT_BYTES) as form:
+        parts = _once(form.multi_items())
+        image = parts.pop("image", None)
+        if not isinstance(image, UploadFile):
+            raise InvalidParameter(_SEND_IMAGE, param="image")
+        stray = next((name for name, value in parts.items() if isinstance(value, UploadFile)), None)
+        if stray:
+            raise InvalidParameter(f"'{stray[:64]}' was sent as a file: only 'image' is one.", param=stray[:64])
+        return await image.read(), parts
+
+
+async def _read_hugging_face(request: Request) -> tuple[bytes, dict[str, Any]]:
+    """`{"inputs": base64, "parameters": {...}}`, as `InferenceClient.image_to_image` sends it."""
+    try:
+        body = await request.json()
+    except (ValueError, RecursionError) as error:
+        raise MalformedBody("The body is not valid JSON.") from error
+    if not isinstance(body, dict) or not isinstance(body.get("inputs"), str):
+        raise InvalidParameter('Send {"inputs": "<base64 of the picture>", "parameters": {…}}.', param="inputs")
+    fields = body.get("parameters") or {}
+    if not isinstance(fields, dict) or set(body) - {"inputs", "parameters"}:
+        raise InvalidParameter("'parameters' must be an object; it and 'inputs' are all there is.", param="parameters")
+    size = fields.pop("target_size", None)
+    if size not in (None, {"width": IMAGE_SIZE, "height": IMAGE_SIZE}):
+        raise InvalidParameter(f"Only pictures of {IMAGE_SIZE}x{IMAGE_SIZE} are made here.", param="target_size")
+    return _decode_base64(body["inputs"]), fields
+
+
+def _decode_base64(text: str) -> bytes:
+    """Plain base64, or the same in a data URL."""
+    if text.startswith("data:"):
+        text = text.partition(",")[2]
+    try:
+        return base64.b64decode(text, validate=True)
+    except (ValueError, binascii.Error) as error:
+        raise InvalidImage("'inputs' is not base64.", param="inputs") from error
+
+
+def _once(items: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """Pairs to a dict; a field that comes twice is refused rather than half of it ignored."""
+    fields: dict[str, Any] = {}
+    for name, value in items:
+        if name in fields:
+            raise InvalidParameter(f"'{name[:64]}' was sent more than once.", param=name[:64])
+        fields[name] = value
+    return fields
+
+
+def acceptable(accept: str) -> OutputFormat:
+    """The first format that an `Accept` header likes best (RFC 9110, section 12.5.1); PNG if it does not mind.
+
+    Raises:
+        NotAcceptable: it admits none.
+    """
+    best, best_quality = None, 0.0
+    for output_format in OutputFormat:
+        quality = _quality(accept, output_format.media_type)
+        if quality > best_quality:
+            best, best_quality = output_format, quality
+    if best is None:
+        known = ", ".join(output_format.media_type for output_format in OutputFormat)
+        raise NotAcceptable(f"The Accept header admits no format that is made here: {known}.", param="Accept")
+    return best
+
+
+def _quality(accept: str, media_type: str) -> float:
+    """The weight of the most specific range of an `Accept` header that covers a media type; 0 if none does."""
+    weights: dict[int, float] = {}
+    for part in accept.split(","):
+        pattern, *options = (piece.strip().lower() for piece in part.split(";"))
+        specificity = {"*/*": 1, media_type.partition("/")[0] + "/*": 2, media_type: 3}.get(pattern, 0)
+        weight = next((option[2:] for option in options if option.startswith("q=")), "1")
+        try:
+            weights[specificity] = max(0.0, min(1.0, float(weight)))
+        except ValueError:
+            weights[specificity] = 1.0
+    weights.pop(0, None)
+    return weights[max(weights)] if weights else 0.0

@@ -1,0 +1,131 @@
+"""The way of one picture, in order: admit, decode, run, encode. The only thing that routes call."""
+
+import asyncio
+import os
+import secrets
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from typing import TypeVar
+
+from app import __version__, images
+from app.engine.engine import Engine
+from app.engine.jobs import Job, Progress
+from app.metrics import Metrics
+from app.request import Img2ImgRequest, OutputFormat
+from app.settings import Settings
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """An answer. `seconds` holds the time of each stage, by its name in `Server-Timing`, in the order of the way."""
+
+    data: bytes = field(repr=False)
+    output_format: OutputFormat
+    seed: int
+    steps_run: int
+    start_timestep: float
+    tokens_cut: int
+    seconds: dict[str, float]
+
+    @property
+    def filename(self) -> str:
+        """A name for the file that tells one seed from another."""
+        return f"img2img-{self.seed}.{self.output_format.value}"
+
+
+class Service:
+    """Ties the engine to picture formats, which are handled on threads of its own.
+
+    Args:
+        settings: limits of the pictures.
+        engine: started and stopped by whoever made it.
+        metrics: where stage times go.
+    """
+
+    def __init__(self, settings: Settings, engine: Engine, metrics: Metrics) -> None:
+        self.settings = settings
+        self.engine = engine
+        self.metrics = metrics
+        # As many as there are cores: decoding a large picture holds up to 200 MB, and more at once is no faster.
+        self._threads = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="images")
+
+    def close(self) -> None:
+        """Let the threads go."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def edit(
+        self,
+        upload: bytes,
+        request: Img2ImgRequest,
+        request_id: str,
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> Picture:
+        """Make one picture of an uploaded one.
+
+        Args:
+            upload: a PNG, JPEG or WebP file.
+            request: what to make of it; `output_format` None means PNG.
+            request_id: names the job in the log.
+            on_progress: called on the event loop after each UNet call of this picture.
+
+        Raises:
+            ServiceError: any of the tree in `app.errors`.
+        """
+        output_format = request.output_format or OutputFormat.PNG
+        seed = secrets.randbelow(2**32) if request.seed is None else request.seed
+        with self.engine.admit(request.unet_rows) as deadline:
+            start = time.perf_counter()
+            pixels = await self._on_thread(images.decode, upload, request.fit, self.settings.max_image_pixels)
+            decoded = time.perf_counter()
+            job = Job(
+                # The engine needs a name that no other job has; the caller chose the request's.
+                id=f"{request_id}.{secrets.token_hex(4)}",
+                pixels=pixels,
+                prompt=request.prompt,
+                negative_prompt=request.negative_prompt or None,
+                num_inference_steps=request.num_inference_steps,
+                strength=request.strength,
+                guidance_scale=request.guidance_scale,
+                seed=seed,
+                deadline=deadline,
+            )
+            result = await self.engine.run(job, on_progress)
+        finished = time.perf_counter()
+        text = self._infotext(request, seed) if self.settings.embed_parameters else None
+        data = await self._on_thread(images.encode, result.pixels, output_format, text)
+        seconds = {
+            "queue": result.queued,
+            "decode": decoded - start,
+            "encode_prompt": result.timings.encode_prompt,
+            "encode_image": result.timings.encode_image,
+            "denoise": result.timings.denoise,
+            "vae": result.timings.vae,
+            output_format.value: time.perf_counter() - finished,
+        }
+        for stage, value in seconds.items():
+            self.metrics.stage_seconds.labels(stage).observe(value)
+        return Picture(
+            data=data,
+            output_format=output_format,
+            seed=seed,
+            steps_run=result.steps_run,
+            start_timestep=result.start_timestep,
+            tokens_cut=result.tokens_cut,
+            seconds=seconds,
+        )
+
+    @property
+    def model(self) -> dict[str, str] | None:
+        """What the workers loaded, and where; None while no worker is ready."""
+        return asdict(self.engine.info) if self.engine.info else None
+
+    def _infotext(self, request: Img2ImgRequest, seed: int) -> str:
+        model = self.engine.info.model.rpartition("/")[2] if self.engine.info else "unknown"
+        return images.infotext(request, seed, model, __version__)
+
+    async def _on_thread(self, function: Callable[..., T], *arguments: object) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
