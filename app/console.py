@@ -1,0 +1,83 @@
+"""What the commands share: exit codes, messages, settings' errors in sentences, and progress on standard error."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from app.settings import Settings
+
+
+class ExitCode(IntEnum):
+    """What an exit status means; those above 2 are those of BSD's `sysexits.h`."""
+
+    OK = 0
+    FAILED = 1
+    USAGE = 2
+    REFUSED = 65
+    UNAVAILABLE = 69
+    INTERNAL = 70
+
+    @classmethod
+    def of_status(cls, status: int) -> "ExitCode":
+        """The one for an HTTP status from 400 on."""
+        if status == 503:
+            return cls.UNAVAILABLE
+        return cls.REFUSED if status < 500 else cls.INTERNAL
+
+
+def say(message: str) -> None:
+    """One line for people, on standard error."""
+    typer.echo(message, err=True)
+
+
+def fail(message: str, code: ExitCode) -> NoReturn:
+    """End the program with a sentence on standard error."""
+    say(f"img2img: {message}")
+    raise typer.Exit(code)
+
+
+def read_settings(**options: Any) -> "Settings":
+    """The settings of the environment, under the options that are given; ends the program if any is wrong."""
+    from pydantic import ValidationError
+
+    from app.settings import Settings
+
+    given = {name: value for name, value in options.items() if value is not None}
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        for problem in error.errors(include_url=False):
+            name = str(problem["loc"][0]).removeprefix("IMG2IMG_").lower()
+            variable = f"--{name.replace('_', '-')}" if name in given else f"IMG2IMG_{name.upper()}"
+            advice = problem["msg"][0].lower() + problem["msg"][1:]
+            if problem["type"] == "string_pattern_mismatch":
+                advice = f"give {Settings.model_fields[name].description}"
+            say(f"img2img: {variable} cannot be {str(problem['input'])!r}: {advice.rstrip('.')}.")
+        raise typer.Exit(ExitCode.USAGE) from None
+
+
+def own_url(settings: "Settings") -> str:
+    """Where `img2img serve` answers on this machine; an address that means all of them is asked on loopback."""
+    host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104
+    return f"http://[{host}]:{settings.port}" if ":" in host else f"http://{host}:{settings.port}"
+
+
+@contextmanager
+def progress(text: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on a terminal, plain lines elsewhere, in both cases on standard error; yields what moves it."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        say(f"{text} …")
+        yield lambda step, steps: say(f"Step {step} of {steps}")
+        return
+    words = TextColumn("{task.description}", markup=False)
+    with Progress(SpinnerColumn(), words, BarColumn(), TimeElapsedColumn(), console=console, transient=True) as bar:
+        task = bar.add_task(text, total=None)
+        yield lambda step, steps: bar.update(task, description="Drawing", completed=step, total=steps)

@@ -1,0 +1,173 @@
+"""What `img2img doctor` says: the facts of this machine and of the model that it would run, and advice from them."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.constants import HF_HUB_CACHE
+
+from app.engine import checkpoint
+from app.errors import CheckpointError
+from app.settings import Settings
+
+ENOUGH_MEMORY = 16e9
+"""Bytes; a full-size model in float32 takes 14 GB, and in float16 half of that while it is loaded."""
+
+ENOUGH_DISK = 8e9
+"""Bytes; SDXL-Turbo in float16 and its VAE are 7.1 GB."""
+
+_MEMORY_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+_DRIVER_SECONDS = 10.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What was found. `model` is `checkpoint.describe`'s, empty if `problem` says why there is none; sizes in bytes."""
+
+    vae_setting: str
+    devices_setting: str
+    model: dict[str, str]
+    problem: str | None
+    driver: str | None
+    visible_devices: str | None
+    cores: int
+    memory: int
+    cache: str
+    cache_writable: bool
+    cache_free: int
+
+    @property
+    def missing(self) -> str:
+        """Why not all files are here; empty if they are."""
+        _, _, reason = self.model.get("files", "").partition("not all here yet: ")
+        return reason
+
+    @property
+    def embedded(self) -> bool:
+        return self.model.get("model", "").startswith("embedded ")
+
+
+def gather(settings: Settings) -> Facts:
+    """Look at everything; loads no weights and fetches nothing."""
+    model, problem = {}, None
+    try:
+        model = checkpoint.describe(settings)
+    except CheckpointError as error:
+        problem = str(error)
+    cache = settings.hub_cache or Path(HF_HUB_CACHE)
+    # It is made by the first download: until then, what counts is where it will be made.
+    existing = next(folder for folder in (cache.absolute(), *cache.absolute().parents) if folder.exists())
+    return Facts(
+        vae_setting=settings.vae,
+        devices_setting=settings.devices,
+        model=model,
+        problem=problem,
+        driver=driver(),
+        visible_devices=os.environ.get("NVIDIA_VISIBLE_DEVICES"),
+        cores=len(os.sched_getaffinity(0)),
+        memory=memory(_MEMORY_LIMITS),
+        cache=str(cache),
+        cache_writable=os.access(existing, os.W_OK),
+        cache_free=shutil.disk_usage(existing).free,
+    )
+
+
+def driver() -> str | None:
+    """What `nvidia-smi` says of the GPUs and their driver; None if the program is not there."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return None
+    command = [program, "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_DRIVER_SECONDS, check=False)  # noqa: S603
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"nvidia-smi failed: {error}"
+    said = "; ".join((done.stdout or done.stderr).split("\n")).strip("; ")
+    return said if done.returncode == 0 else f"nvidia-smi failed: {said}"
+
+
+def memory(limits: Iterable[Path]) -> int:
+    """Bytes of memory that this process may use: the machine's, or a container's limit in one of the files."""
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    texts = [path.read_text().strip() for path in limits if path.is_file()]
+    return min([machine, *(int(text) for text in texts if text.isdecimal())])
+
+
+def advise(facts: Facts) -> list[str]:
+    """What would fail or be slow, and what to do; in the order of weight."""
+    advice = [facts.problem] if facts.problem else []
+    if not facts.model.get("device", "cpu").startswith("cuda"):
+        advice.append(_why_no_cuda(facts))
+    if facts.model:
+        advice += _about_speed(facts)
+        advice += _about_files(facts)
+    return advice
+
+
+def _why_no_cuda(facts: Facts) -> str:
+    if facts.visible_devices in ("", "none", "void"):
+        return "NVIDIA_VISIBLE_DEVICES hides every GPU from this container: start it with --gpus all."
+    if facts.driver is None:
+        return "There is no NVIDIA driver here, so pictures are made on the CPU."
+    if facts.devices_setting.startswith("cpu"):
+        return "IMG2IMG_DEVICES names the CPU, though there is an NVIDIA driver: auto takes the GPU."
+    if facts.model.get("CUDA build") == "none":
+        return "There is an NVIDIA driver, but this torch is built without CUDA: install its CUDA build."
+    return "There is an NVIDIA driver, but torch finds no GPU: the driver may be too old, or the GPU hidden or broken."
+
+
+def _about_speed(facts: Facts) -> Iterator[str]:
+    model = facts.model
+    cuda, dtype = model["device"].startswith("cuda"), model["dtype"]
+    if facts.embedded:
+        yield "The embedded model is a tiny one to try the service with: IMG2IMG_MODEL=stabilityai/sdxl-turbo is real."
+    elif not cuda:
+        yield "A full-size model takes a minute and more for each picture on the CPU: use a CUDA GPU."
+    if not facts.embedded and facts.memory < ENOUGH_MEMORY:
+        yield f"{_gb(facts.memory)} of memory may be too little to load a full-size model: 16 GB is enough."
+    if cuda and dtype == "float32":
+        yield "float32 on CUDA takes twice the memory and time of float16: set IMG2IMG_DTYPE=auto."
+    if cuda and dtype == "float16" and facts.vae_setting == "checkpoint":
+        yield "SDXL's own VAE has to run in float32, which is slow: set IMG2IMG_VAE=auto for one that needs not."
+    if not cuda and dtype == "float16":
+        yield "float16 on the CPU is slow and may overflow: set IMG2IMG_DTYPE=auto."
+
+
+def _about_files(facts: Facts) -> Iterator[str]:
+    if "img2img download" not in facts.missing:
+        # Nothing is missing, or it is not on the hub either.
+        yield from filter(None, [facts.missing])
+        return
+    yield "The first start downloads the model; `img2img download` does it ahead of that."
+    if not facts.cache_writable:
+        yield f"{facts.cache} cannot be written to: set IMG2IMG_HUB_CACHE to a folder that can."
+    if facts.cache_free < ENOUGH_DISK:
+        yield f"{_gb(facts.cache_free)} are free for {facts.cache}, and SDXL-Turbo takes 7: make room."
+
+
+def render(facts: Facts, advice: list[str]) -> str:
+    """The report for people: a line for each fact, then the advice."""
+    lines = {
+        **facts.model,
+        "driver": facts.driver or "none (no nvidia-smi)",
+        "NVIDIA_VISIBLE_DEVICES": facts.visible_devices or "not set",
+        "CPU cores": str(facts.cores),
+        "memory": _gb(facts.memory),
+        "cache": f"{facts.cache}, {_gb(facts.cache_free)} free" + ("" if facts.cache_writable else ", read-only"),
+    }
+    width = max(map(len, lines))
+    table = [f"{name:<{width}}  {value}" for name, value in lines.items()]
+    return "\n".join([*table, "", *(f"- {sentence}" for sentence in advice or ["All is well."])])
+
+
+def as_dict(facts: Facts, advice: list[str]) -> dict[str, Any]:
+    """The same for programs."""
+    return {**asdict(facts), "advice": advice}
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:.1f} GB"

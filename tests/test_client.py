@@ -1,0 +1,252 @@
+import email.parser
+import email.policy
+import json
+import pickle
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.client import Edited, Img2Img, Img2ImgError, NoService
+from tests.canned import Answer, Asked, canned
+from tests.pictures import opened
+
+PICTURE = Answer(
+    body=b"picture",
+    headers={
+        "Content-Type": "image/png",
+        "X-Seed": "3",
+        "X-Steps-Run": "2",
+        "X-Start-Timestep": "499",
+        "X-Request-Id": "r1",
+        "Server-Timing": "queue;dur=1.5, png;dur=20",
+    },
+)
+BUSY = {"Retry-After": "0", "X-Should-Retry": "true"}
+
+
+def problem(status: int, headers: dict[str, str], **members: object) -> Answer:
+    return Answer(
+        status, json.dumps({"status": status, "detail": "Too busy.", "code": "queue_full", **members}).encode(), headers
+    )
+
+
+def form_of(asked: Asked) -> dict[str, Any]:
+    head = f"Content-Type: {asked.headers['Content-Type']}\r\n\r\n".encode()
+    form = email.parser.BytesParser(policy=email.policy.HTTP).parsebytes(head + asked.body)
+    parts = list(form.iter_parts())
+    assert all(part.get_content_disposition() == "form-data" for part in parts)
+    return {str(part.get_param("name", header="content-disposition")): part.get_payload(decode=True) for part in parts}
+
+
+def refusal(client: Img2Img, png: bytes) -> Img2ImgError | None:
+    try:
+        client.edit(png, "x")
+    except Img2ImgError as error:
+        return error
+    return None
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_a_picture_comes_back_with_all_that_the_service_says_of_it(server: str, png: bytes) -> None:
+    with Img2Img(server + "/") as client:
+        edited = client.edit(png, "word " * 80, num_inference_steps=10, strength=0.5, seed=7, output_format="webp")
+    assert opened(edited.data).format == "WEBP"
+    assert (edited.media_type, edited.seed, edited.steps_run, edited.start_timestep) == ("image/webp", 7, 5, 999.0)
+    assert edited.tokens_cut == 5
+    assert len(edited.request_id) == 32
+    assert list(edited.seconds) == ["queue", "decode", "encode_prompt", "encode_image", "denoise", "vae", "webp"]
+    assert edited.seconds["denoise"] == pytest.approx(0.003)
+
+
+def test_only_what_is_given_is_sent(png: bytes) -> None:
+    with canned(PICTURE) as server, Img2Img(server.url) as client:
+        edited = client.edit(png, "wizard")
+        client.edit(
+            png,
+            "wizard",
+            negative_prompt="",
+            num_inference_steps=2,
+            strength=1e-05,
+            guidance_scale=1.5,
+            seed=0,
+            fit="pad",
+            output_format="jpeg",
+        )
+    first, second = map(form_of, server.asked)
+    assert first == {"image": png, "prompt": b"wizard"}
+    assert {name: value for name, value in second.items() if name != "image"} == {
+        "prompt": b"wizard",
+        "negative_prompt": b"",
+        "num_inference_steps": b"2",
+        "strength": b"1e-05",
+        "guidance_scale": b"1.5",
+        "seed": b"0",
+        "fit": b"pad",
+        "output_format": b"jpeg",
+    }
+    assert edited == Edited(b"picture", "image/png", 3, 2, 499.0, 0, "r1", {"queue": 0.0015, "png": 0.02})
+
+
+def test_a_picture_may_be_bytes_a_path_or_an_open_file(server: str, png: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "in.png"
+    path.write_bytes(png)
+    with Img2Img(server) as client, path.open("rb") as file:
+        pictures = [client.edit(image, "x", seed=1).data for image in (png, path, str(path), file)]
+    assert len(set(pictures)) == 1
+
+
+def test_an_answer_is_saved_over_what_was_there(tmp_path: Path) -> None:
+    edited = Edited(b"new", "image/png", 1, 1, 0.0, 0, "", {})
+    (tmp_path / "out.png").write_bytes(b"longer than that")
+    assert edited.save(str(tmp_path / "out.png")).read_bytes() == b"new"
+
+
+def test_a_refusal_says_which_field_and_what_to_do(server: str, png: bytes) -> None:
+    with Img2Img(server) as client, pytest.raises(Img2ImgError, match=r"at least 0\.25") as caught:
+        client.edit(png, "x", strength=0.1)
+    error = caught.value
+    assert (error.status, error.code, error.param, error.retry_after) == (422, "invalid_parameter", "strength", None)
+    assert error.request_id
+    assert str(error) == error.detail
+    assert str(pickle.loads(pickle.dumps(error))) == error.detail
+
+
+def test_a_failure_of_the_service_is_not_tried_again(server: str, png: bytes) -> None:
+    with Img2Img(server) as client, pytest.raises(Img2ImgError) as caught:
+        client.edit(png, "finish=nan")
+    assert (caught.value.status, caught.value.code) == (500, "non_finite_result")
+
+
+def test_a_client_waits_for_its_place_in_a_full_queue(
+    start_server: Callable[..., AbstractContextManager[str]], png: bytes
+) -> None:
+    with start_server(queue_size=1) as url, Img2Img(url) as first, Img2Img(url, retries=0) as impatient:
+        thread = threading.Thread(target=first.edit, args=(png, "tick=0.3"))
+        thread.start()
+        error = None
+        while error is None:
+            error = refusal(impatient, png)
+        assert (error.status, error.code, error.retry_after) == (503, "queue_full", 1)
+        with Img2Img(url) as patient:
+            assert patient.edit(png, "x", seed=1).seed == 1
+        thread.join()
+
+
+def test_a_busy_service_is_asked_again_as_often_as_allowed() -> None:
+    with canned(problem(503, BUSY), problem(503, BUSY), PICTURE) as server, Img2Img(server.url) as client:
+        assert client.edit(b"x", "").data == b"picture"
+        assert len(server.asked) == 3
+    with canned(problem(503, BUSY)) as server, Img2Img(server.url, retries=1) as client:
+        with pytest.raises(Img2ImgError, match="Too busy"):
+            client.edit(b"x", "")
+        assert len(server.asked) == 2
+
+
+@pytest.mark.parametrize(
+    ("status", "headers"),
+    [
+        (503, {"Retry-After": "0", "X-Should-Retry": "false"}),
+        (503, {}),
+        (503, {"Retry-After": "3600"}),
+        (503, {"Retry-After": "Wed, 21 Oct 2026 07:28:00 GMT"}),
+        (500, {"Retry-After": "0"}),
+    ],
+    ids=["it says not to", "it does not say when", "it says much later", "it says a date", "it is broken, not busy"],
+)
+def test_a_service_is_not_asked_again_if(status: int, headers: dict[str, str]) -> None:
+    with canned(problem(status, headers)) as server, Img2Img(server.url) as client:
+        with pytest.raises(Img2ImgError):
+            client.edit(b"x", "")
+        assert len(server.asked) == 1
+
+
+@pytest.mark.parametrize("body", [b"<h1>Bad Gateway</h1>", b"[]"])
+def test_a_proxys_error_is_told_without_a_problem_document(body: bytes) -> None:
+    with (
+        canned(Answer(502, body)) as server,
+        Img2Img(server.url) as client,
+        pytest.raises(Img2ImgError, match=f"{server.url} answered 502 Bad Gateway") as caught,
+    ):
+        client.edit(b"x", "")
+    assert (caught.value.code, caught.value.request_id) == ("unknown", None)
+
+
+def test_where_nothing_listens_the_error_says_how_to_start_a_service() -> None:
+    with Img2Img(f"http://127.0.0.1:{free_port()}") as client:
+        assert not client.ready()
+        with pytest.raises(NoService, match="start one with `img2img serve`"):
+            client.edit(b"x", "")
+
+
+def test_where_something_else_answers_the_error_says_so() -> None:
+    with canned(Answer(200, b"<h1>It works!</h1>")) as server, Img2Img(server.url) as client:
+        with pytest.raises(NoService, match="another program"):
+            client.edit(b"x", "")
+        with pytest.raises(NoService, match="another program"):
+            client.health()
+
+
+def test_a_service_that_says_nothing_is_given_up() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        with Img2Img(url, timeout=0.2) as client, pytest.raises(NoService, match=r"did not answer within 0\.2 s"):
+            client.edit(b"x", "")
+
+
+def test_a_service_that_goes_away_in_the_middle_is_told() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def hang_up() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(1 << 16)
+
+        thread = threading.Thread(target=hang_up)
+        thread.start()
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        with Img2Img(url) as client, pytest.raises(NoService, match="broke off"):
+            client.health()
+        thread.join()
+
+
+def test_readiness_can_be_asked_and_waited_for(start_server: Callable[..., AbstractContextManager[str]]) -> None:
+    with start_server(model="slow", wait=False) as url, Img2Img(url) as client:
+        assert client.health() == {"status": "starting"}
+        assert not client.ready()
+        with pytest.raises(TimeoutError, match="not ready within 0 s"):
+            client.wait_until_ready(0)
+        client.wait_until_ready()
+        assert client.ready()
+        assert client.health()["model"]["model"] == "fake"
+
+
+@pytest.mark.parametrize("url", ["localhost:8000", "http://", "ftp://host", "http://host:port", ""])
+def test_a_url_that_is_none_is_refused(url: str) -> None:
+    with pytest.raises(ValueError, match="is no http:// or https:// URL"):
+        Img2Img(url)
+
+
+def test_a_proxy_in_the_environment_does_not_hide_a_service_on_this_machine(
+    server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{free_port()}")
+    with Img2Img(server) as client:
+        assert client.ready()
+
+
+def test_the_client_needs_neither_the_models_nor_the_services_libraries() -> None:
+    code = "import sys, app.client; print({'torch', 'fastapi', 'starlette', 'pydantic', 'PIL'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"

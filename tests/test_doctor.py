@@ -1,0 +1,137 @@
+import json
+import logging
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from app import cli, doctor
+from app.doctor import Facts
+
+MODEL = {"torch": "2.13.0", "CUDA build": "13.0", "device": "cuda:0", "dtype": "float16", "VAE": "fixed"}
+GOOD = Facts(
+    vae_setting="auto",
+    devices_setting="auto",
+    model={**MODEL, "model": "stabilityai/sdxl-turbo (model is auto)", "files": "/cache/snapshot"},
+    problem=None,
+    driver="NVIDIA A10G, 580.1, 24 GB",
+    visible_devices="all",
+    cores=8,
+    memory=32_000_000_000,
+    cache="/cache",
+    cache_writable=True,
+    cache_free=90_000_000_000,
+)
+CPU = replace(GOOD, model={**GOOD.model, "device": "cpu", "dtype": "float32"})
+AWAY = replace(GOOD, model={**GOOD.model, "files": "not all here yet: Run `img2img download` first."})
+
+
+@pytest.fixture(autouse=True)
+def same_log_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging.root, "handlers", [])
+
+
+def run_doctor(*arguments: str, **environment: str) -> Any:
+    return CliRunner().invoke(cli.app, ["doctor", *arguments], env={"IMG2IMG_DEVICES": "cpu", **environment})
+
+
+def fake_driver(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = folder / "nvidia-smi"
+    program.write_text(script)
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+
+
+def test_the_report_names_device_model_disk_and_memory(tmp_path: Path) -> None:
+    result = run_doctor(IMG2IMG_MODEL="embedded", IMG2IMG_HUB_CACHE=str(tmp_path / "not" / "yet"))
+    assert result.exit_code == 0
+    for fact in ("torch ", "device ", "dtype ", "embedded (model is embedded)", "CPU cores", " GB", f"{tmp_path}/not"):
+        assert fact in result.stdout
+    assert "\n- The embedded model is a tiny one" in result.stdout
+
+
+def test_a_program_can_read_the_report() -> None:
+    facts = json.loads(run_doctor("--json", IMG2IMG_MODEL="embedded").stdout)
+    assert facts["problem"] is None
+    assert facts["model"]["device"] == "cpu"
+    assert facts["cores"] >= 1
+    assert facts["memory"] > 0
+    assert len(facts["advice"]) >= 1
+
+
+def test_a_model_that_cannot_be_is_told_and_fails() -> None:
+    result = run_doctor(IMG2IMG_MODEL="nope")
+    assert result.exit_code == 1
+    assert "\n- IMG2IMG_MODEL=nope is no folder here" in result.stdout
+
+
+def test_a_folder_that_is_no_checkpoint_is_told(tmp_path: Path) -> None:
+    result = run_doctor(IMG2IMG_MODEL=str(tmp_path))
+    assert f"\n- {tmp_path}/vae/config.json cannot be read" in result.stdout
+    assert "download" not in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        ("#!/bin/sh\necho 'NVIDIA A10G, 580.1, 24 GB'\necho 'NVIDIA L4, 580.1, 24 GB'", "NVIDIA A10G, 580.1, 24 GB; N"),
+        ("#!/bin/sh\necho 'No driver is loaded.' >&2\nexit 9", "nvidia-smi failed: No driver is loaded."),
+        ("", "nvidia-smi failed: [Errno 8] Exec format error"),
+    ],
+)
+def test_the_driver_speaks_for_itself(tmp_path: Path, script: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_driver(tmp_path, script, monkeypatch)
+    assert str(doctor.driver()).startswith(said)
+
+
+def test_without_nvidia_smi_there_is_no_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert doctor.driver() is None
+
+
+def test_the_memory_is_that_of_the_machine_or_of_the_container(tmp_path: Path) -> None:
+    machine = doctor.memory([tmp_path / "missing"])
+    (tmp_path / "unlimited").write_text("max\n")
+    (tmp_path / "huge").write_text(f"{2**63}\n")
+    assert doctor.memory([tmp_path / "unlimited", tmp_path / "huge"]) == machine
+    (tmp_path / "limit").write_text("1000000\n")
+    assert doctor.memory([tmp_path / "unlimited", tmp_path / "limit"]) == 1_000_000
+
+
+def test_a_good_machine_gets_no_advice() -> None:
+    assert doctor.advise(GOOD) == []
+    assert "All is well." in doctor.render(GOOD, [])
+
+
+@pytest.mark.parametrize(
+    ("facts", "sentence"),
+    [
+        (replace(CPU, visible_devices="void"), "start it with --gpus all"),
+        (replace(CPU, driver=None), "no NVIDIA driver here"),
+        (replace(CPU, devices_setting="cpu"), "auto takes the GPU"),
+        (replace(CPU, model={**CPU.model, "CUDA build": "none"}), "built without CUDA"),
+        (CPU, "torch finds no GPU"),
+        (CPU, "a minute and more for each picture"),
+        (replace(CPU, memory=8_000_000_000), "8.0 GB of memory may be too little"),
+        (replace(CPU, model={**CPU.model, "dtype": "float16"}), "float16 on the CPU is slow"),
+        (replace(CPU, model={**CPU.model, "model": "embedded (why)"}), "IMG2IMG_MODEL=stabilityai/sdxl-turbo"),
+        (replace(GOOD, model={**GOOD.model, "dtype": "float32"}), "twice the memory and time"),
+        (replace(GOOD, vae_setting="checkpoint"), "own VAE has to run in float32"),
+        (AWAY, "`img2img download` does it ahead"),
+        (replace(AWAY, cache_writable=False), "/cache cannot be written to: set IMG2IMG_HUB_CACHE"),
+        (replace(AWAY, cache_free=1_000_000_000), "1.0 GB are free for /cache"),
+    ],
+)
+def test_what_would_fail_or_be_slow_is_told_with_what_to_do(facts: Facts, sentence: str) -> None:
+    assert any(sentence in advice for advice in doctor.advise(facts))
+
+
+def test_a_read_only_cache_is_told(tmp_path: Path) -> None:
+    facts = replace(GOOD, cache_writable=False, driver=None, visible_devices=None)
+    report = doctor.render(facts, [])
+    assert "/cache, 90.0 GB free, read-only" in report
+    assert "none (no nvidia-smi)" in report
+    assert "not set" in report

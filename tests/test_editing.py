@@ -1,0 +1,98 @@
+"""`img2img edit --local`, mostly with the torch-free model."""
+
+import json
+import logging
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from app.client import Edited
+from app.editing import edit_here
+from app.settings import Settings
+from tests.pictures import opened
+
+LOADER = "tests.fakes:load"
+
+
+@pytest.fixture(autouse=True)
+def same_log_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging.root, "handlers", [])
+    monkeypatch.setattr(logging.getLogger("app"), "handlers", [])
+
+
+def edit(png: bytes, fields: dict[str, Any], **knobs: Any) -> Edited:
+    return edit_here(png, {"prompt": "", **fields}, Settings(devices="cpu", **knobs), LOADER)
+
+
+def exit_code(png: bytes, fields: dict[str, Any], **knobs: Any) -> int:
+    with pytest.raises(typer.Exit) as caught:
+        edit(png, fields, **knobs)
+    return int(caught.value.exit_code)
+
+
+def test_a_picture_is_made_without_a_service(png: bytes, capsys: pytest.CaptureFixture[str]) -> None:
+    edited = edit(png, {"seed": 7, "num_inference_steps": 2, "strength": 1, "output_format": "webp"})
+    assert opened(edited.data).format == "WEBP"
+    assert (edited.media_type, edited.seed, edited.steps_run, edited.tokens_cut) == ("image/webp", 7, 2, 0)
+    assert list(edited.seconds)[-1] == "webp"
+    assert capsys.readouterr().err == "Loading the model …\nStep 1 of 2\nStep 2 of 2\n"
+
+
+def test_the_log_is_shown_if_the_environment_asks_for_it(png: bytes, capfd: pytest.CaptureFixture[str]) -> None:
+    edit(png, {}, log_level="info")
+    assert "worker cpu is ready" in capfd.readouterr().err
+
+
+def test_a_terminal_sees_a_bar(png: bytes, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    edit(png, {"prompt": "tick=0.3"})
+    assert "Drawing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("upload", "fields", "code", "sentence"),
+    [
+        (None, {"strength": 0.1}, 65, "at least 0.25"),
+        (b"no picture", {}, 65, "PNG, JPEG"),
+        (None, {"prompt": "finish=nan"}, 70, "no numbers"),
+    ],
+)
+def test_errors_are_those_of_the_service(
+    png: bytes,
+    capsys: pytest.CaptureFixture[str],
+    upload: bytes | None,
+    fields: dict[str, Any],
+    code: int,
+    sentence: str,
+) -> None:
+    assert exit_code(upload or png, fields) == code
+    assert sentence in capsys.readouterr().err
+
+
+def test_a_model_that_cannot_be_loaded_is_told_in_one_sentence(png: bytes, capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code(png, {}, model="broken") == 1
+    assert capsys.readouterr().err.split("\n")[1:] == [
+        "img2img: there is no such checkpoint",
+        "IMG2IMG_LOG_LEVEL=info shows what led to it.",
+        "",
+    ]
+
+
+def test_loading_does_not_use_up_the_time_that_a_picture_has(png: bytes) -> None:
+    assert edit(png, {"seed": 1}, model="slow", deadline_seconds=0.5).seed == 1
+
+
+def test_the_program_makes_a_picture_with_the_embedded_model(tmp_path: Path, png: bytes) -> None:
+    (tmp_path / "in.png").write_bytes(png)
+    options = ["--local", "--model", "embedded", "--device", "cpu", "--seed", "1", "--json"]
+    command = [sys.executable, "-m", "app", "edit", str(tmp_path / "in.png"), "-p", "wizard", "-o", str(tmp_path)]
+    done = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(done.stdout)
+    assert facts["path"] == str(tmp_path / "in-1.png")
+    assert opened(Path(facts["path"]).read_bytes()).size == (512, 512)
+    assert "Step 3 of 3" in done.stderr
