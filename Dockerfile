@@ -1,0 +1,92 @@
+# The service as an image. Needs BuildKit.
+#
+#   docker build -t sdxl-turbo-img2img .
+#       without weights: the first start downloads them into the volume /data
+#   docker build -t sdxl-turbo-img2img:with-weights --target with-weights --build-arg MODEL=stabilityai/sdxl-turbo .
+#       with weights, for hosts that reach no hub (they come under their own licence, which is not this project's)
+#
+# Behind mirrors: --build-arg PYTHON_IMAGE=... for the base image, and any of PIP_INDEX_URL, PIP_EXTRA_INDEX_URL,
+# PIP_FIND_LINKS and PIP_TRUSTED_HOST for pip; all four are unset by default and stay out of the final image.
+ARG PYTHON_IMAGE=python:3.11-slim-bookworm
+
+
+FROM ${PYTHON_IMAGE} AS dependencies
+ARG PIP_INDEX_URL
+ARG PIP_EXTRA_INDEX_URL
+ARG PIP_FIND_LINKS
+ARG PIP_TRUSTED_HOST
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
+# pip stays in this stage: the environment is made from outside.
+RUN python -m venv --without-pip /opt/venv
+COPY requirements.lock /tmp/
+# torch and its CUDA packages are moved to a tree of their own, to become a layer that only a new torch changes; hence
+# also the kind of bytecode that holds no file times. One step, since a move between steps would be a copy of gigabytes.
+# compileall's status is ignored: torch ships a file that only a newer Python can read.
+RUN --mount=type=cache,target=/root/.cache/pip \
+    set -eu; \
+    python -m pip --python /opt/venv/bin/python install --no-compile --requirement /tmp/requirements.lock; \
+    /opt/venv/bin/python -m compileall -qq -j 0 --invalidation-mode unchecked-hash /opt/venv/lib || true; \
+    site=$(/opt/venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'); \
+    mkdir -p "/opt/torch$site"; \
+    for path in "$site"/torch "$site"/torch-* "$site"/torchgen "$site"/functorch \
+                "$site"/nvidia* "$site"/cuda* "$site"/triton*; do \
+        if [ -e "$path" ]; then mv "$path" "/opt/torch$site/"; fi; \
+    done
+
+
+FROM dependencies AS application
+COPY pyproject.toml README.md LICENSE /src/
+COPY app /src/app
+RUN python -m pip --python /opt/venv/bin/python install --no-compile --no-deps --no-build-isolation \
+        --prefix /opt/app /src \
+    && /opt/venv/bin/python -m compileall -q --invalidation-mode unchecked-hash /opt/app/lib
+
+
+FROM ${PYTHON_IMAGE} AS base
+RUN groupadd --gid 10001 img2img \
+    && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin img2img \
+    && install -d -o 10001 -g 10001 /data /data/hf
+COPY --from=dependencies /opt/torch/ /
+COPY --from=dependencies /opt/venv/ /opt/venv/
+ENV PATH=/opt/venv/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    HF_HOME=/data/hf \
+    HF_HUB_DISABLE_TELEMETRY=1 \
+    DO_NOT_TRACK=1 \
+    IMG2IMG_HOST=0.0.0.0
+VOLUME ["/data"]
+EXPOSE 8000
+USER 10001:10001
+STOPSIGNAL SIGTERM
+# The first start may have gigabytes to download before it is healthy.
+HEALTHCHECK --interval=10s --timeout=5s --retries=3 --start-period=1800s CMD ["img2img", "health"]
+ENTRYPOINT ["img2img"]
+CMD ["serve"]
+ARG VERSION
+ARG REVISION
+LABEL org.opencontainers.image.title="sdxl-turbo-img2img" \
+      org.opencontainers.image.description="SDXL-Turbo image-to-image as a service: a picture and a prompt in, a PNG out" \
+      org.opencontainers.image.licenses="MIT" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
+
+
+FROM base AS weights
+ARG MODEL=stabilityai/sdxl-turbo
+COPY --from=application /opt/app/ /opt/venv/
+USER 0:0
+RUN HF_HOME=/opt/hf img2img download --model "$MODEL"
+
+
+FROM base AS with-weights
+ARG MODEL=stabilityai/sdxl-turbo
+COPY --from=weights /opt/hf/ /opt/hf/
+# Offline, since nothing could be added to a cache that is part of the image.
+ENV HF_HOME=/opt/hf IMG2IMG_MODEL=${MODEL} IMG2IMG_OFFLINE=1
+COPY --from=application /opt/app/ /opt/venv/
+
+
+# The last stage is what a build without --target makes. The application is its last layer, and a small one.
+FROM base AS runtime
+COPY --from=application /opt/app/ /opt/venv/
