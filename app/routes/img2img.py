@@ -2,12 +2,15 @@
 
 import base64
 import binascii
-from collections.abc import Iterable
+import sys
+from collections.abc import AsyncGenerator, Iterable
 from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import StreamingResponse
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
 
 from app.errors import InvalidImage, InvalidParameter, MalformedBody, NotAcceptable, UnsupportedMediaType
 from app.request import IMAGE_SIZE, OutputFormat, parse_request
@@ -18,10 +21,7 @@ from app.service import Service
 router = APIRouter()
 
 _MAX_TEXT_BYTES = 64 * 1024
-_SEND_IMAGE = (
-    "Send the picture as a file part named 'image', like curl's -F image=@photo.png. "
-    "If you did, the body was cut short on its way."
-)
+_MAX_EPILOGUE = 1024
 
 
 @router.post(
@@ -60,24 +60,46 @@ async def _read(request: Request) -> tuple[bytes, dict[str, Any]]:
     if media_type == "application/json":
         upload, fields = await _read_hugging_face(request)
         return upload, {"prompt": "", **_once([*query, *fields.items()])}
-    if media_type.startswith("image/") or media_type == "application/octet-stream":
+    # Hugging Face's client names no type for bytes: what a picture is shows in its content anyway.
+    if media_type.startswith("image/") or media_type in ("application/octet-stream", ""):
         return await request.body(), {"prompt": "", **_once(query)}
     raise UnsupportedMediaType(
-        f"Content-Type {media_type[:64] or '(none)'} is not taken here. Send multipart/form-data with a file 'image' "
+        f"Content-Type {media_type[:64]} is not taken here. Send multipart/form-data with a file 'image' "
         "and a text 'prompt', or a raw image/png, image/jpeg or image/webp body, or application/json."
     )
 
 
+class _FormParser(MultiPartParser):
+    """Starlette's, but nothing of an upload goes to the disk: the body's limit bounds it in memory as well."""
+
+    spool_max_size = sys.maxsize
+
+
 async def _read_form(request: Request) -> tuple[bytes, dict[str, str]]:
-    async with request.form(max_files=1, max_fields=20, max_part_size=_MAX_TEXT_BYTES) as form:
+    body = await request.body()
+    _, options = parse_options_header(request.headers["content-type"])
+    # The parser takes what is there for the whole: a part that was cut off would just be missing.
+    if b"--" + options.get(b"boundary", b"") + b"--" not in body[-_MAX_EPILOGUE:]:
+        raise MalformedBody("The form's last boundary is missing: it was cut short on its way, or is no form.")
+    parser = _FormParser(request.headers, _once_only(body), max_files=1, max_fields=20, max_part_size=_MAX_TEXT_BYTES)
+    try:
+        form = await parser.parse()
+    except MultiPartException as error:
+        raise MalformedBody(f"The form cannot be read: {error.message}") from error
+    try:
         parts = _once(form.multi_items())
         image = parts.pop("image", None)
         if not isinstance(image, UploadFile):
-            raise InvalidParameter(_SEND_IMAGE, param="image")
-        stray = next((name for name, value in parts.items() if isinstance(value, UploadFile)), None)
-        if stray:
-            raise InvalidParameter(f"'{stray[:64]}' was sent as a file: only 'image' is one.", param=stray[:64])
+            raise InvalidParameter(
+                "Send the picture as a file part named 'image', like curl's -F image=@photo.png.", param="image"
+            )
         return await image.read(), parts
+    finally:
+        await form.close()
+
+
+async def _once_only(body: bytes) -> AsyncGenerator[bytes, None]:
+    yield body
 
 
 async def _read_hugging_face(request: Request) -> tuple[bytes, dict[str, Any]]:

@@ -1,0 +1,300 @@
+"""`POST /img2img` of a real server: three kinds of body in, a picture or a problem out."""
+
+import base64
+import io
+import re
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import httpx2
+import pytest
+from PIL import Image
+
+from app.errors import NotAcceptable
+from app.request import OutputFormat
+from app.routes.img2img import acceptable
+
+StartServer = Callable[..., AbstractContextManager[str]]
+
+
+def post(url: str, png: bytes, accept: str = "*/*", **fields: Any) -> httpx2.Response:
+    return httpx2.post(
+        f"{url}/img2img",
+        files={"image": ("in.png", png, "image/png")},
+        data={"prompt": "dog wizard", **fields},
+        headers={"Accept": accept},
+    )
+
+
+def problem(response: httpx2.Response, status: int, code: str, param: str | None = None) -> str:
+    """Check an error's whole shape; its sentence."""
+    assert response.status_code == status
+    assert response.headers["content-type"] == "application/problem+json"
+    body = response.json()
+    assert body["status"] == status
+    assert body["code"] == code
+    assert body.get("param") == param
+    assert body["request_id"] == response.headers["x-request-id"]
+    assert response.headers["x-error-message"]
+    return str(body["detail"])
+
+
+def opened(response: httpx2.Response) -> Image.Image:
+    assert response.status_code == 200, response.text
+    return Image.open(io.BytesIO(response.content))
+
+
+def test_a_form_becomes_a_png_of_512_pixels_with_its_headers(server: str, png: bytes) -> None:
+    response = post(server, png, seed="42")
+    image = opened(response)
+    assert (image.format, image.size, image.mode) == ("PNG", (512, 512), "RGB")
+    headers = response.headers
+    assert headers["content-type"] == "image/png"
+    assert headers["content-length"] == str(len(response.content))
+    assert headers["content-disposition"] == 'inline; filename="img2img-42.png"'
+    assert (headers["x-seed"], headers["x-steps-run"], headers["x-start-timestep"]) == ("42", "3", "999")
+    assert re.fullmatch(r"[0-9a-f]{32}", headers["x-request-id"])
+    stages = re.findall(r"(\w+);dur=[0-9.]+", headers["server-timing"])
+    assert stages == ["queue", "decode", "encode_prompt", "encode_image", "denoise", "vae", "png"]
+    assert "x-prompt-tokens-cut" not in headers
+
+
+def test_the_same_seed_gives_the_same_bytes_and_a_random_one_is_told(server: str, png: bytes) -> None:
+    first = post(server, png)
+    again = post(server, png, seed=first.headers["x-seed"])
+    assert again.content == first.content
+    assert post(server, png).headers["x-seed"] != first.headers["x-seed"]
+
+
+def test_a_prompt_that_was_cut_is_told(server: str, png: bytes) -> None:
+    assert post(server, png, prompt="word " * 100).headers["x-prompt-tokens-cut"] == "25"
+
+
+def test_prompt_and_seed_are_in_the_file_unless_that_is_switched_off(
+    server: str, png: bytes, start_server: StartServer
+) -> None:
+    assert "Seed: 7" in opened(post(server, png, seed="7")).info["parameters"]
+    with start_server(embed_parameters=False) as url:
+        assert "parameters" not in opened(post(url, png, seed="7")).info
+
+
+@pytest.mark.parametrize("output_format", ["png", "webp", "jpeg"])
+def test_the_format_can_be_asked_for_in_a_field_or_by_accept(server: str, png: bytes, output_format: str) -> None:
+    by_field = post(server, png, accept="image/png", output_format=output_format, seed="1")
+    by_accept = post(server, png, accept=f"text/html, image/{output_format};q=0.9, image/*;q=0.1", seed="1")
+    for response in (by_field, by_accept):
+        assert opened(response).format == output_format.upper()
+        assert response.headers["content-type"] == f"image/{output_format}"
+        assert response.headers["content-disposition"].endswith(f'.{output_format}"')
+        assert f"{output_format};dur=" in response.headers["server-timing"]
+
+
+def test_the_fit_is_passed_on(server: str) -> None:
+    buffer = io.BytesIO()
+    Image.linear_gradient("L").rotate(90).resize((300, 100)).save(buffer, "PNG")
+    results = {fit: post(server, buffer.getvalue(), seed="1", fit=fit).content for fit in ("stretch", "crop", "pad")}
+    assert len(set(results.values())) == 3
+
+
+def test_a_raw_picture_with_the_fields_in_the_query_is_the_same_request(server: str, png: bytes) -> None:
+    raw = httpx2.post(
+        f"{server}/img2img",
+        params={"prompt": "dog wizard", "seed": "3"},
+        content=png,
+        headers={"Content-Type": "image/png"},
+    )
+    assert raw.content == post(server, png, seed="3").content
+
+
+def test_a_raw_picture_needs_no_prompt_and_no_exact_type(server: str, png: bytes) -> None:
+    for media_type in ("image/jpeg", "application/octet-stream"):
+        response = httpx2.post(f"{server}/img2img", content=png, headers={"Content-Type": media_type})
+        assert opened(response).size == (512, 512)
+
+
+@pytest.mark.parametrize("prefix", ["", "data:image/png;base64,"])
+def test_hugging_faces_json_is_the_same_request(server: str, png: bytes, prefix: str) -> None:
+    body = {
+        "inputs": prefix + base64.b64encode(png).decode(),
+        "parameters": {
+            "prompt": "dog wizard",
+            "negative_prompt": None,
+            "num_inference_steps": 4,
+            "strength": 0.9,
+            "seed": 3,
+            "target_size": {"width": 512, "height": 512},
+        },
+    }
+    assert httpx2.post(f"{server}/img2img", json=body).content == post(server, png, seed="3").content
+
+
+def test_hugging_faces_own_client_works_unchanged(server: str, png: bytes) -> None:
+    from huggingface_hub import InferenceClient
+
+    client = InferenceClient(model=f"{server}/img2img")
+    plain = client.image_to_image(png)
+    asked = client.image_to_image(png, prompt="dog wizard", num_inference_steps=2, strength=0.5, seed=3)
+    assert plain.size == asked.size == (512, 512)
+    assert asked.tobytes() == opened(post(server, png, num_inference_steps="2", strength="0.5", seed="3")).tobytes()
+
+
+def test_hugging_faces_own_client_shows_the_sentence_of_an_error(server: str, png: bytes) -> None:
+    from huggingface_hub import InferenceClient
+    from huggingface_hub.errors import HfHubHTTPError
+
+    with pytest.raises(HfHubHTTPError, match=r"strength of at least 0\.25"):
+        InferenceClient(model=f"{server}/img2img").image_to_image(png, prompt="x", strength=0.1)
+
+
+def test_too_few_steps_are_refused_with_what_would_pass(server: str, png: bytes) -> None:
+    detail = problem(post(server, png, strength="0.2"), 422, "invalid_parameter", "strength")
+    assert "at least 0.25" in detail
+    assert "at least 5 steps" in detail
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"num_inference_steps": "4_0"}, "num_inference_steps"),
+        ({"strength": "nan"}, "strength"),
+        ({"strenght": "0.5"}, "strenght"),
+        ({"prompt": ["a", "b"]}, "prompt"),
+    ],
+)
+def test_a_field_that_cannot_be_used_is_named(server: str, png: bytes, fields: dict[str, Any], param: str) -> None:
+    problem(post(server, png, **fields), 422, "invalid_parameter", param)
+
+
+def test_a_field_in_form_and_query_at_once_is_refused(server: str, png: bytes) -> None:
+    files, data = {"image": png}, {"prompt": "x", "seed": "1"}
+    response = httpx2.post(f"{server}/img2img?seed=2", files=files, data=data)
+    assert "more than once" in problem(response, 422, "invalid_parameter", "seed")
+
+
+def test_a_form_without_a_picture_or_prompt_says_which_is_missing(server: str, png: bytes) -> None:
+    url = f"{server}/img2img"
+    no_image = httpx2.post(url, files={"other": png}, data={"prompt": "x"})
+    assert "file part named 'image'" in problem(no_image, 422, "invalid_parameter", "image")
+    as_text = httpx2.post(url, files={"image": (None, "text")}, data={"prompt": "x"})
+    problem(as_text, 422, "invalid_parameter", "image")
+    no_prompt = httpx2.post(url, files={"image": png})
+    problem(no_prompt, 422, "invalid_parameter", "prompt")
+
+
+def test_a_second_file_is_refused(server: str, png: bytes) -> None:
+    two = httpx2.post(f"{server}/img2img", files=[("image", png), ("image", png)], data={"prompt": "x"})
+    assert "Too many files" in problem(two, 400, "malformed_body")
+
+
+def test_a_prompt_sent_as_a_file_is_refused(server: str) -> None:
+    body = (
+        b'--b\r\nContent-Disposition: form-data; name="prompt"; filename="p.txt"\r\n\r\nx\r\n'
+        b'--b\r\nContent-Disposition: form-data; name="image"\r\n\r\nx\r\n--b--\r\n'
+    )
+    headers = {"Content-Type": "multipart/form-data; boundary=b"}
+    problem(httpx2.post(f"{server}/img2img", content=body, headers=headers), 422, "invalid_parameter", "image")
+
+
+def test_a_form_without_a_boundary_is_refused(server: str) -> None:
+    response = httpx2.post(f"{server}/img2img", content=b"x", headers={"Content-Type": "multipart/form-data"})
+    problem(response, 400, "malformed_body")
+
+
+def test_a_form_that_was_cut_short_says_so(server: str, png: bytes) -> None:
+    body = b'--b\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r\n\r\n' + png[:100]
+    headers = {"Content-Type": "multipart/form-data; boundary=b"}
+    response = httpx2.post(f"{server}/img2img", content=body, headers=headers)
+    assert "cut short" in problem(response, 400, "malformed_body")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{", b"[" * 100_000, b'{"inputs": 1e999999999}', b'{"inputs": ' + b"9" * 5000 + b"}", b"\xff"],
+    ids=["empty", "open", "deep", "infinite", "long number", "no text"],
+)
+def test_json_that_is_none_is_refused(server: str, body: bytes) -> None:
+    response = httpx2.post(f"{server}/img2img", content=body, headers={"Content-Type": "application/json"})
+    assert response.status_code in (400, 422)
+    assert response.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ([], "inputs"),
+        ({"inputs": 5}, "inputs"),
+        ({"inputs": "AAAA", "parameters": []}, None),
+        ({"inputs": "AAAA", "parameters": [1]}, "parameters"),
+        ({"inputs": "AAAA", "options": {}}, "parameters"),
+        ({"inputs": "AAAA", "parameters": {"target_size": {"width": 1024, "height": 1024}}}, "target_size"),
+        ({"inputs": "AAAA", "parameters": {"scheduler": "x"}}, "scheduler"),
+        ({"inputs": "no base64!"}, "inputs"),
+    ],
+)
+def test_json_of_another_shape_is_refused_with_its_part_named(server: str, body: Any, param: str | None) -> None:
+    response = httpx2.post(f"{server}/img2img", json=body)
+    assert response.status_code in (415, 422)
+    assert param is None or response.json()["param"] == param
+
+
+@pytest.mark.parametrize("media_type", ["text/plain", "application/x-www-form-urlencoded"])
+def test_another_content_type_is_refused_with_those_that_are_taken(server: str, media_type: str) -> None:
+    response = httpx2.post(f"{server}/img2img", content=b"x", headers={"Content-Type": media_type})
+    assert "multipart/form-data" in problem(response, 415, "unsupported_media_type")
+
+
+def test_an_accept_header_without_any_of_our_formats_is_refused(server: str, png: bytes) -> None:
+    problem(post(server, png, accept="application/json"), 406, "not_acceptable", "Accept")
+
+
+@pytest.mark.parametrize(
+    ("accept", "chosen"),
+    [
+        ("*/*", "png"),
+        ("", None),
+        ("image/*", "png"),
+        ("image/webp", "webp"),
+        ("IMAGE/JPEG;q=1", "jpeg"),
+        ("image/png;q=0.5, image/webp", "webp"),
+        ("image/png;q=0, */*", "webp"),
+        ("image/webp;q=0.3, image/*;q=0.2", "webp"),
+        ("image/*;q=oops", "png"),
+        ("image/png;q=0", None),
+        ("text/html", None),
+    ],
+)
+def test_accept_is_read_as_http_says(accept: str, chosen: str | None) -> None:
+    if chosen is None:
+        with pytest.raises(NotAcceptable):
+            acceptable(accept)
+    else:
+        assert acceptable(accept) is OutputFormat(chosen)
+
+
+@pytest.mark.parametrize(
+    ("upload", "status", "code"),
+    [
+        (b"", 422, "invalid_image"),
+        (b"GIF89a" + bytes(50), 415, "unsupported_image_format"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(50), 422, "invalid_image"),
+    ],
+)
+def test_a_picture_that_cannot_be_read_is_refused(server: str, upload: bytes, status: int, code: str) -> None:
+    problem(post(server, upload), status, code, "image")
+
+
+def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(png: bytes, start_server: StartServer) -> None:
+    with start_server(max_image_pixels=512 * 512 - 1) as url:
+        problem(post(url, png), 413, "image_too_large", "image")
+
+
+def test_a_failing_job_is_a_500_that_should_not_be_sent_again(server: str, png: bytes) -> None:
+    response = post(server, png, prompt="fail_at=1")
+    detail = problem(response, 500, "inference_failed")
+    assert "told to fail" not in detail
+    assert response.headers["x-should-retry"] == "false"
+
+
+def test_numbers_that_are_none_are_a_typed_error_and_never_a_picture(server: str, png: bytes) -> None:
+    problem(post(server, png, prompt="finish=nan"), 500, "non_finite_result")

@@ -1,0 +1,231 @@
+"""Limits, health and metrics of a real server, some of it over a bare socket."""
+
+import json
+import re
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from urllib.parse import urlsplit
+
+import httpx2
+import pytest
+
+from tests.test_img2img import post, problem
+
+StartServer = Callable[..., AbstractContextManager[str]]
+
+
+def pieces(data: bytes) -> Iterator[bytes]:
+    """A body without a declared length."""
+    for start in range(0, len(data), 1000):
+        yield data[start : start + 1000]
+
+
+def connect(url: str) -> socket.socket:
+    address = urlsplit(url)
+    assert address.hostname
+    assert address.port
+    return socket.create_connection((address.hostname, address.port), timeout=20)
+
+
+def sample(url: str, name: str) -> float:
+    """One series of /metrics, by its whole name with labels; 0 if it is not there yet."""
+    for line in httpx2.get(f"{url}/metrics").text.splitlines():
+        if line.startswith(f"{name} "):
+            return float(line.rpartition(" ")[2])
+    return 0.0
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 15
+    while not condition():
+        assert time.monotonic() < deadline, "it never came true"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("chunked", [False, True], ids=["declared", "chunked"])
+@pytest.mark.parametrize(("size", "too_large"), [(2047, False), (2048, False), (2049, True)])
+def test_a_body_over_the_limit_is_refused_in_one_shape(
+    start_server: StartServer, chunked: bool, size: int, too_large: bool
+) -> None:
+    data = bytes(size)
+    with start_server(max_body_bytes=2048) as url:
+        response = httpx2.post(
+            f"{url}/img2img", content=pieces(data) if chunked else data, headers={"Content-Type": "image/png"}
+        )
+        if too_large:
+            assert "2,048 bytes" in problem(response, 413, "body_too_large")
+        else:
+            problem(response, 415, "unsupported_image_format", "image")
+        assert sample(url, 'img2img_rejected_total{reason="body_too_large"}') == too_large
+
+
+def test_a_client_that_waits_for_leave_gets_its_413_before_it_sends(start_server: StartServer) -> None:
+    with start_server(max_body_bytes=2048) as url, connect(url) as connection:
+        connection.sendall(
+            b"POST /img2img HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"
+            b"Content-Length: 9999999\r\nExpect: 100-continue\r\n\r\n"
+        )
+        assert b" 413 " in connection.recv(100)
+
+
+@pytest.mark.parametrize("head", [b"", b"half of it"])
+def test_a_body_that_does_not_arrive_in_time_is_given_up(start_server: StartServer, head: bytes) -> None:
+    with start_server(body_timeout_seconds=0.3) as url, connect(url) as connection:
+        connection.sendall(
+            b"POST /img2img HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 100\r\n\r\n" + head
+        )
+        answer = connection.makefile("rb").read()
+        assert b" 408 " in answer.partition(b"\r\n")[0]
+        assert b"connection: close" in answer.lower()
+        assert json.loads(answer.rpartition(b"\r\n\r\n")[2])["code"] == "body_timeout"
+
+
+def test_a_slow_drip_does_not_buy_more_time(start_server: StartServer) -> None:
+    with start_server(body_timeout_seconds=0.5) as url, connect(url) as connection:
+        connection.sendall(
+            b"POST /img2img HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 100\r\n\r\n"
+        )
+
+        def drip() -> None:
+            for _ in range(100):
+                try:
+                    connection.sendall(b"x")
+                except OSError:
+                    return
+                time.sleep(0.1)
+
+        thread = threading.Thread(target=drip)
+        thread.start()
+        assert b" 408 " in connection.recv(100)
+        thread.join()
+
+
+def test_the_body_timeout_does_not_limit_the_work(start_server: StartServer, png: bytes) -> None:
+    with start_server(body_timeout_seconds=0.5) as url:
+        assert post(url, png, prompt="tick=0.4").status_code == 200
+
+
+def test_a_full_queue_is_refused_with_the_time_to_come_back(start_server: StartServer, png: bytes) -> None:
+    with start_server(queue_size=1) as url:
+        running = threading.Thread(target=post, args=(url, png), kwargs={"prompt": "tick=0.5"})
+        running.start()
+        eventually(lambda: sample(url, "img2img_jobs_on_board") == 1)
+        response = post(url, png)
+        problem(response, 503, "queue_full")
+        assert int(response.headers["retry-after"]) >= 1
+        assert response.headers["x-should-retry"] == "true"
+        assert response.json()["retry_after"] == int(response.headers["retry-after"])
+        running.join()
+        assert post(url, png).status_code == 200
+
+
+def test_a_request_whose_predicted_wait_is_over_the_deadline_is_refused_at_once(
+    start_server: StartServer, png: bytes
+) -> None:
+    with start_server(deadline_seconds=1.0, max_batch=1) as url:
+        for _ in range(30):
+            assert post(url, png, prompt="tick=0.08", num_inference_steps="1", strength="1").status_code == 200
+        threads = [
+            threading.Thread(target=post, args=(url, png), kwargs={"prompt": "tick=0.02", "num_inference_steps": "30"})
+            for _ in range(3)
+        ]
+        for thread in threads:
+            thread.start()
+        eventually(lambda: sample(url, 'img2img_rejected_total{reason="deadline_exceeded"}') >= 1)
+        for thread in threads:
+            thread.join()
+
+
+def test_a_caller_who_leaves_takes_the_job_along(start_server: StartServer, png: bytes) -> None:
+    with start_server(max_batch=1) as url:
+        with connect(url) as connection:
+            head = "POST /img2img?prompt=tick%3D0.1&num_inference_steps=50&strength=1 HTTP/1.1\r\nHost: x\r\n"
+            head += f"Content-Type: image/png\r\nContent-Length: {len(png)}\r\n\r\n"
+            connection.sendall(head.encode() + png)
+            eventually(lambda: sample(url, "img2img_jobs_on_board") == 1)
+        eventually(lambda: sample(url, "img2img_jobs_on_board") == 0)
+        assert sample(url, "img2img_images_total") == 0
+        assert post(url, png).status_code == 200
+
+
+def test_a_caller_who_leaves_while_sending_is_no_error(start_server: StartServer, png: bytes) -> None:
+    with start_server() as url:
+        with connect(url) as connection:
+            connection.sendall(
+                b"POST /img2img HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 99\r\n\r\nx"
+            )
+            time.sleep(0.1)
+        eventually(lambda: sample(url, 'img2img_requests_total{code="499",route="/img2img"}') == 1)
+        assert post(url, png).status_code == 200
+
+
+def test_a_worker_that_dies_costs_the_caller_only_time(start_server: StartServer, png: bytes, tmp_path: object) -> None:
+    with start_server() as url:
+        response = post(url, png, prompt=f"exit_at=1 once={tmp_path}/died", seed="1")
+        assert response.status_code == 200
+        assert response.content != b""
+        assert sample(url, 'img2img_worker_deaths_total{cause="exit"}') == 1
+
+
+def test_liveness_needs_no_worker_and_readiness_needs_a_warm_one(start_server: StartServer) -> None:
+    with start_server(wait=False, model="slow") as url:
+        assert httpx2.get(f"{url}/health/live").json() == {"status": "live"}
+        not_yet = httpx2.get(f"{url}/health/ready")
+        assert (not_yet.status_code, not_yet.json(), not_yet.headers["retry-after"]) == (
+            503,
+            {"status": "starting"},
+            "1",
+        )
+        eventually(lambda: httpx2.get(f"{url}/health/ready").status_code == 200)
+        ready = httpx2.get(f"{url}/health/ready").json()
+        assert ready["status"] == "ready"
+        assert ready["model"]["model"] == "fake"
+
+
+def test_metrics_count_pictures_requests_and_stages(start_server: StartServer, png: bytes) -> None:
+    with start_server() as url:
+        post(url, png)
+        post(url, png, strength="0.1")
+        httpx2.get(f"{url}/no/such/{'path'}")
+        assert sample(url, "img2img_images_total") == 1
+        assert sample(url, 'img2img_requests_total{code="200",route="/img2img"}') == 1
+        assert sample(url, 'img2img_requests_total{code="422",route="/img2img"}') == 1
+        assert sample(url, 'img2img_requests_total{code="404",route="unmatched"}') == 1
+        assert sample(url, 'img2img_stage_duration_seconds_count{stage="denoise"}') == 1
+        assert sample(url, 'img2img_rejected_total{reason="invalid_parameter"}') == 1
+        assert sample(url, "img2img_ready") == 1
+        assert sample(url, 'img2img_worker_peak_memory_bytes{device="cpu"}') > 0
+
+
+def test_a_request_id_is_kept_if_it_is_harmless_and_replaced_if_not(server: str) -> None:
+    def echoed(sent: str) -> str:
+        headers = {b"X-Request-Id": sent.encode()}
+        return str(httpx2.get(f"{server}/health/live", headers=headers).headers["x-request-id"])
+
+    assert echoed("abc-DEF_123") == "abc-DEF_123"
+    for harmful in ("a b", "a\tb", "x" * 129, "a;b", "é"):
+        assert re.fullmatch(r"[0-9a-f]{32}", echoed(harmful))
+
+
+def test_unknown_paths_and_methods_are_problems_too(server: str) -> None:
+    problem(httpx2.get(f"{server}/nope"), 404, "not_found")
+    response = httpx2.get(f"{server}/img2img")
+    problem(response, 405, "method_not_allowed")
+    assert response.headers["allow"] == "POST"
+
+
+def test_the_documentation_has_every_field_and_error(server: str) -> None:
+    route = httpx2.get(f"{server}/openapi.json").json()["paths"]["/img2img"]["post"]
+    bodies = route["requestBody"]["content"]
+    form = bodies["multipart/form-data"]["schema"]
+    assert form["required"] == ["image", "prompt"]
+    assert form["properties"]["strength"]["default"] == 0.9
+    assert form["properties"]["num_inference_steps"]["maximum"] == 50
+    assert form["properties"]["fit"]["enum"] == ["stretch", "crop", "pad"]
+    assert set(bodies) == {"multipart/form-data", "image/*", "application/json"}
+    assert {"200", "400", "406", "408", "413", "415", "422", "500", "503"} <= set(route["responses"])
+    assert "X-Seed" in route["responses"]["200"]["headers"]
+    assert httpx2.get(f"{server}/docs").status_code == 200
