@@ -36,6 +36,9 @@ def serve(settings: Settings, loader: str | None = None) -> int:
 
     Returns:
         The exit code: 0 after a signal, 1 if the engine gave up.
+
+    Raises:
+        SystemExit: the address cannot be listened on; uvicorn has logged why.
     """
     configure(settings.log_level)
     failures: list[EngineStopped] = []
@@ -57,4 +60,4 @@ def serve(settings: Settings, loader: str | None = None) -> int:
     )
     server = Server(config)
     server.run()
-    return 1 if failures or not server.started else 0
+    return 1 if failures else 0

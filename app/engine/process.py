@@ -6,6 +6,7 @@ import os
 import socket
 import sys
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 from app.engine.jobs import HEADER_SIZE, Start, ToWorker, body_length, pack, unpack
@@ -34,7 +35,7 @@ class WorkerProcess:
                 *("-P", "-m", "app.engine.worker", str(theirs.fileno())),
                 stdin=asyncio.subprocess.DEVNULL,
                 # The modules of this process, not those of whatever folder it was started in.
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)},
                 pass_fds=(theirs.fileno(),),
                 # Ctrl-C goes to the whole foreground group: the worker must outlive it until the last job is done.
                 start_new_session=True,

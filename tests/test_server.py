@@ -1,0 +1,92 @@
+"""`serve` in a process of its own, as Docker runs it."""
+
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import httpx2
+import pytest
+
+from tests.conftest import _free_port
+from tests.test_img2img import post
+from tests.test_limits import eventually, sample
+
+CODE = """
+import sys
+from app.server import serve
+from app.settings import Settings
+settings = Settings(devices="cpu", port=int(sys.argv[1]), model=sys.argv[2], max_worker_deaths=1)
+sys.exit(serve(settings, "tests.fakes:load"))
+"""
+
+
+@contextmanager
+def serving(model: str = "fake") -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
+    port = _free_port()
+    process = subprocess.Popen(
+        [sys.executable, "-c", CODE, str(port), model], stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        yield f"http://127.0.0.1:{port}", process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def is_ready(url: str) -> bool:
+    try:
+        return httpx2.get(f"{url}/health/ready").status_code == 200
+    except httpx2.TransportError:
+        return False
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_lets_a_running_request_finish_and_ends_with_0(png: bytes, number: signal.Signals) -> None:
+    with serving() as (url, process):
+        eventually(lambda: is_ready(url))
+        answers: list[httpx2.Response] = []
+        request = threading.Thread(target=lambda: answers.append(post(url, png, prompt="tick=0.3", seed="1")))
+        request.start()
+        eventually(lambda: sample(url, "img2img_jobs_on_board") == 1)
+        process.send_signal(number)
+        assert process.wait(20) == 0
+        request.join()
+        assert answers[0].status_code == 200
+
+
+@pytest.mark.parametrize(("model", "reason"), [("broken", "there is no such checkpoint"), ("dies", "died on cpu")])
+def test_an_engine_that_gives_up_ends_the_process_with_1_and_says_why(model: str, reason: str) -> None:
+    with serving(model) as (_, process):
+        _, log = process.communicate(timeout=30)
+        assert process.returncode == 1
+        assert reason in log
+
+
+def test_a_port_that_is_taken_ends_the_process_and_says_so() -> None:
+    with serving() as (url, first):
+        eventually(lambda: is_ready(url))
+        port = url.rpartition(":")[2]
+        second = subprocess.run(
+            [sys.executable, "-c", CODE, port, "fake"], capture_output=True, text=True, timeout=30, check=False
+        )
+        assert second.returncode != 0
+        assert "address already in use" in second.stderr
+        assert first.poll() is None
+
+
+def test_prompts_never_reach_the_log(png: bytes) -> None:
+    with serving() as (url, process):
+        eventually(lambda: is_ready(url))
+        secret = "unmistakable-secret"
+        httpx2.post(f"{url}/img2img", params={"prompt": secret}, content=png, headers={"Content-Type": "image/png"})
+        post(url, png, prompt=f"{secret} fail_at=0")
+        post(url, png, prompt=f"{secret} finish=nan")
+        httpx2.get(f"{url}/{secret}")
+        process.send_signal(signal.SIGTERM)
+        _, log = process.communicate(timeout=20)
+        assert "POST /img2img 200" in log
+        assert "told to fail" in log
+        assert secret not in log

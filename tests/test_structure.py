@@ -1,0 +1,125 @@
+"""The rules of the house that a program can check."""
+
+import ast
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+APP = Path(__file__).parent.parent / "app"
+FILES = sorted(APP.rglob("*.py"))
+NAMES = {path: ".".join(path.relative_to(APP.parent).with_suffix("").parts).removesuffix(".__init__") for path in FILES}
+
+# A module imports only from lines above its own.
+LAYERS = [
+    ["app", "app.engine", "app.routes"],
+    ["app.errors", "app.settings", "app.logs", "app.client"],
+    ["app.request", "app.metrics"],
+    ["app.engine.jobs"],
+    ["app.images", "app.engine.batch", "app.engine.admission", "app.engine.hub", "app.middleware"],
+    ["app.engine.checkpoint", "app.engine.process"],
+    ["app.engine.diffusion", "app.engine.worker"],
+    ["app.engine.engine"],
+    ["app.service"],
+    ["app.routes.common", "app.routes.schema"],
+    ["app.routes.img2img", "app.routes.system"],
+    ["app.main"],
+    ["app.server"],
+    ["app.console"],
+    ["app.doctor", "app.editing"],
+    ["app.cli"],
+    ["app.__main__"],
+]
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+LOADS_TORCH = {"app.engine.checkpoint", "app.engine.diffusion", "app.doctor"}
+MODEL_LIBRARIES = {"torch", "diffusers", "transformers"}
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Full names of all modules that a file imports, wherever in it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.module
+            assert node.level == 0
+            inner = [f"{node.module}.{alias.name}" for alias in node.names]
+            yield from (name for name in inner if name in LEVEL)
+            if not all(name in LEVEL for name in inner):
+                yield node.module
+
+
+def own_imports(path: Path) -> list[str]:
+    return [name for name in imports(path) if name == "app" or name.startswith("app.")]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: NAMES[path])
+def test_imports_point_one_way_only(path: Path) -> None:
+    for name in own_imports(path):
+        assert LEVEL[name] < LEVEL[NAMES[path]], f"{NAMES[path]} imports {name}"
+
+
+def test_a_route_imports_service_request_and_errors_and_nothing_below_them() -> None:
+    for path in (APP / "routes").glob("*.py"):
+        allowed = {"app.service", "app.request", "app.errors"}
+        assert {name for name in own_imports(path) if not name.startswith("app.routes")} <= allowed
+
+
+def test_the_model_libraries_are_imported_in_two_files_only() -> None:
+    users = {NAMES[path] for path in FILES if any(name.partition(".")[0] in MODEL_LIBRARIES for name in imports(path))}
+    assert users == {"app.engine.checkpoint", "app.engine.diffusion"}
+
+
+def loaded_by(statement: str) -> set[str]:
+    """Top-level modules in memory after a statement in a fresh interpreter."""
+    code = f"import json, sys\n{statement}\nprint(json.dumps(sorted(m.partition('.')[0] for m in sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(json.loads(done.stdout))
+
+
+def test_the_api_process_never_loads_torch() -> None:
+    loaded = loaded_by("from app.server import serve; from app.main import create_app; create_app()")
+    assert "fastapi" in loaded
+    assert not loaded & {*MODEL_LIBRARIES, "numpy"}
+
+
+@pytest.mark.parametrize("name", [name for name in LEVEL if name not in LOADS_TORCH])
+def test_nothing_happens_at_import(name: str, tmp_path: Path) -> None:
+    """Neither settings, of which one would not do here, nor threads, nor anything said or written."""
+    code = f"import threading, {name}; assert threading.active_count() == 1"
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(APP.parent), "IMG2IMG_MAX_BATCH": "nonsense", "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_files_and_functions_stay_small() -> None:
+    lines = {path: path.read_text().count("\n") for path in FILES}
+    functions = [
+        (node.end_lineno or 0) - node.lineno + 1
+        for path in FILES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
+    assert max(lines.values()) <= 350, max(lines, key=lambda path: lines[path])
+    assert statistics.median(lines.values()) <= 130
+    assert statistics.median(functions) <= 10
+    assert max(functions) <= 80
+    assert sum(length > 50 for length in functions) <= 0.03 * len(functions)
+
+
+def test_every_file_says_in_its_first_line_what_it_is_for() -> None:
+    for path in FILES:
+        docstring = ast.get_docstring(ast.parse(path.read_text()))
+        assert docstring, path
+        assert docstring.splitlines()[0].rstrip().endswith((".", ":", ",")) or len(docstring.splitlines()) > 1, path
