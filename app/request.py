@@ -70,6 +70,11 @@ def steps_run(num_inference_steps: int, strength: float) -> int:
     return min(int(num_inference_steps * strength), num_inference_steps)
 
 
+def unet_rows(num_inference_steps: int, strength: float, guidance_scale: float) -> int:
+    """Rows of UNet batches that a picture costs: classifier-free guidance runs a second one at each step."""
+    return steps_run(num_inference_steps, strength) * (2 if guidance_scale > 1 else 1)
+
+
 class Img2ImgRequest(BaseModel):
     """One request, whatever dialect it came in.
 
@@ -112,8 +117,8 @@ class Img2ImgRequest(BaseModel):
 
     @property
     def unet_rows(self) -> int:
-        """Rows of UNet batches that this request costs: guidance above 1 needs two for each step."""
-        return self.steps_run * (2 if self.guidance_scale > 1 else 1)
+        """Rows of UNet batches that this request costs."""
+        return unet_rows(self.num_inference_steps, self.strength, self.guidance_scale)
 
     @model_validator(mode="after")
     def _at_least_one_step(self) -> "Img2ImgRequest":

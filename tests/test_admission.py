@@ -41,9 +41,9 @@ def test_the_prediction_follows_the_work_asked_for() -> None:
     admission = Admission(queue_size=100, deadline_seconds=10)
     admission.measured(3, 5.0)
     admission.admit(3)
-    admission.admit(3)
     with pytest.raises(DeadlineExceeded):
-        admission.admit(3)
+        admission.admit(6)
+    admission.admit(1)
 
 
 def test_jobs_that_finish_in_the_same_moment_are_counted_together() -> None:

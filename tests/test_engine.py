@@ -65,6 +65,12 @@ async def until(condition: Callable[[], Any]) -> None:
         await asyncio.sleep(0.01)
 
 
+def pid_of(engine: Engine) -> int:
+    pid = engine._lanes[0].pid
+    assert pid is not None
+    return pid
+
+
 @in_a_loop
 async def test_a_job_comes_back_as_its_picture_even_if_it_came_before_the_worker_was_ready() -> None:
     async with running() as engine:
@@ -106,7 +112,7 @@ async def test_two_devices_share_the_work() -> None:
         await until(lambda: all(lane.info for lane in engine._lanes))
         start = time.monotonic()
         await asyncio.gather(*(engine.run(job(f"j{i}", "tick=0.25", steps=2)) for i in range(2)))
-        assert len({lane.process.pid for lane in engine._lanes if lane.process}) == 2
+        assert len({lane.pid for lane in engine._lanes}) == 2
         # Two jobs of half a second on one device would share their ticks or take a second: both ran at once.
         assert time.monotonic() - start < 5
 
@@ -129,9 +135,7 @@ async def test_a_worker_killed_from_outside_is_replaced_too() -> None:
         task = asyncio.create_task(engine.run(job(prompt="tick=0.2", seed=3)))
         await until(lambda: engine.info)
         await asyncio.sleep(0.1)
-        lane = engine._lanes[0]
-        assert lane.process is not None
-        os.kill(lane.process.pid, signal.SIGKILL)
+        os.kill(pid_of(engine), signal.SIGKILL)
         assert (await task).pixels.data[0] == 3 + 4
 
 
@@ -238,9 +242,7 @@ async def test_a_job_that_fails_has_a_typed_error(prompt: str, error: type[Excep
 async def test_stopping_refuses_whoever_waits_and_ends_the_worker() -> None:
     async with running() as engine:
         await engine.run(job())
-        lane = engine._lanes[0]
-        assert lane.process is not None
-        pid = lane.process.pid
+        pid = pid_of(engine)
         task = asyncio.create_task(engine.run(job("late", "tick=0.1", steps=50)))
         await asyncio.sleep(0.1)
         await engine.stop()
@@ -255,9 +257,7 @@ async def test_a_worker_that_does_not_end_by_itself_is_killed(monkeypatch: pytes
     monkeypatch.setattr("app.engine.process.STOP_SECONDS", 0.2)
     async with running() as engine:
         await until(lambda: engine.info)
-        lane = engine._lanes[0]
-        assert lane.process is not None
-        pid = lane.process.pid
+        pid = pid_of(engine)
         os.kill(pid, signal.SIGSTOP)
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
@@ -267,11 +267,11 @@ async def test_a_worker_that_does_not_end_by_itself_is_killed(monkeypatch: pytes
 async def test_a_worker_ends_when_its_engine_is_gone() -> None:
     async with running() as engine:
         await until(lambda: engine.info)
-        lane = engine._lanes[0]
-        assert lane.process is not None
-        pid = lane.process.pid
-        lane.process._writer.close()
-        await until(lambda: lane.process is None or lane.process.pid != pid)
+        pid = pid_of(engine)
+        process = engine._lanes[0]._process
+        assert process is not None
+        process._writer.close()
+        await until(lambda: engine._lanes[0].pid != pid)
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
 

@@ -22,7 +22,7 @@ LAYERS = [
     ["app.engine.jobs"],
     ["app.images", "app.engine.batch", "app.engine.admission", "app.engine.hub", "app.middleware"],
     ["app.engine.checkpoint", "app.engine.process"],
-    ["app.engine.diffusion", "app.engine.worker"],
+    ["app.engine.diffusion", "app.engine.worker", "app.engine.lane"],
     ["app.engine.engine"],
     ["app.service"],
     ["app.routes.common", "app.routes.schema"],

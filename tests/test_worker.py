@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from app.engine.jobs import Cancel, Done, Failed, Job, Pixels, Progress, Ready, Result, Started
+from app.engine.jobs import Cancel, Done, Failed, Job, Pixels, Progress, Ready, Result, Started, Ticked
 from app.engine.worker import Worker, warm_up
 from tests.fakes import FakeDiffusion
 
@@ -44,7 +44,7 @@ class Bench:
 
 def test_a_job_is_started_ticked_step_by_step_and_done() -> None:
     bench = Bench(job("a")).run()
-    assert [type(message) for message in bench.sent] == [Started, Progress, Progress, Progress, Done]
+    assert [type(message) for message in bench.sent] == [Started, *[Ticked, Progress] * 3, Done]
     assert [(m.step, m.steps) for m in bench.sent if isinstance(m, Progress)] == [(1, 3), (2, 3), (3, 3)]
 
 
@@ -52,6 +52,7 @@ def test_jobs_of_different_lengths_share_their_calls_and_leave_when_they_are_don
     bench = Bench(job("long", steps=5, strength=1.0), job("short", steps=2, strength=1.0)).run()
     assert bench.diffusion.ticks == [["long", "short"], ["long", "short"], ["long"], ["long"], ["long"]]
     assert bench.names(Done) == ["short", "long"]
+    assert [message.jobs for message in bench.sent if isinstance(message, Ticked)] == [2, 2, 1, 1, 1]
 
 
 def test_a_new_job_joins_at_the_next_call_without_waiting_for_the_batch_to_finish() -> None:

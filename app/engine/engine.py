@@ -6,11 +6,12 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
+from typing import Any
 
 from app.engine.admission import Admission
-from app.engine.jobs import Broken, Cancel, Done, Failed, Job, ModelInfo, Progress, Ready, Result, Start, Started
-from app.engine.process import WorkerProcess
+from app.engine.jobs import Broken, Done, Failed, Job, ModelInfo, Progress, Ready, Result, Start, Started, Ticked
+from app.engine.lane import Lane, Ticket
 from app.errors import (
     DeadlineExceeded,
     EngineError,
@@ -28,34 +29,6 @@ logger = logging.getLogger(__name__)
 
 LOADER = "app.engine.diffusion:load"
 """`module:function` that a worker calls with the settings and its device; a string, so that torch stays out of here."""
-
-_MAX_BACKOFF = 30.0
-
-
-@dataclass(eq=False)
-class _Ticket:
-    """A job, and who waits for it."""
-
-    job: Job
-    future: "asyncio.Future[Result]"
-    on_progress: Callable[[Progress], None] | None
-    enqueued: float
-    started: float = 0.0
-    deaths: int = 0
-    lane: "_Lane | None" = None
-
-
-@dataclass(eq=False)
-class _Lane:
-    """One device: its worker process, if one runs, and the tickets in that worker's hands, oldest first."""
-
-    device: str
-    process: WorkerProcess | None = None
-    info: ModelInfo | None = None
-    tickets: dict[str, _Ticket] = field(default_factory=dict)
-    heard: float = 0.0
-    deaths_in_a_row: int = 0
-    kill_cause: str = ""
 
 
 class Engine:
@@ -79,10 +52,9 @@ class Engine:
         self.metrics = metrics
         self.admission = Admission(settings.queue_size, settings.deadline_seconds)
         self.failure: EngineStopped | None = None
-        self._loader = loader
         self._on_failure = on_failure
-        self._lanes = [_Lane(device) for device in settings.devices.split(",")]
-        self._waiting: deque[_Ticket] = deque()
+        self._lanes = [Lane(Start(loader, device, settings), metrics, self) for device in settings.devices.split(",")]
+        self._waiting: deque[Ticket] = deque()
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = False
         self._last_done = 0.0
@@ -94,7 +66,7 @@ class Engine:
 
     async def start(self) -> None:
         """Start the workers and return at once: jobs wait until one is ready."""
-        self._tasks = [asyncio.create_task(self._supervise(lane)) for lane in self._lanes]
+        self._tasks = [asyncio.create_task(lane.run()) for lane in self._lanes]
         self._tasks.append(asyncio.create_task(self._watch()))
 
     async def stop(self) -> None:
@@ -131,7 +103,7 @@ class Engine:
         if self.failure:
             raise _gone()
         loop = asyncio.get_running_loop()
-        ticket = _Ticket(job, loop.create_future(), on_progress, enqueued=time.monotonic())
+        ticket = Ticket(job, loop.create_future(), on_progress, enqueued=time.monotonic())
         timer = loop.call_later(max(0.0, job.deadline - time.monotonic()), self._expire, ticket)
         self._waiting.append(ticket)
         self._dispatch()
@@ -147,68 +119,27 @@ class Engine:
             ready = [lane for lane in self._lanes if lane.info and len(lane.tickets) < 2 * self.settings.max_batch]
             if not ready:
                 break
-            lane = min(ready, key=lambda lane: len(lane.tickets))
-            ticket = self._waiting.popleft()
-            ticket.lane = lane
-            if not lane.tickets:
-                lane.heard = time.monotonic()
-            lane.tickets[ticket.job.id] = ticket
-            assert lane.process is not None  # noqa: S101  a lane with info has a process
-            lane.process.send(ticket.job)
+            min(ready, key=lambda lane: len(lane.tickets)).send(self._waiting.popleft())
         self._count()
 
-    def _forget(self, ticket: _Ticket) -> None:
+    def _forget(self, ticket: Ticket) -> None:
         """Nobody waits for this ticket any more: take it out of the queue, or off the worker."""
         if ticket.lane is None:
             with contextlib.suppress(ValueError):
                 self._waiting.remove(ticket)
-        elif ticket.lane.tickets.pop(ticket.job.id, None):
-            if ticket.lane.process:
-                ticket.lane.process.send(Cancel(ticket.job.id))
+        elif ticket.lane.withdraw(ticket):
             self._dispatch()
         self._count()
 
-    def _expire(self, ticket: _Ticket) -> None:
-        self._refuse(ticket, _too_late(self.settings.deadline_seconds))
-
-    @staticmethod
-    def _refuse(ticket: _Ticket, error: ServiceError) -> None:
-        if not ticket.future.done():
-            ticket.future.set_exception(error)
+    def _expire(self, ticket: Ticket) -> None:
+        ticket.refuse(_too_late(self.settings.deadline_seconds))
 
     def _refuse_all(self, error: ServiceError) -> None:
         for ticket in (*self._waiting, *(t for lane in self._lanes for t in lane.tickets.values())):
-            self._refuse(ticket, error)
+            ticket.refuse(error)
 
-    async def _supervise(self, lane: _Lane) -> None:
-        """Keep one worker running on this lane's device until the engine stops or gives up."""
-        while not self.failure:
-            lane.process = await WorkerProcess.spawn(Start(self._loader, lane.device, self.settings))
-            lane.heard = time.monotonic()
-            logger.info("worker %d starts on %s", lane.process.pid, lane.device)
-            exit_code = None
-            try:
-                async for message in lane.process.messages():
-                    lane.heard = time.monotonic()
-                    self._handle(lane, message)
-            except Exception:
-                logger.exception("worker %d sent something that cannot be read", lane.process.pid)
-                self._kill(lane, "garbage")
-            finally:
-                exit_code = await asyncio.shield(lane.process.stop())
-                lane.process, lane.info = None, None
-                self._count()
-            await self._mourn(lane, exit_code)
-
-    async def _mourn(self, lane: _Lane, exit_code: int) -> None:
-        """A worker died unasked: its jobs go back to the front of the queue, and after a pause another one starts."""
-        cause, lane.kill_cause = lane.kill_cause or "exit", ""
-        lane.deaths_in_a_row += 1
-        self.metrics.worker_deaths.labels(cause).inc()
-        logger.error(
-            "worker on %s died (%s, exit code %d) with %d jobs", lane.device, cause, exit_code, len(lane.tickets)
-        )
-        tickets, lane.tickets = list(lane.tickets.values()), {}
+    def died(self, lane: Lane, tickets: list[Ticket]) -> None:
+        """A worker died unasked: its jobs go back to the front of the queue, and those on board run alone."""
         for ticket in reversed(tickets):
             ticket.lane = None
             if ticket.started:
@@ -216,16 +147,13 @@ class Engine:
                 ticket.started = 0.0
                 ticket.job = replace(ticket.job, alone=True)
             if ticket.deaths >= 2:
-                self._refuse(
-                    ticket, WorkerLost("The worker process died twice with this request. Do not send it again.")
-                )
+                ticket.refuse(WorkerLost("The worker process died twice with this request. Do not send it again."))
             else:
                 self._waiting.appendleft(ticket)
         if lane.deaths_in_a_row >= self.settings.max_worker_deaths:
             self._give_up(EngineStopped(f"{lane.deaths_in_a_row} workers in a row died on {lane.device}; see the log."))
-        elif not self.failure:
+        else:
             self._dispatch()
-            await asyncio.sleep(min(_MAX_BACKOFF, 0.5 * 2 ** (lane.deaths_in_a_row - 1) - 0.5))
 
     def _give_up(self, failure: EngineStopped) -> None:
         if self.failure:
@@ -233,27 +161,20 @@ class Engine:
         self.failure = failure
         logger.critical("the engine gives up: %s", failure)
         self._refuse_all(_gone())
+        for task in self._tasks:
+            task.cancel()
         if self._on_failure:
             self._on_failure(failure)
 
     async def _watch(self) -> None:
-        """Kill a worker that has work and says nothing: only its end frees a device that hangs."""
+        """Look after silent workers, often enough for the shorter limit."""
+        tick, load = self.settings.tick_timeout_seconds, self.settings.load_timeout_seconds
         while True:
-            await asyncio.sleep(min(1.0, self.settings.tick_timeout_seconds / 4))
+            await asyncio.sleep(min(1.0, tick / 4, load / 4))
             for lane in self._lanes:
-                limit = self.settings.tick_timeout_seconds if lane.info else self.settings.load_timeout_seconds
-                busy = bool(lane.tickets) or not lane.info
-                if lane.process and busy and time.monotonic() - lane.heard > limit:
-                    logger.error("worker %d has been silent for %g s", lane.process.pid, limit)
-                    self._kill(lane, "hang")
+                lane.check(tick, load)
 
-    @staticmethod
-    def _kill(lane: _Lane, cause: str) -> None:
-        if lane.process:
-            lane.kill_cause = cause
-            lane.process.kill()
-
-    def _handle(self, lane: _Lane, message: object) -> None:
+    def received(self, lane: Lane, message: Any) -> None:
         """One message of a worker. Those about jobs that nobody waits for any more are dropped."""
         match message:
             case Ready():
@@ -267,25 +188,21 @@ class Engine:
                 self._give_up(EngineStopped(message.message))
             case Started() if ticket := lane.tickets.get(message.job_id):
                 ticket.started = time.monotonic()
-            case Progress():
-                self._progress(lane, message)
+            case Ticked():
+                self.metrics.batch_size.observe(message.jobs)
+                self.metrics.tick_seconds.observe(message.seconds)
+            case Progress() if (ticket := lane.tickets.get(message.job_id)) and ticket.on_progress:
+                ticket.on_progress(message)
             case Done():
                 self._done(lane, message)
             case Failed() if ticket := lane.tickets.pop(message.job_id, None):
-                self._refuse(ticket, _failure(message, self.settings.deadline_seconds))
+                ticket.refuse(_failure(message, self.settings.deadline_seconds))
                 self._dispatch()
 
-    def _progress(self, lane: _Lane, message: Progress) -> None:
-        self.metrics.batch_size.observe(message.batch)
-        self.metrics.tick_seconds.observe(message.seconds)
-        ticket = lane.tickets.get(message.job_id)
-        if ticket and ticket.on_progress:
-            ticket.on_progress(message)
-
-    def _done(self, lane: _Lane, message: Done) -> None:
+    def _done(self, lane: Lane, message: Done) -> None:
         now = time.monotonic()
         lane.deaths_in_a_row = 0
-        self.metrics.worker_memory.labels(lane.device).set(message.peak_memory)
+        self.metrics.worker_memory.labels(lane.info.device if lane.info else lane.device).set(message.peak_memory)
         ticket = lane.tickets.pop(message.job_id, None)
         self._dispatch()
         if ticket is None or ticket.future.done():

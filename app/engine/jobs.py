@@ -1,7 +1,7 @@
 """The frozen dataclasses that cross the process boundary, and their framing on the pipe.
 
-A `Job` goes to the worker; `Started`, `Progress` and then one of `Done` and `Failed` come back. All times are seconds;
-a deadline is a reading of `time.monotonic()`, which Linux counts alike in every process.
+A `Job` goes to the worker; `Started`, a `Progress` for each step and one of `Done` and `Failed` come back. All times
+are seconds; a deadline is a reading of `time.monotonic()`, which Linux counts alike in every process.
 """
 
 import pickle
@@ -9,7 +9,7 @@ import struct
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from app.request import steps_run
+from app.request import steps_run, unet_rows
 from app.settings import Settings
 
 _LENGTH = struct.Struct(">I")
@@ -58,8 +58,8 @@ class Job:
 
     @property
     def unet_rows(self) -> int:
-        """Rows of UNet batches that it costs: classifier-free guidance runs a second one at each step."""
-        return self.steps_run * (2 if self.guidance_scale > 1 else 1)
+        """Rows of UNet batches that it costs."""
+        return unet_rows(self.num_inference_steps, self.strength, self.guidance_scale)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,12 +130,18 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """From the worker: `step` of `steps` UNet calls are done for this job. `batch` jobs shared the last one."""
+    """From the worker: `step` of `steps` UNet calls are done for this job."""
 
     job_id: str
     step: int
     steps: int
-    batch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ticked:
+    """From the worker: one UNet call, which `jobs` jobs shared, took so many `seconds` of the host's time."""
+
+    jobs: int
     seconds: float
 
 
@@ -165,7 +171,7 @@ class Broken:
 
 
 ToWorker = Job | Cancel
-FromWorker = Ready | Started | Progress | Done | Failed | Broken
+FromWorker = Ready | Started | Ticked | Progress | Done | Failed | Broken
 
 
 def pack(message: object) -> bytes:

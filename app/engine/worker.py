@@ -33,6 +33,7 @@ from app.engine.jobs import (
     Result,
     Start,
     Started,
+    Ticked,
     ToWorker,
     body_length,
     pack,
@@ -132,9 +133,9 @@ class Worker:
         except Exception:
             self._shared_failure("a UNet call", list(jobs))
             return
-        seconds = time.monotonic() - start
+        self.send(Ticked(len(jobs), time.monotonic() - start))
         for job_id, state in jobs.items():
-            self.send(Progress(job_id, state.index, state.steps_run, len(jobs), seconds))
+            self.send(Progress(job_id, state.index, state.steps_run))
 
     def _finish(self) -> None:
         jobs = {job_id: state for job_id, state in self.batch.on_board.items() if state.done}
