@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, StableDiffusionXLImg2ImgPipeline
+from diffusers.utils import logging as diffusers_logging
+from transformers.utils import logging as transformers_logging
 
 from app.engine import hub
 from app.engine.jobs import ModelInfo
@@ -153,6 +155,10 @@ def load_pipeline(settings: Settings, device: str) -> tuple[StableDiffusionXLImg
     device = resolve_device(device)
     dtype = resolve_dtype(settings.dtype, device)
     folder, vae_folder, info = fetch(settings, device)
+    logger.info("loading %s onto %s in %s, VAE %s: %s", info.model, device, info.dtype, info.vae, info.reason)
+    # Downloads show how far they are; these bars would but fill the log.
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
     replaced = {"vae": _load_vae(vae_folder, dtype)} if vae_folder else {}
     variant = "fp16" if any(name.endswith(".fp16.safetensors") for name in hub.list_folder(folder)) else None
     try:

@@ -182,7 +182,9 @@ class Engine:
                 self.metrics.model.info(asdict(message.info))
                 if not self.admission.seconds_per_row:
                     self.admission.measured(1, message.warmup)
-                logger.info("worker %s is ready after a first pass of %.2f s", message.info.device, message.warmup)
+                logger.info(
+                    "the worker on %s is ready; its first pass took %.2f s", message.info.device, message.warmup
+                )
                 self._dispatch()
             case Broken():
                 self._give_up(EngineStopped(message.message))

@@ -211,9 +211,7 @@ def main(fd: int) -> None:
     except CheckpointError as error:
         send(Broken(str(error)))
         sys.exit(1)
-    info = diffusion.info
-    logger.info("%s on %s in %s, VAE %s: %s", info.model, info.device, info.dtype, info.vae, info.reason)
-    send(Ready(info, warm_up(diffusion)))
+    send(Ready(diffusion.info, warm_up(diffusion)))
     Worker(diffusion, start.settings.max_batch, inbox, send).run()
 
 
