@@ -5,6 +5,7 @@ import io
 import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -180,6 +181,15 @@ def test_a_form_without_a_picture_or_prompt_says_which_is_missing(server: str, p
     problem(as_text, 422, "invalid_parameter", "image")
     no_prompt = httpx2.post(url, files={"image": png})
     problem(no_prompt, 422, "invalid_parameter", "prompt")
+
+
+def test_a_large_upload_never_touches_the_disk(server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Neither has the container's read-only root a place for it, nor should a caller's picture lie about."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "there is no such folder"))
+    buffer = io.BytesIO()
+    Image.effect_noise((1500, 1500), 100).save(buffer, "PNG")
+    assert len(buffer.getvalue()) > 1.5 * 2**20
+    assert opened(post(server, buffer.getvalue())).size == (512, 512)
 
 
 def test_a_second_file_is_refused(server: str, png: bytes) -> None:
