@@ -125,6 +125,26 @@ MIXED = [
 ]
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_any_jobs_that_share_calls_differ_from_their_single_results_by_at_most_one(
+    diffusion: SdxlDiffusion, seed: int
+) -> None:
+    chosen = np.random.default_rng(seed)
+    jobs = [
+        job(
+            PROMPTS[chosen.integers(len(PROMPTS))],
+            steps=int(chosen.integers(2, 11)),
+            strength=float(chosen.choice([0.5, 0.8, 0.9, 1.0])),
+            seed=int(chosen.integers(100)),
+            guidance=float(chosen.choice([0.0, 0.0, 1.5, 3.0])),
+            image=int(chosen.integers(10)),
+        )
+        for _ in range(4)
+    ]
+    for shared, each in zip(together(diffusion, jobs), jobs, strict=True):
+        assert np.abs(shared - together(diffusion, [each])[0]).max() <= 1
+
+
 def test_jobs_that_share_calls_differ_from_their_single_results_by_at_most_one(
     oracle: StableDiffusionXLImg2ImgPipeline, diffusion: SdxlDiffusion
 ) -> None:

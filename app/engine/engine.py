@@ -76,6 +76,7 @@ class Engine:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*(lane.close() for lane in self._lanes))
 
     @contextlib.contextmanager
     def admit(self, unet_rows: int) -> Iterator[float]:

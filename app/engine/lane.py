@@ -63,6 +63,7 @@ class Lane:
         self.deaths_in_a_row = 0
         self._metrics = metrics
         self._owner = owner
+        self._starting: asyncio.Task[WorkerProcess] | None = None
         self._process: WorkerProcess | None = None
         self._heard = 0.0
         self._kill_cause = ""
@@ -87,8 +88,9 @@ class Lane:
             await asyncio.sleep(min(_MAX_BACKOFF, 0.5 * 2 ** (self.deaths_in_a_row - 1) - 0.5))
 
     async def _run_worker(self) -> int:
-        """One worker from start to end; its exit code. Cancelling ends it in good order."""
-        process = self._process = await WorkerProcess.spawn(self.start)
+        """One worker from start to end; its exit code. After cancelling it, `close` sees that end through."""
+        self._starting = asyncio.create_task(WorkerProcess.spawn(self.start))
+        process = self._process = await asyncio.shield(self._starting)
         self._heard = time.monotonic()
         logger.info("worker %d starts on %s", process.pid, self.device)
         try:
@@ -100,8 +102,12 @@ class Lane:
             self.kill("garbage")
         finally:
             self._process, self.info = None, None
-            exit_code = await asyncio.shield(process.stop())
-        return exit_code
+        return await process.stop()
+
+    async def close(self) -> None:
+        """End the worker, wherever in its life it is; `run` must have been cancelled before."""
+        if self._starting:
+            await (await self._starting).stop()
 
     def send(self, ticket: Ticket) -> None:
         """Hand a job to the worker, which must be ready."""

@@ -66,7 +66,10 @@ class WorkerProcess:
             self._process.kill()
 
     async def stop(self) -> int:
-        """Close the pipe, which ends the worker, and wait; a worker that stays is killed. Returns its exit code."""
+        """Close the pipe, which ends the worker, and wait; a worker that stays is killed. Returns its exit code.
+
+        May be called again, and after a call that was cancelled.
+        """
         self._writer.close()
         try:
             return await asyncio.wait_for(self._process.wait(), STOP_SECONDS)
