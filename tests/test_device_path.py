@@ -82,7 +82,7 @@ def gigaflop(counter: FlopCounterMode) -> float:
 
 @pytest.mark.parametrize("vae", ["float16", "float32", "tiny"])
 def test_mixed_jobs_run_on_the_device_without_a_host_read(vae: str) -> None:
-    jobs = [job("a"), job("b", 2, 0.5), job("c", 10, 0.5, guidance=2.0), job("d", 1, 1.0)]
+    jobs = [job("a", 4, 0.5), job("b", 3, 0.4), job("c", 5, 0.4, guidance=2.0), job("d", 1, 1.0)]
     for state in run(full_size(vae), *jobs):
         for tensor in (state.latents, state.embeds, state.pooled, state.time_ids):
             assert (tensor.device.type, tensor.dtype) == ("meta", torch.float16)
@@ -92,9 +92,8 @@ def test_mixed_jobs_run_on_the_device_without_a_host_read(vae: str) -> None:
 
 
 def test_a_host_read_would_be_noticed(diffusion: SdxlDiffusion) -> None:
-    state = diffusion.admit(job())
-    while not state.done:
-        diffusion.tick([state])
+    state = diffusion.admit(job(steps=1, strength=1.0))
+    diffusion.tick([state])
     with pytest.raises((NotImplementedError, RuntimeError)):
         diffusion.finish([state])
 
@@ -119,5 +118,5 @@ def test_a_shared_call_costs_the_rows_that_are_in_it(diffusion: SdxlDiffusion, c
 
 
 def test_guidance_costs_a_second_row_and_a_second_prompt(diffusion: SdxlDiffusion, counter: FlopCounterMode) -> None:
-    run(diffusion, job(guidance=2.0))
-    assert gigaflop(counter) == pytest.approx(6 * UNET + ENCODE + DECODE + 2 * TEXT, rel=1e-3)
+    run(diffusion, job(steps=1, strength=1.0, guidance=2.0))
+    assert gigaflop(counter) == pytest.approx(2 * UNET + ENCODE + DECODE + 2 * TEXT, rel=1e-3)

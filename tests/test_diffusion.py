@@ -213,7 +213,7 @@ def test_a_latent_that_is_no_number_gives_no_picture_and_spoils_no_other(diffusi
         diffusion.tick([good, bad])
     results = diffusion.finish([good, bad])
     assert results[1] is None
-    assert np.array_equal(array(results[0]), together(diffusion, [job()])[0])
+    assert np.abs(array(results[0]) - together(diffusion, [job()])[0]).max() <= 1
 
 
 def test_a_decode_that_overflows_in_half_precision_is_repeated_in_float32(tiny_checkpoint: Path) -> None:

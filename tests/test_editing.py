@@ -44,7 +44,7 @@ def test_a_picture_is_made_without_a_service(png: bytes, capsys: pytest.CaptureF
 
 def test_the_log_is_shown_if_the_environment_asks_for_it(png: bytes, capfd: pytest.CaptureFixture[str]) -> None:
     edit(png, {}, log_level="info")
-    assert "worker cpu is ready" in capfd.readouterr().err
+    assert "worker on cpu is ready" in capfd.readouterr().err
 
 
 def test_a_terminal_sees_a_bar(png: bytes, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, StableDiffusionXLImg2ImgPipeline
 from diffusers.utils import logging as diffusers_logging
+from huggingface_hub.utils import enable_progress_bars  # type: ignore[attr-defined]
 from transformers.utils import logging as transformers_logging
 
 from app.engine import hub
@@ -159,6 +160,8 @@ def load_pipeline(settings: Settings, device: str) -> tuple[StableDiffusionXLImg
     # Downloads show how far they are; these bars would but fill the log.
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
+    # The last line switched off those of downloads as well.
+    enable_progress_bars()
     replaced = {"vae": _load_vae(vae_folder, dtype)} if vae_folder else {}
     variant = "fp16" if any(name.endswith(".fp16.safetensors") for name in hub.list_folder(folder)) else None
     try:
