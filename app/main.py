@@ -11,7 +11,7 @@ from starlette.requests import ClientDisconnect
 
 from app import __version__
 from app.engine.engine import LOADER, Engine
-from app.errors import EngineStopped, MalformedBody, ServiceError
+from app.errors import EngineStopped, ServiceError
 from app.metrics import Metrics
 from app.middleware import BodyLimits, RequestContext, problem_response
 from app.routes import img2img, system
@@ -92,8 +92,6 @@ def _handle_errors(app: FastAPI, metrics: Metrics) -> None:
 
     @app.exception_handler(HTTPException)
     async def from_framework(request: Request, error: HTTPException) -> Response:
-        if error.status_code == 400:
-            return answer(request, MalformedBody(f"The body cannot be read: {error.detail}"))
         other = ServiceError(f"{request.method} {request.url.path[:100]}: {error.detail}.")
         other.status, other.code = error.status_code, str(error.detail).lower().replace(" ", "_")
         response = answer(request, other)

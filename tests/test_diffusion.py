@@ -3,18 +3,26 @@
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from diffusers import EulerDiscreteScheduler, StableDiffusionXLImg2ImgPipeline
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    PNDMScheduler,
+    StableDiffusionXLImg2ImgPipeline,
+)
 from PIL import Image
 
 from app.engine.diffusion import SdxlDiffusion, load
-from app.engine.jobs import Job, Pixels, Result
+from app.engine.jobs import Job, ModelInfo, Pixels, Result
 from app.settings import Settings
 
 SIDE = 64
+INFO = ModelInfo("tiny", "", "checkpoint", "cpu", "float32", "it is a test")
 LONG = "a very long prompt about wizards and dogs and hats and stars " * 12
 PROMPTS = ["", "dog wizard, gandalf, 8k", LONG, "собака-волшебник 犬の魔法使い 🐕 مرحبا"]
 
@@ -170,19 +178,27 @@ def test_seed_prompt_picture_and_strength_each_change_the_result(diffusion: Sdxl
     assert len(set(results)) == len(variants)
 
 
+@pytest.mark.parametrize(
+    "scheduler", [EulerDiscreteScheduler, DDIMScheduler, PNDMScheduler, DPMSolverMultistepScheduler]
+)
 def test_another_scheduler_is_used_as_its_config_says(
-    oracle: StableDiffusionXLImg2ImgPipeline, diffusion: SdxlDiffusion
+    tiny_checkpoint: Path, oracle: StableDiffusionXLImg2ImgPipeline, scheduler: Any
 ) -> None:
-    """Lightning and base checkpoints name other schedulers: deterministic ones, of other spacings."""
-    euler = EulerDiscreteScheduler.from_config(oracle.scheduler.config)
-    before = oracle.scheduler
-    oracle.scheduler = euler
-    try:
-        other = SdxlDiffusion(oracle, diffusion.device, diffusion.info)
-        each = job(steps=5, strength=0.7)
-        assert np.array_equal(together(other, [each])[0], by_diffusers(oracle, each))
-    finally:
-        oracle.scheduler = before
+    """Lightning and base checkpoints name others: deterministic ones, ones with a memory, ones of other spacings."""
+    other = load(Settings(model=str(tiny_checkpoint)), "cpu").pipe
+    other.set_progress_bar_config(disable=True)
+    other.scheduler = scheduler.from_config(oracle.scheduler.config)
+    each = job(steps=5, strength=0.7)
+    ours = together(SdxlDiffusion(other, torch.device("cpu"), INFO), [each])[0]
+    assert np.array_equal(ours, by_diffusers(other, each))
+
+
+def test_a_vae_with_latent_statistics_is_used_as_its_config_says(tiny_checkpoint: Path) -> None:
+    other = load(Settings(model=str(tiny_checkpoint)), "cpu").pipe
+    other.set_progress_bar_config(disable=True)
+    other.vae.register_to_config(latents_mean=[-1.6, 0.2, 2.8, 0.1], latents_std=[8.4, 6.0, 5.3, 5.7])
+    ours = together(SdxlDiffusion(other, torch.device("cpu"), INFO), [job()])[0]
+    assert np.array_equal(ours, by_diffusers(other, job()))
 
 
 def test_the_result_tells_steps_start_and_what_was_cut(diffusion: SdxlDiffusion) -> None:

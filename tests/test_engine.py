@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 
 from app.engine.engine import Engine
-from app.engine.jobs import Job, Pixels, Progress, Result
+from app.engine.jobs import Done, Failed, Job, Pixels, Progress, Result, Start
+from app.engine.lane import Lane, Ticket
+from app.engine.process import WorkerProcess
 from app.errors import (
     DeadlineExceeded,
     EngineError,
@@ -191,6 +193,65 @@ async def test_a_checkpoint_that_cannot_be_used_ends_the_engine_at_once_with_its
     async with running(model="broken") as engine:
         await until(lambda: engine.failure)
         assert str(engine.failure) == "there is no such checkpoint"
+
+
+@in_a_loop
+async def test_two_workers_that_cannot_load_end_the_engine_once() -> None:
+    async with running(model="broken", devices="cpu,cpu") as engine:
+        await until(lambda: engine.failure)
+        await asyncio.sleep(0.5)
+        with pytest.raises(Unavailable, match="stopped"):
+            await engine.run(job())
+
+
+@in_a_loop
+async def test_what_a_worker_says_of_jobs_that_nobody_waits_for_is_dropped() -> None:
+    async with running() as engine:
+        result = await engine.run(job())
+        for message in (Done("nobody", result, 1), Failed("nobody", "error"), Progress("nobody", 1, 2)):
+            engine.received(engine._lanes[0], message)
+        assert engine.metrics.registry.get_sample_value("img2img_images_total") == 1
+
+
+@in_a_loop
+async def test_a_job_that_the_worker_found_expired_is_refused_as_too_late() -> None:
+    async with running() as engine:
+        task = asyncio.create_task(engine.run(job("late", "tick=0.1", steps=50)))
+        await until(lambda: engine._lanes[0].tickets)
+        engine.received(engine._lanes[0], Failed("late", "expired"))
+        with pytest.raises(DeadlineExceeded):
+            await task
+
+
+@in_a_loop
+async def test_a_lane_without_a_worker_takes_and_gives_back_tickets() -> None:
+    """As while its worker is dying."""
+    async with running() as engine:
+        lane = Lane(Start(FAKE, "cpu", engine.settings), engine.metrics, engine)
+        ticket = Ticket(job(), asyncio.get_running_loop().create_future(), None, 0.0)
+        lane.send(ticket)
+        lane.kill("test")
+        assert lane.pid is None
+        assert lane.withdraw(ticket)
+        assert not lane.withdraw(ticket)
+        ticket.refuse(EngineError("first"))
+        ticket.refuse(EngineError("second"))
+        assert str(ticket.future.exception()) == "first"
+        await lane.close()
+
+
+@in_a_loop
+async def test_a_word_to_a_worker_that_has_gone_is_lost_without_harm() -> None:
+    process = await WorkerProcess.spawn(Start(FAKE, "cpu", Settings()))
+    await process.stop()
+    process.send(job())
+    process.kill()
+    assert await process.stop() is not None
+
+
+def test_bytes_that_are_no_picture_of_that_size_are_refused() -> None:
+    with pytest.raises(ValueError, match="are not 8 x 8 RGB pixels"):
+        Pixels(8, 8, b"")
 
 
 @in_a_loop

@@ -130,6 +130,9 @@ def test_what_a_broken_download_left_out_is_fetched_and_nothing_else(fetch: Fetc
     (folder / "unet/diffusion_pytorch_model.fp16.safetensors").unlink()
     fetch()
     assert fetch.hub.fetched == []  # the cache still has its content
+    (folder / "vae/config.json").unlink()
+    fetch()
+    assert fetch.hub.fetched == []
     (folder / "tokenizer/vocab.json").resolve().unlink()
     (folder / "tokenizer/vocab.json").unlink()
     for link in folder.parent.rglob("tokenizer*/vocab.json"):

@@ -306,5 +306,17 @@ def test_a_failing_job_is_a_500_that_should_not_be_sent_again(server: str, png: 
     assert response.headers["x-should-retry"] == "false"
 
 
+def test_an_error_that_nobody_expected_tells_nothing_but_the_id(
+    png: bytes, start_server: StartServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object) -> str:
+        raise RuntimeError("a secret of the inside")
+
+    monkeypatch.setattr("app.images.infotext", fail)
+    with start_server() as url:
+        response = post(url, png)
+    assert "secret" not in problem(response, 500, "internal_error")
+
+
 def test_numbers_that_are_none_are_a_typed_error_and_never_a_picture(server: str, png: bytes) -> None:
     problem(post(server, png, prompt="finish=nan"), 500, "non_finite_result")

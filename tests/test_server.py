@@ -65,6 +65,18 @@ def test_an_engine_that_gives_up_ends_the_process_with_1_and_says_why(model: str
         assert reason in log
 
 
+def test_under_another_server_a_dead_engine_ends_the_process_too() -> None:
+    code = """
+import uvicorn
+from app.main import create_app
+from app.settings import Settings
+uvicorn.run(create_app(Settings(devices="cpu", model="broken"), "tests.fakes:load"), port=0)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == -signal.SIGTERM
+    assert "there is no such checkpoint" in done.stderr
+
+
 def test_a_port_that_is_taken_ends_the_process_and_says_so() -> None:
     with serving() as (url, first):
         eventually(lambda: is_ready(url))

@@ -45,8 +45,8 @@ class Engine:
         self,
         settings: Settings,
         metrics: Metrics,
-        loader: str = LOADER,
-        on_failure: Callable[[EngineStopped], None] | None = None,
+        loader: str,
+        on_failure: Callable[[EngineStopped], None],
     ) -> None:
         self.settings = settings
         self.metrics = metrics
@@ -164,8 +164,7 @@ class Engine:
         self._refuse_all(_gone())
         for task in self._tasks:
             task.cancel()
-        if self._on_failure:
-            self._on_failure(failure)
+        self._on_failure(failure)
 
     async def _watch(self) -> None:
         """Look after silent workers, often enough for the shorter limit."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from app.engine.jobs import Cancel, Job, ModelInfo, Progress, Result, Start
+from app.engine.jobs import Cancel, Job, ModelInfo, Progress, Result, Start, ToWorker
 from app.engine.process import WorkerProcess
 from app.metrics import Metrics
 
@@ -116,16 +116,19 @@ class Lane:
             # It had nothing to say until now: its silence counts from here.
             self._heard = time.monotonic()
         self.tickets[ticket.job.id] = ticket
-        if self._process:
-            self._process.send(ticket.job)
+        self._tell(ticket.job)
 
     def withdraw(self, ticket: Ticket) -> bool:
         """Take a job off the worker; False if it is not there any more."""
         if self.tickets.pop(ticket.job.id, None) is None:
             return False
-        if self._process:
-            self._process.send(Cancel(ticket.job.id))
+        self._tell(Cancel(ticket.job.id))
         return True
+
+    def _tell(self, message: ToWorker) -> None:
+        # One that is just dying needs no word: its tickets are about to go back.
+        if self._process:
+            self._process.send(message)
 
     def check(self, tick_timeout: float, load_timeout: float) -> None:
         """Kill a worker that has work and has said nothing for too long: only its end frees a device that hangs."""

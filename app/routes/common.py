@@ -35,8 +35,8 @@ async def unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) ->
 
 
 async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+    # Behind a body that was read, there is nothing else to come.
+    await request.receive()
 
 
 def picture_response(picture: Picture) -> StreamingResponse:
