@@ -86,7 +86,8 @@ class SdxlDiffusion:
         scheduler = copy.deepcopy(self.pipe.scheduler)
         scheduler.set_timesteps(job.num_inference_steps)
         begin = (job.num_inference_steps - job.steps_run) * scheduler.order
-        scheduler.set_begin_index(begin)
+        if hasattr(scheduler, "set_begin_index"):
+            scheduler.set_begin_index(begin)
         timesteps = scheduler.timesteps[begin:]
         generator = torch.Generator("cpu").manual_seed(job.seed)
         clean = self._encode_image(job.pixels, generator)
