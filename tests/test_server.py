@@ -10,6 +10,8 @@ from contextlib import contextmanager
 import httpx2
 import pytest
 
+from app.errors import EngineStopped
+from app.main import end_process
 from tests.conftest import _free_port
 from tests.test_img2img import post
 from tests.test_limits import eventually, sample
@@ -63,6 +65,16 @@ def test_an_engine_that_gives_up_ends_the_process_with_1_and_says_why(model: str
         _, log = process.communicate(timeout=30)
         assert process.returncode == 1
         assert reason in log
+
+
+def test_ending_the_process_is_a_sigterm_to_itself() -> None:
+    received: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
+    try:
+        end_process(EngineStopped("it is a test"))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert received == [signal.SIGTERM]
 
 
 def test_under_another_server_a_dead_engine_ends_the_process_too() -> None:

@@ -157,8 +157,6 @@ class Engine:
             self._dispatch()
 
     def _give_up(self, failure: EngineStopped) -> None:
-        if self.failure:
-            return
         self.failure = failure
         logger.critical("the engine gives up: %s", failure)
         self._refuse_all(_gone())
