@@ -254,6 +254,10 @@ def test_another_content_type_is_refused_with_those_that_are_taken(server: str, 
     assert "multipart/form-data" in problem(response, 415, "unsupported_media_type")
 
 
+def test_an_empty_accept_header_does_not_mind(server: str, png: bytes) -> None:
+    assert opened(post(server, png, accept="")).format == "PNG"
+
+
 def test_an_accept_header_without_any_of_our_formats_is_refused(server: str, png: bytes) -> None:
     problem(post(server, png, accept="application/json"), 406, "not_acceptable", "Accept")
 

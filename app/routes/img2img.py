@@ -41,7 +41,7 @@ async def img2img(request: Request) -> StreamingResponse:
     upload, fields = await _read(request)
     asked = parse_request(fields)
     if asked.output_format is None:
-        asked = asked.model_copy(update={"output_format": acceptable(request.headers.get("accept", "*/*"))})
+        asked = asked.model_copy(update={"output_format": acceptable(request.headers.get("accept") or "*/*")})
     service: Service = request.app.state.service
     picture = await unless_disconnected(request, service.edit(upload, asked, request.state.request_id))
     return picture_response(picture)
