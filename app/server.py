@@ -1,6 +1,7 @@
 """Runs the app under uvicorn until a signal or a dead engine ends it."""
 
 import asyncio
+import logging
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,9 @@ from app.errors import EngineStopped
 from app.logs import configure
 from app.main import create_app
 from app.settings import Settings
+
+
+logger = logging.getLogger(__name__)
 
 
 class Server(uvicorn.Server):
@@ -60,4 +64,7 @@ def serve(settings: Settings, loader: str | None = None) -> int:
     )
     server = Server(config)
     server.run()
+    for failure in failures:
+        # Last in the log, where whoever finds the process gone looks first.
+        logger.critical("ended: %s", failure)
     return 1 if failures else 0
