@@ -13,7 +13,6 @@ from app.logs import configure
 from app.main import create_app
 from app.settings import Settings
 
-
 logger = logging.getLogger(__name__)
 
 
