@@ -21,12 +21,14 @@ RUN python -m venv --without-pip /opt/venv
 COPY requirements.lock /tmp/
 # torch and its CUDA packages are moved to a tree of their own, to become a layer that only a new torch changes; hence
 # also the kind of bytecode that holds no file times. One step, since a move between steps would be a copy of gigabytes.
-# compileall's status is ignored: torch ships a file that only a newer Python can read.
+# The packages' own tests stay behind. compileall's status is ignored: torch ships a file that only a newer Python reads.
 RUN --mount=type=cache,target=/root/.cache/pip \
     set -eu; \
     python -m pip --python /opt/venv/bin/python install --no-compile --requirement /tmp/requirements.lock; \
-    /opt/venv/bin/python -m compileall -qq -j 0 --invalidation-mode unchecked-hash /opt/venv/lib || true; \
     site=$(/opt/venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'); \
+    find "$site" -type d \( -name test -o -name tests \) -prune -exec rm -rf {} +; \
+    rm -rf "$site"/torch/bin/*[Tt]est*; \
+    /opt/venv/bin/python -m compileall -qq -j 0 --invalidation-mode unchecked-hash "$site" || true; \
     mkdir -p "/opt/torch$site"; \
     for path in "$site"/torch "$site"/torch-* "$site"/torchgen "$site"/functorch \
                 "$site"/nvidia* "$site"/cuda* "$site"/triton*; do \

@@ -19,7 +19,7 @@ from app.metrics import Metrics
 logger = logging.getLogger(__name__)
 
 # Asked for every few seconds by probes: not worth a line each.
-_QUIET = ("/health/live", "/health/ready", "/metrics")
+_QUIET = ("/health", "/health/live", "/health/ready", "/metrics", "/ping")
 
 # Nothing else may come in: the id goes into log lines and back out in a header.
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,128}", re.ASCII)

@@ -21,7 +21,7 @@ from app.settings import Settings
 ROOT = Path(__file__).parents[1]
 SCRIPTS = [
     ROOT / ".ci/run",
-    *sorted(path for path in (ROOT / "scripts").iterdir() if path.is_file() and not path.suffix),
+    *sorted(path for path in (ROOT / "scripts").rglob("*") if path.is_file() and not path.suffix),
 ]
 VARIABLES = {f"IMG2IMG_{name.upper()}" for name in Settings.model_fields}
 FIXED_BY_THE_IMAGE = {"IMG2IMG_HOST", "IMG2IMG_PORT", "IMG2IMG_HUB_CACHE"}
@@ -157,19 +157,27 @@ class TestCompose:
         given = {variable for variable in compose_service(name)["environment"] if variable.startswith("IMG2IMG_")}
         assert given == VARIABLES - FIXED_BY_THE_IMAGE
 
-    def test_docker_compose_accepts_the_file(self) -> None:
-        commands = [["docker-compose"], ["docker", "compose"]]
-        usable = [
-            command
-            for command in commands
-            if shutil.which(command[0]) and not subprocess.run([*command, "version"], capture_output=True).returncode
-        ]
-        if not usable:
-            pytest.skip("neither `docker compose` nor `docker-compose` is installed")
-        for command in usable:
-            for profile in ([], ["--profile", "cpu"]):
-                checked = subprocess.run([*command, *profile, "config", "-q"], cwd=ROOT, capture_output=True, text=True)
-                assert checked.returncode == 0, checked.stderr
+    @pytest.mark.parametrize("command", [["docker-compose"], ["docker", "compose"]], ids=" ".join)
+    def test_docker_compose_reads_the_file_as_it_is_meant(self, command: list[str]) -> None:
+        if not shutil.which(command[0]) or subprocess.run([*command, "version"], capture_output=True).returncode:
+            pytest.skip(f"`{' '.join(command)}` is not installed")
+        on_gpu, on_cpu = resolved(command, "gpu")["img2img"], resolved(command, "cpu")["img2img-cpu"]
+        (device,) = on_gpu["deploy"]["resources"]["reservations"]["devices"]
+        assert (device["driver"], device["count"], device["capabilities"]) == ("nvidia", 1, ["gpu"])
+        assert on_gpu["environment"]["NVIDIA_DRIVER_CAPABILITIES"] == "compute,utility"
+        for service in (on_gpu, on_cpu):
+            assert (service["user"], service["read_only"], service["cap_drop"]) == ("10001:10001", True, ["ALL"])
+            assert service["healthcheck"]["test"] == ["CMD", "img2img", "health"]
+            assert service["environment"]["IMG2IMG_DRAIN_SECONDS"] == "30"
+
+
+def resolved(command: list[str], profile: str) -> dict[str, Any]:
+    """The services of a profile, as Compose understands the file."""
+    environment = {**os.environ, "COMPOSE_PROFILES": profile}
+    checked = subprocess.run([*command, "config"], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stderr
+    services: dict[str, Any] = yaml.safe_load(checked.stdout)["services"]
+    return services
 
 
 class TestDockerfile:
@@ -278,7 +286,9 @@ class TestScripts:
             checked = subprocess.run([interpreter, "-n", str(path)], capture_output=True, text=True)
             assert (checked.returncode, checked.stderr) == (0, "")
 
-    @pytest.mark.parametrize("name", ["setup", "lock", "test", "check", "fix"])
+    @pytest.mark.parametrize(
+        "name", ["setup", "lock", "test", "check", "fix", "test-container", "container/base-image"]
+    )
     def test_help_is_shown_at_once_and_from_any_directory(self, name: str, tmp_path: Path) -> None:
         shown = subprocess.run(
             [ROOT / "scripts" / name, "--help"], cwd=tmp_path, env={"PATH": os.defpath}, capture_output=True, text=True

@@ -108,6 +108,18 @@ def test_a_raw_picture_with_the_fields_in_the_query_is_the_same_request(server: 
     assert raw.content == post(server, png, seed="3").content
 
 
+def test_sagemakers_route_is_the_same_with_every_kind_of_body(server: str, png: bytes) -> None:
+    url, wanted = f"{server}/invocations", post(server, png, seed="3").content
+    form = {"prompt": "dog wizard", "seed": "3"}
+    body = {"inputs": base64.b64encode(png).decode(), "parameters": form}
+    assert httpx2.post(url, data=form, files={"image": png}).content == wanted
+    assert httpx2.post(url, params=form, content=png, headers={"Content-Type": "image/png"}).content == wanted
+    assert httpx2.post(url, json=body).content == wanted
+    problem(
+        httpx2.post(url, data=form | {"strength": "0.1"}, files={"image": png}), 422, "invalid_parameter", "strength"
+    )
+
+
 def test_a_raw_picture_needs_no_prompt_and_no_exact_type(server: str, png: bytes) -> None:
     for media_type in ("image/jpeg", "application/octet-stream"):
         response = httpx2.post(f"{server}/img2img", content=png, headers={"Content-Type": media_type})

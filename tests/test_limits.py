@@ -179,10 +179,14 @@ def test_liveness_needs_no_worker_and_readiness_needs_a_warm_one(start_server: S
             {"status": "starting"},
             "1",
         )
+        for alias in ("/health", "/ping"):
+            assert httpx2.get(f"{url}{alias}").status_code == 503
         eventually(lambda: httpx2.get(f"{url}/health/ready").status_code == 200)
         ready = httpx2.get(f"{url}/health/ready").json()
         assert ready["status"] == "ready"
         assert ready["model"]["model"] == "fake"
+        for alias in ("/health", "/ping"):
+            assert httpx2.get(f"{url}{alias}").json() == ready
 
 
 def test_metrics_count_pictures_requests_and_stages(start_server: StartServer, png: bytes) -> None:

@@ -24,6 +24,8 @@ _MAX_TEXT_BYTES = 64 * 1024
 _MAX_EPILOGUE = 1024
 
 
+# /invocations is where SageMaker sends what its callers send.
+@router.post("/invocations", response_class=StreamingResponse, include_in_schema=False)
 @router.post(
     "/img2img",
     summary="Redraw a picture as a prompt says",

@@ -16,6 +16,9 @@ async def live() -> dict[str, str]:
     return {"status": "live"}
 
 
+# /health is where Hugging Face's endpoints ask, and /ping where SageMaker does.
+@router.get("/ping", include_in_schema=False)
+@router.get("/health", include_in_schema=False)
 @router.get("/health/ready", summary="Whether a picture can be made now", responses={503: {"description": "Not yet."}})
 async def ready(request: Request) -> JSONResponse:
     """200 once a worker has loaded the model and made a real picture with it; 503 before, and while none is there."""
