@@ -6,11 +6,13 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 
 from app.client import Edited, Img2Img, Img2ImgError, NoService
@@ -133,11 +135,12 @@ def test_a_client_waits_for_its_place_in_a_full_queue(
     start_server: Callable[..., AbstractContextManager[str]], png: bytes
 ) -> None:
     with start_server(queue_size=1) as url, Img2Img(url) as first, Img2Img(url, retries=0) as impatient:
-        thread = threading.Thread(target=first.edit, args=(png, "tick=0.3"))
+        thread = threading.Thread(target=first.edit, args=(png, "tick=0.5"))
         thread.start()
-        error = None
-        while error is None:
-            error = refusal(impatient, png)
+        while "img2img_jobs_on_board 1.0" not in httpx2.get(f"{url}/metrics").text:
+            time.sleep(0.01)
+        error = refusal(impatient, png)
+        assert error
         assert (error.status, error.code, error.retry_after) == (503, "queue_full", 1)
         with Img2Img(url) as patient:
             assert patient.edit(png, "x", seed=1).seed == 1
