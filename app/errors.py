@@ -154,11 +154,15 @@ class EngineStopped(Exception):
     """The engine gave up: its worker cannot be started, or died too often in a row."""
 
 
+_RFC_9110 = {413: "Content Too Large", 422: "Unprocessable Content"}
+"""Phrases that Python knows only since 3.13; before, its names for these are those of older RFCs."""
+
+
 def problem(error: ServiceError, request_id: str) -> dict[str, Any]:
     """Render an error as the members of an RFC 9457 problem document (`application/problem+json`)."""
     body: dict[str, Any] = {
         "type": "about:blank",
-        "title": HTTPStatus(error.status).phrase,
+        "title": _RFC_9110.get(error.status) or HTTPStatus(error.status).phrase,
         "status": error.status,
         "detail": error.message,
         "code": error.code,
