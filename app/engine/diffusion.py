@@ -27,7 +27,7 @@ class State:
     """One job between two UNet calls. A row of the UNet's batch is one of its `embeds`.
 
     Attributes:
-        latents: `[1, 4, height / 8, width / 8]`, in the UNet's dtype, on the device.
+        latents: `[1, c, height / f, width / f]`, in the UNet's dtype, on the device; c is 4 and f 8 for SDXL's VAE.
         embeds: `[rows, 77, d]`; `rows` is 2 with guidance (negative prompt first), else 1.
         pooled: `[rows, p]`.
         time_ids: `[rows, 6]`, SDXL's micro-conditioning.
@@ -161,7 +161,7 @@ class SdxlDiffusion:
         return results
 
     def decode(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Latents `[1, 4, h, w]` to `uint8[h * 8, w * 8, 3]` and to a 0-dim bool: whether all of it was finite."""
+        """Latents `[1, c, h, w]` to `uint8[h * f, w * f, 3]` and to a 0-dim bool: whether all of it was finite."""
         vae = self.pipe.vae
         latents = latents.to(vae.dtype)
         mean, std = self._latent_statistics(latents.dtype)
@@ -217,7 +217,7 @@ class SdxlDiffusion:
         return torch.concat(hidden, dim=-1).to(encoder.dtype), output[0], tokens_cut
 
     def _encode_image(self, pixels: Pixels, generator: torch.Generator) -> torch.Tensor:
-        """RGB pixels to latents `[1, 4, h / 8, w / 8]` in the UNet's dtype, sampled from the VAE's posterior."""
+        """RGB pixels to latents `[1, c, h / f, w / f]` in the UNet's dtype, sampled from the VAE's posterior."""
         vae = self.pipe.vae
         raw = torch.frombuffer(bytearray(pixels.data), dtype=torch.uint8).view(1, pixels.height, pixels.width, 3)
         # On the CPU, since CUDA divides by multiplying with the reciprocal, which is not what diffusers feeds its VAE;
@@ -231,12 +231,12 @@ class SdxlDiffusion:
         return latents
 
     def _latent_statistics(self, dtype: torch.dtype) -> tuple[Any, Any]:
-        """Mean and standard deviation by channel, `[1, 4, 1, 1]`, where the VAE's config has them; else 0 and 1."""
+        """Mean and standard deviation by channel, `[1, c, 1, 1]`, where the VAE's config has them; else 0 and 1."""
         config = self.pipe.vae.config
         values = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
         if None in values:
             return 0.0, 1.0
-        mean, std = (torch.tensor(value).view(1, 4, 1, 1).to(self.device, dtype) for value in values)
+        mean, std = (torch.tensor(value).view(1, -1, 1, 1).to(self.device, dtype) for value in values)
         return mean, std
 
     def _step_arguments(self, generator: torch.Generator) -> dict[str, Any]:

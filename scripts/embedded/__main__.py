@@ -1,0 +1,48 @@
+"""All stages, in order; each goes on where an earlier run stopped."""
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+import torch
+
+from scripts.embedded import autoencoder, export, latents, text, translator
+from scripts.embedded.sources import Sources
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="train_embedded",
+        description="Train the embedded checkpoint again. Takes hours, stops and goes on anywhere.",
+    )
+    parser.add_argument("--state", type=Path, default=ROOT / "out" / "embedded", help="data and training state (3 GB)")
+    parser.add_argument("--out", type=Path, default=ROOT / "app" / "engine" / "embedded", help="the checkpoint")
+    parser.add_argument("--until", choices=["vae", "text", "unet"], default="unet", help="stop after this stage")
+    parser.add_argument("--vae-steps", type=int, default=4500)
+    parser.add_argument("--text-steps", type=int, default=3000)
+    parser.add_argument("--unet-steps", type=int, default=12000)
+    parser.add_argument("--scenes", type=int, default=2000)
+    options = parser.parse_args()
+    torch.set_num_threads(os.cpu_count() or 1)
+    sources, state = Sources(options.state / "sources"), options.state / "state"
+
+    vae = autoencoder.train(sources, state, options.vae_steps)
+    if options.until == "vae":
+        return
+    canvases = latents.canvases(vae, sources)
+    tokenizers = text.Tokenizers(options.out)
+    encoders, _ = text.train(canvases, sources, tokenizers, state, options.text_steps)
+    if options.until == "text":
+        return
+    scenes = latents.make(vae, sources, state, options.scenes)
+    unet = translator.train(scenes, encoders, tokenizers, state, options.unet_steps)
+    size = export.write(options.out, vae, encoders, unet)
+    print(json.dumps({"bytes": size}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""Writes the trained parts as an SDXL checkpoint in diffusers format, float16."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderTiny, UNet2DConditionModel
+from safetensors.torch import save_file
+from torch import nn
+
+from scripts.embedded import text, translator
+from scripts.embedded.text import TextEncoders
+from scripts.make_checkpoint import model_index
+
+_WEIGHTS = "diffusion_pytorch_model.fp16.safetensors"
+
+
+def write(folder: Path, vae: AutoencoderTiny, encoders: TextEncoders, unet: UNet2DConditionModel) -> int:
+    """Writes all but the tokenizers, which are there already, and the licences; the size of the whole in bytes."""
+    index = model_index()
+    index["vae"] = ["diffusers", "AutoencoderTiny"]
+    _json(folder / "model_index.json", index)
+    _json(folder / "scheduler" / "scheduler_config.json", translator.scheduler_config())
+    _model(folder / "unet", translator.config(), unet, _WEIGHTS)
+    kept = {key: value for key, value in vae.config.items() if not key.startswith("_")}
+    _model(folder / "vae", {"_class_name": "AutoencoderTiny", **kept}, vae, _WEIGHTS)
+    for part, architecture, encoder in (
+        ("text_encoder", "CLIPTextModel", encoders.first),
+        ("text_encoder_2", "CLIPTextModelWithProjection", encoders.second),
+    ):
+        _model(folder / part, text.config(architecture), encoder, "model.fp16.safetensors", prefix="text_model.")
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _model(folder: Path, config: dict[str, Any], model: nn.Module, file: str, prefix: str = "") -> None:
+    _json(folder / "config.json", config)
+    weights = {}
+    for name, value in model.state_dict().items():
+        # As the hub's files name them; transformers 5 leaves this prefix off in memory where there is no projection.
+        whole = name if not prefix or name.startswith((prefix, "text_projection")) else prefix + name
+        weights[whole] = value.to(torch.float16).contiguous()
+    save_file(weights, folder / file, metadata={"format": "pt"})
+    # safetensors makes files that only their owner can read; an image that runs as another user would not start.
+    (folder / file).chmod(0o644)
+
+
+def _json(path: Path, value: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,126 @@
+"""What the UNet learns on: the latents of many scenes, made once.
+
+A scene is one background with one place for a subject, seen ten times: with each of six concepts' icons exactly there,
+with nothing there, and with three other icons about there. Any of the ten is a start for each of the six.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderTiny
+from rich.progress import track
+from torch import Tensor
+from torch.nn import functional
+
+from scripts.embedded import scenes
+from scripts.embedded.prompts import NOTHING
+from scripts.embedded.sources import Pixels, Sources
+from scripts.embedded.text import PATCH, SIDE, SLOTS
+from scripts.embedded.vocabulary import CONCEPTS
+
+PICTURE = 512
+LATENT = PICTURE // 16
+SUBJECT = SIDE * PATCH * 16
+"""Height of a target's icon, pixels."""
+
+CELL = PATCH * 16
+"""By how many pixels a target can lie beside the middle: one patch, so that whole patches move."""
+
+TARGETS, STARTS = 6, 4
+BARE = TARGETS + STARTS - 1
+"""The last of a scene's ten: its background alone."""
+
+CENTRE = 4
+"""The middle one of the 3 x 3 places, in reading order."""
+
+
+@dataclass
+class Scenes:
+    """All scenes.
+
+    Attributes:
+        latents: (N, 10, 8, 32, 32) float16, unit variance; the six targets first.
+        concepts: (N, 6), which concept each target shows.
+        places: (N,), where the subject is, 0 to 8 in reading order.
+    """
+
+    latents: np.memmap
+    concepts: np.ndarray
+    places: np.ndarray
+
+
+def encode(vae: AutoencoderTiny, pictures: Tensor) -> Tensor:
+    """Latents (B, 8, H / 16, W / 16) of pictures (B, 3, H, W) in [0, 255]."""
+    with torch.inference_mode():
+        ready = (pictures / 127.5 - 1).contiguous(memory_format=torch.channels_last)
+        return vae.encode(ready).latents * vae.config.scaling_factor  # type: ignore[no-any-return]
+
+
+def canvases(vae: AutoencoderTiny, sources: Sources) -> Tensor:
+    """What the text encoders' slots are to say, (268, 36, 144); the last is nothing.
+
+    Of every icon at its full size, patch by patch: its latents where it covers the picture, and how far it does. The
+    latents are the mean over four backgrounds.
+    """
+    found = []
+    middle = slice((LATENT - SIDE * PATCH) // 2, (LATENT + SIDE * PATCH) // 2)
+    for concept in track(CONCEPTS, "canvases"):
+        icon = scenes.icon_batch(sources.pixels, [sources.icons[concept.icon]] * 4)
+        greys = torch.tensor([40.0, 110.0, 180.0, 250.0]).view(4, 1, 1, 1).expand(4, 3, PICTURE, PICTURE)
+        scale, centre = torch.full((4,), float(SUBJECT)), torch.full((4, 2), PICTURE / 2)
+        latents = encode(vae, scenes.place(icon, greys, scale, centre)).mean(0)
+        silhouette = icon[:1].clone()
+        silhouette[:, :3] = 255
+        cover = scenes.place(silhouette, torch.zeros(1, 3, PICTURE, PICTURE), scale[:1], centre[:1])[0, :1] / 255
+        share = functional.avg_pool2d(cover, 16)
+        canvas = torch.cat([latents * share, share])[:, middle, middle]
+        found.append(canvas.unfold(1, PATCH, PATCH).unfold(2, PATCH, PATCH).permute(1, 2, 0, 3, 4).reshape(SLOTS, -1))
+    found.append(torch.zeros_like(found[0]))
+    return torch.stack(found)
+
+
+def _scene(sources: Sources, photographs: list[Pixels], seed: int, index: int) -> tuple[Tensor, list[int], int]:
+    """One scene's ten pictures (10, 3, 512, 512), its targets' concepts and its place."""
+    rng = np.random.default_rng((seed, 3, index))
+    behind = scenes.to_tensor([scenes.background(rng, PICTURE, photographs)])
+    place = CENTRE if rng.random() < 0.6 else int(rng.integers(9))
+    concepts = [int(one) for one in rng.choice(NOTHING, TARGETS, replace=False)]
+    rows = [sources.icons[CONCEPTS[one].icon] for one in concepts]
+    rows += [int(one) for one in rng.integers(len(sources.icons), size=STARTS - 1)]
+    icons = scenes.icon_batch(sources.pixels, rows)
+    for row in range(TARGETS, len(rows)):
+        if rng.random() < 0.5:
+            icons[row] = icons[row].flip(-1)
+    centre = PICTURE / 2 + CELL * (np.array([place % 3, place // 3]) - 1)
+    shift = np.repeat(centre[None], len(rows), 0)
+    scale = np.full(len(rows), float(SUBJECT))
+    shift[TARGETS:] += rng.uniform(-20, 20, (STARTS - 1, 2))
+    scale[TARGETS:] = rng.uniform(280, 470, STARTS - 1)
+    many = behind.expand(len(rows), -1, -1, -1)
+    placed = scenes.place(icons, many, torch.from_numpy(scale).float(), torch.from_numpy(shift).float())
+    return torch.cat([placed, behind]), concepts, place
+
+
+def make(vae: AutoencoderTiny, sources: Sources, folder: Path, count: int, seed: int = 0) -> Scenes:
+    """Makes `count` scenes under `folder`, or those that are still missing."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "latents.npy"
+    shape = (count, TARGETS + STARTS, 8, LATENT, LATENT)
+    if path.exists() and np.load(path, mmap_mode="r").shape != shape:
+        raise SystemExit(f"{path} holds another number of scenes: remove {folder} to make them anew.")
+    latents = np.lib.format.open_memmap(
+        path, "r+" if path.exists() else "w+", np.float16, None if path.exists() else shape
+    )
+    labels_path = folder / "labels.npy"
+    labels = np.load(labels_path) if labels_path.exists() else np.full((count, TARGETS + 1), -1)
+    photographs = sources.photographs()
+    for index in track([int(one) for one in np.flatnonzero(labels[:, 0] < 0)], "scenes"):
+        pictures, concepts, place = _scene(sources, photographs, seed, index)
+        latents[index] = torch.cat([encode(vae, part) for part in torch.split(pictures, 5)]).numpy()
+        labels[index] = [*concepts, place]
+        if index % 100 == 99 or index == count - 1:
+            latents.flush()
+            np.save(labels_path, labels)
+    return Scenes(latents, labels[:, :TARGETS], labels[:, TARGETS])

