@@ -22,10 +22,11 @@ def main() -> None:
     parser.add_argument("--state", type=Path, default=ROOT / "out" / "embedded", help="data and training state (3 GB)")
     parser.add_argument("--out", type=Path, default=ROOT / "app" / "engine" / "embedded", help="the checkpoint")
     parser.add_argument("--until", choices=["vae", "text", "unet"], default="unet", help="stop after this stage")
-    parser.add_argument("--vae-steps", type=int, default=4500)
-    parser.add_argument("--text-steps", type=int, default=3000)
-    parser.add_argument("--unet-steps", type=int, default=12000)
-    parser.add_argument("--scenes", type=int, default=2000)
+    parser.add_argument("--vae-steps", type=int, default=4000)
+    parser.add_argument("--text-steps", type=int, default=5000)
+    parser.add_argument("--unet-steps", type=int, default=8600)
+    parser.add_argument("--decoder-steps", type=int, default=2500)
+    parser.add_argument("--scenes", type=int, default=1000)
     options = parser.parse_args()
     torch.set_num_threads(os.cpu_count() or 1)
     sources, state = Sources(options.state / "sources"), options.state / "state"
@@ -40,6 +41,7 @@ def main() -> None:
         return
     scenes = latents.make(vae, sources, state, options.scenes)
     unet = translator.train(scenes, encoders, tokenizers, state, options.unet_steps)
+    vae = autoencoder.sharpen(vae, sources, state, options.decoder_steps)
     size = export.write(options.out, vae, encoders, unet)
     print(json.dumps({"bytes": size}))
 

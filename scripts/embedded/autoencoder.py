@@ -1,5 +1,7 @@
 """The VAE: 512 x 512 pixels to 32 x 32 latents of 8 channels and back, an `AutoencoderTiny`.
 
+It is trained twice: as a whole on any icon, then its decoder alone on the icons that can be asked for.
+
 It has no normalisation, so it learns on crops and is exact on whole pictures; its full-resolution level, where the
 time goes, has no blocks. The latents get about zero mean and unit variance in training.
 """
@@ -12,14 +14,17 @@ from diffusers import AutoencoderTiny
 from torch import Tensor, nn
 
 from scripts.embedded import scenes
+from scripts.embedded.latents import BUSY, PICTURE, SUBJECT
 from scripts.embedded.sources import PHOTOGRAPHS, Pixels, Sources
-from scripts.embedded.state import Stage
+from scripts.embedded.state import Stage, fast_precision
+from scripts.embedded.vocabulary import CONCEPTS
 
 FACTOR = 16
 CHANNELS = 8
 CROP = 160
 BATCH = 5
 PEAK_RATE = 2e-3
+SHARPENING_RATE = 1e-3
 SCALE = 1.15
 """One over the standard deviation that the latents come to have."""
 
@@ -96,16 +101,33 @@ def batch(sources: Sources, photographs: list[Pixels], step: int, seed: int) -> 
     return scenes.place(icons, behind, scale, CROP / 2 + reach + away) / 127.5 - 1
 
 
+def targets(sources: Sources, photographs: list[Pixels], step: int, seed: int) -> Tensor:
+    """Crops of what the UNet is to draw, (B, 3, 160, 160) in [-1, 1]: the latents of a crop are those of the whole."""
+    rng = np.random.default_rng((seed, 7, step))
+    behind = scenes.to_tensor([scenes.background(rng, CROP, photographs, BUSY) for _ in range(BATCH)])
+    rows = [sources.icons[CONCEPTS[int(one)].icon] for one in rng.integers(len(CONCEPTS), size=BATCH)]
+    icons = scenes.icon_batch(sources.pixels, rows)
+    corner = FACTOR * torch.from_numpy(rng.integers(2, (PICTURE - CROP) // FACTOR - 1, (BATCH, 2)))
+    scale, shift = torch.full((BATCH,), float(SUBJECT)), PICTURE / 2 - corner.float()
+    return scenes.place(icons, behind, scale, shift) / 127.5 - 1
+
+
+def difference(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """How far two pictures differ in their pixels and edges, and in their pixels alone (mean absolute)."""
+    error = one - other
+    down, across = error.diff(dim=2), error.diff(dim=3)
+    pixel = error.abs().mean()
+    return pixel + 0.5 * (down.abs().mean() + across.abs().mean()), pixel
+
+
 def loss(model: AutoencoderTiny, pictures: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """What training lowers, and the mean absolute error of the pixels in it."""
     latents = model.encode(pictures).latents
     spread = latents.var((0, 2, 3)) + 1e-4
     unit = (latents.mean((0, 2, 3)) ** 2 + spread.log() ** 2).mean()
     noise = torch.randn(latents.shape, generator=generator) * NOISE
-    error = model.decode(latents + noise).sample - pictures
-    down, across = error.diff(dim=2), error.diff(dim=3)
-    pixel = error.abs().mean()
-    return pixel + 0.5 * (down.abs().mean() + across.abs().mean()) + 0.003 * unit, pixel
+    whole, pixel = difference(model.decode(latents + noise).sample, pictures)
+    return whole + 0.003 * unit, pixel
 
 
 def train(sources: Sources, state: Path, steps: int, seed: int = 0) -> AutoencoderTiny:
@@ -115,10 +137,28 @@ def train(sources: Sources, state: Path, steps: int, seed: int = 0) -> Autoencod
     stage = Stage("autoencoder", state, model, steps, PEAK_RATE)
     for step in stage.steps():
         pictures = batch(sources, photographs, step, seed).contiguous(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16):
+        with fast_precision():
             total, pixel = loss(model, pictures, torch.Generator().manual_seed(step))
         stage.learn(total, {"L1": pixel})
     stage.finish()
     # The pipeline multiplies latents by this; the UNet then sees them at unit variance.
     model.register_to_config(scaling_factor=SCALE)
+    return model.eval()
+
+
+def sharpen(model: AutoencoderTiny, sources: Sources, state: Path, steps: int, seed: int = 0) -> AutoencoderTiny:
+    """The autoencoder with its decoder trained on; the latents stay what they are."""
+    model.encoder.requires_grad_(False)
+    photographs = sources.photographs(PHOTOGRAPHS)
+    stage = Stage("decoder", state, model, steps, SHARPENING_RATE)
+    for step in stage.steps():
+        pictures = targets(sources, photographs, step, seed).contiguous(memory_format=torch.channels_last)
+        generator = torch.Generator().manual_seed(step)
+        with fast_precision():
+            with torch.no_grad():
+                latents = model.encode(pictures).latents
+            noise = torch.randn(latents.shape, generator=generator) * NOISE
+            whole, pixel = difference(model.decode(latents + noise).sample, pictures)
+        stage.learn(whole, {"L1": pixel})
+    stage.finish()
     return model.eval()

@@ -23,7 +23,8 @@ def write(folder: Path, vae: AutoencoderTiny, encoders: TextEncoders, unet: UNet
     _json(folder / "model_index.json", index)
     _json(folder / "scheduler" / "scheduler_config.json", translator.scheduler_config())
     _model(folder / "unet", translator.config(), unet, _WEIGHTS)
-    kept = {key: value for key, value in vae.config.items() if not key.startswith("_")}
+    # diffusers warns of its own `block_out_channels` when it reads it back.
+    kept = {key: value for key, value in vae.config.items() if key[0] != "_" and key != "block_out_channels"}
     _model(folder / "vae", {"_class_name": "AutoencoderTiny", **kept}, vae, _WEIGHTS)
     for part, architecture, encoder in (
         ("text_encoder", "CLIPTextModel", encoders.first),

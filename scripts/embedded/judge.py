@@ -35,7 +35,7 @@ class _Block(nn.Module):
 
 
 class Judge(nn.Module):
-    """Pictures (B, 3, 64, 64) in [-1, 1] to scores (B, 267), one for each concept."""
+    """Pictures (B, 3, 64, 64) in [-1, 1] to scores (B, 184), one for each concept."""
 
     def __init__(self) -> None:
         super().__init__()

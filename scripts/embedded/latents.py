@@ -1,7 +1,10 @@
 """What the UNet learns on: the latents of many scenes, made once.
 
-A scene is one background with one place for a subject, seen ten times: with each of six concepts' icons exactly there,
-with nothing there, and with three other icons about there. Any of the ten is a start for each of the six.
+A scene is one background, seen ten times: with each of six concepts' icons exactly in its middle, with three other
+icons about there, and bare. Any of the ten is a start for each of the six.
+
+The middle is the only place: where the subject lay is hardly told by a picture at the noise where a pass begins, and a
+target that may be in many places comes out as the mean of them.
 """
 
 from dataclasses import dataclass
@@ -25,15 +28,12 @@ LATENT = PICTURE // 16
 SUBJECT = SIDE * PATCH * 16
 """Height of a target's icon, pixels."""
 
-CELL = PATCH * 16
-"""By how many pixels a target can lie beside the middle: one patch, so that whole patches move."""
-
 TARGETS, STARTS = 6, 4
 BARE = TARGETS + STARTS - 1
 """The last of a scene's ten: its background alone."""
 
-CENTRE = 4
-"""The middle one of the 3 x 3 places, in reading order."""
+BUSY = 0.35
+"""The share of backgrounds with something in them: what is lost in noise cannot be learnt, and drowns what can."""
 
 
 @dataclass
@@ -43,12 +43,10 @@ class Scenes:
     Attributes:
         latents: (N, 10, 8, 32, 32) float16, unit variance; the six targets first.
         concepts: (N, 6), which concept each target shows.
-        places: (N,), where the subject is, 0 to 8 in reading order.
     """
 
     latents: np.memmap
     concepts: np.ndarray
-    places: np.ndarray
 
 
 def encode(vae: AutoencoderTiny, pictures: Tensor) -> Tensor:
@@ -59,7 +57,7 @@ def encode(vae: AutoencoderTiny, pictures: Tensor) -> Tensor:
 
 
 def canvases(vae: AutoencoderTiny, sources: Sources) -> Tensor:
-    """What the text encoders' slots are to say, (268, 36, 144); the last is nothing.
+    """What the text encoders' slots are to say, (185, 36, 144); the last is nothing.
 
     Of every icon at its full size, patch by patch: its latents where it covers the picture, and how far it does. The
     latents are the mean over four backgrounds.
@@ -81,11 +79,10 @@ def canvases(vae: AutoencoderTiny, sources: Sources) -> Tensor:
     return torch.stack(found)
 
 
-def _scene(sources: Sources, photographs: list[Pixels], seed: int, index: int) -> tuple[Tensor, list[int], int]:
-    """One scene's ten pictures (10, 3, 512, 512), its targets' concepts and its place."""
+def _scene(sources: Sources, photographs: list[Pixels], seed: int, index: int) -> tuple[Tensor, list[int]]:
+    """One scene's ten pictures (10, 3, 512, 512), and its targets' concepts."""
     rng = np.random.default_rng((seed, 3, index))
-    behind = scenes.to_tensor([scenes.background(rng, PICTURE, photographs)])
-    place = CENTRE if rng.random() < 0.6 else int(rng.integers(9))
+    behind = scenes.to_tensor([scenes.background(rng, PICTURE, photographs, BUSY)])
     concepts = [int(one) for one in rng.choice(NOTHING, TARGETS, replace=False)]
     rows = [sources.icons[CONCEPTS[one].icon] for one in concepts]
     rows += [int(one) for one in rng.integers(len(sources.icons), size=STARTS - 1)]
@@ -93,14 +90,13 @@ def _scene(sources: Sources, photographs: list[Pixels], seed: int, index: int) -
     for row in range(TARGETS, len(rows)):
         if rng.random() < 0.5:
             icons[row] = icons[row].flip(-1)
-    centre = PICTURE / 2 + CELL * (np.array([place % 3, place // 3]) - 1)
-    shift = np.repeat(centre[None], len(rows), 0)
+    shift = np.full((len(rows), 2), PICTURE / 2)
     scale = np.full(len(rows), float(SUBJECT))
-    shift[TARGETS:] += rng.uniform(-20, 20, (STARTS - 1, 2))
+    shift[TARGETS:] += rng.uniform(-30, 30, (STARTS - 1, 2))
     scale[TARGETS:] = rng.uniform(280, 470, STARTS - 1)
     many = behind.expand(len(rows), -1, -1, -1)
     placed = scenes.place(icons, many, torch.from_numpy(scale).float(), torch.from_numpy(shift).float())
-    return torch.cat([placed, behind]), concepts, place
+    return torch.cat([placed, behind]), concepts
 
 
 def make(vae: AutoencoderTiny, sources: Sources, folder: Path, count: int, seed: int = 0) -> Scenes:
@@ -114,13 +110,13 @@ def make(vae: AutoencoderTiny, sources: Sources, folder: Path, count: int, seed:
         path, "r+" if path.exists() else "w+", np.float16, None if path.exists() else shape
     )
     labels_path = folder / "labels.npy"
-    labels = np.load(labels_path) if labels_path.exists() else np.full((count, TARGETS + 1), -1)
+    labels = np.load(labels_path) if labels_path.exists() else np.full((count, TARGETS), -1)
     photographs = sources.photographs()
     for index in track([int(one) for one in np.flatnonzero(labels[:, 0] < 0)], "scenes"):
-        pictures, concepts, place = _scene(sources, photographs, seed, index)
+        pictures, concepts = _scene(sources, photographs, seed, index)
         latents[index] = torch.cat([encode(vae, part) for part in torch.split(pictures, 5)]).numpy()
-        labels[index] = [*concepts, place]
+        labels[index] = concepts
         if index % 100 == 99 or index == count - 1:
             latents.flush()
             np.save(labels_path, labels)
-    return Scenes(latents, labels[:, :TARGETS], labels[:, TARGETS])
+    return Scenes(latents, labels)

@@ -128,19 +128,19 @@ class Prompts:
         if concept == NOTHING:
             return ", ".join(_some(rng, self._idle, int(rng.integers(0, 5))))
         text = self.word(rng, concept)
-        if rng.random() < 0.15:
+        if rng.random() < 0.08:
             text = self.word(rng, int(rng.integers(NOTHING))) + " " + text
         if rng.random() < 0.35:
             text = " ".join([*_some(rng, _ADJECTIVES, int(rng.integers(1, 3))), text])
         if rng.random() < 0.5:
             text = _OPENINGS[int(rng.integers(len(_OPENINGS)))] + text
-        if rng.random() < 0.2:
+        if rng.random() < 0.12:
             text += _LINKS[int(rng.integers(len(_LINKS)))] + self.word(rng, int(rng.integers(NOTHING)))
         elif rng.random() < 0.15:
             text += _PLACES[int(rng.integers(len(_PLACES)))]
         if rng.random() < 0.55:
             parts = _some(rng, _STYLES, int(rng.integers(1, 10)))
-            if rng.random() < 0.25:
+            if rng.random() < 0.15:
                 parts.insert(int(rng.integers(len(parts) + 1)), self.word(rng, int(rng.integers(NOTHING))))
             text = ", ".join([text, *parts])
         if rng.random() < 0.1:

@@ -24,18 +24,21 @@ def colour(rng: Rng) -> tuple[int, int, int]:
     return int(red), int(green), int(blue)
 
 
-def background(rng: Rng, size: int, photographs: Sequence[Pixels]) -> Pixels:
-    """A square without a subject, (size, size, 3): flat, a gradient, a photograph's part, or fallen leaves."""
+def background(rng: Rng, size: int, photographs: Sequence[Pixels], busy: float = 0.5) -> Pixels:
+    """A square without a subject, (size, size, 3): flat, a gradient, a photograph's part, or fallen leaves.
+
+    The last two are `busy`; that is their share.
+    """
     kind = rng.random()
-    if kind < 0.25:
+    if kind < (1 - busy) / 2:
         picture = Image.new("RGB", (size, size), colour(rng))
-    elif kind < 0.5:
+    elif kind < 1 - busy:
         picture = _gradient(rng, size)
-    elif kind < 0.75:
+    elif kind < 1 - busy / 2:
         picture = _photograph(rng, size, photographs)
     else:
         picture = _leaves(rng, size)
-    if kind >= 0.5 and rng.random() < 0.4:
+    if kind >= 1 - busy and rng.random() < 0.4:
         picture = picture.filter(ImageFilter.GaussianBlur(float(rng.uniform(0.5, 0.03 * size))))
     return np.asarray(picture)
 

@@ -20,8 +20,16 @@ from torch import Tensor, nn
 AVERAGE = 0.999
 """How much of the averaged weights a step keeps; it is they that are shipped."""
 
+TILES = torch.cpu._is_amx_tile_supported()
+"""Whether the processor multiplies bfloat16 in tiles (AMX): twice as fast as float32 then, half as fast otherwise."""
+
 SAVE_EVERY = 120
 """Seconds between two saves."""
+
+
+def fast_precision() -> torch.autocast:
+    """The context that computes in bfloat16 where that is faster."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=TILES)
 
 
 class Stage:

