@@ -124,7 +124,7 @@ def _about_speed(facts: Facts) -> Iterator[str]:
     model = facts.model
     cuda, dtype = model["device"].startswith("cuda"), model["dtype"]
     if facts.embedded:
-        yield "The embedded model is a tiny one to try the service with: IMG2IMG_MODEL=stabilityai/sdxl-turbo is real."
+        yield "The embedded model is small and draws icons only: IMG2IMG_MODEL=stabilityai/sdxl-turbo draws anything."
     elif not cuda:
         yield "A full-size model takes a minute and more for each picture on the CPU: use a CUDA GPU."
     if not facts.embedded and facts.memory < ENOUGH_MEMORY:

@@ -24,8 +24,8 @@ from app.client import Edited, Img2Img, Img2ImgError, NoService
 ROOT = Path(__file__).resolve().parent.parent
 PROMPT = "dog wizard, gandalf, lord of the rings, detailed, fantasy, cute, adorable, Pixar, Disney, 8k"
 STOP_SECONDS = 60.0
-NOISE = (
-    "The embedded model is a random tiny checkpoint, so this picture is noise; for a real one: "
+SMALL = (
+    "The embedded model is small: it draws icons of some common things, and nothing else. For the real one: "
     "scripts/demo --model stabilityai/sdxl-turbo (downloads 7 GB, wants a CUDA GPU)."
 )
 
@@ -160,7 +160,7 @@ def report(console: Console, edited: Edited, path: Path, model: dict[str, str]) 
     say(f"Saved {path}")
     say(f"Seed {edited.seed}, {edited.steps_run} steps, by {model['model']} on {model['device']} in {model['dtype']}.")
     if model["model"] == "embedded":
-        say(NOISE)
+        say(SMALL)
 
 
 def times(edited: Edited, startup: float, request: float) -> Table:

@@ -1,8 +1,9 @@
 """Writes an SDXL checkpoint of random weights, laid out as the hub lays out `stabilityai/sdxl-turbo` in float16.
 
-`tiny` is the real architecture at a few MB: it makes noise, on a CPU in a fraction of a second, and is what the
-service ships with. `full` has SDXL-Turbo's exact configuration, 6.9 GB: it costs what the trained one costs, which is
-what a benchmark or a memory check needs. The same seed gives the same bytes on every machine.
+`tiny` is the real architecture at a few MB: it makes noise, on a CPU in a fraction of a second, for tests that ask
+whether the numbers are right and not what they show. `full` has SDXL-Turbo's exact configuration, 6.9 GB: it costs what
+the trained one costs, which is what a benchmark or a memory check needs. The same seed gives the same bytes on every
+machine.
 """
 
 import argparse
@@ -21,7 +22,7 @@ Size = Literal["tiny", "full"]
 Config = dict[str, Any]
 
 EMBEDDED = Path(__file__).parent.parent / "app" / "engine" / "embedded"
-"""The tiny checkpoint that the service ships with; its tokenizers are everybody's."""
+"""The trained checkpoint that the service ships with; its tokenizers are everybody's."""
 
 _TOKENIZER_FILES = ("merges.txt", "special_tokens_map.json", "tokenizer_config.json", "vocab.json")
 _VOCABULARY = 49408
@@ -256,9 +257,7 @@ def _write_json(path: Path, value: Config) -> None:
 
 
 def _copy_tokenizer(source: Path, target: Path) -> None:
-    """Copies the four files; nothing to do where the embedded checkpoint itself is written."""
-    if target.resolve() == source.resolve():
-        return
+    """Copies the four files."""
     target.mkdir(parents=True, exist_ok=True)
     for name in _TOKENIZER_FILES:
         shutil.copyfile(source / name, target / name)

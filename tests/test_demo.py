@@ -35,7 +35,7 @@ def test_the_demo_makes_a_picture_and_says_how_long_each_stage_took(tmp_path: Pa
     assert process.returncode == 0, failed
     assert opened((tmp_path / "new/out.png").read_bytes()).size == (512, 512)
     assert "Saved new/out.png\nSeed 9, 2 steps, by embedded on cpu in float32.\n" in said
-    assert said.count("random tiny checkpoint") == 1
+    assert said.count("The embedded model is small") == 1
     for stage in ("start-up", "queue", "decode", "encode_prompt", "encode_image", "denoise", "vae", "png", "request"):
         assert re.search(rf"{stage}.* \d+\.\d\d\d ", said), stage
     assert re.search(r"Peak memory of the worker: [\d,]+ MB", said)

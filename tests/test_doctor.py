@@ -50,7 +50,7 @@ def test_the_report_names_device_model_disk_and_memory(tmp_path: Path) -> None:
     assert result.exit_code == 0
     for fact in ("torch ", "device ", "dtype ", "embedded (model is embedded)", "CPU cores", " GB", f"{tmp_path}/not"):
         assert fact in result.stdout
-    assert "\n- The embedded model is a tiny one" in result.stdout
+    assert "\n- The embedded model is small" in result.stdout
 
 
 def test_a_program_can_read_the_report() -> None:

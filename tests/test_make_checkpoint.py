@@ -1,6 +1,5 @@
-"""The random checkpoints: laid out as on the hub, loadable, alive, and the shipped one is what the script makes."""
+"""The random checkpoints: laid out as on the hub, loadable, alive, and the same from the same seed."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ from safetensors.torch import load_file
 from transformers import CLIPTokenizer
 
 from app.engine.checkpoint import EMBEDDED
-from scripts import make_checkpoint
 from scripts.make_checkpoint import (
     CONFIGS,
     Config,
@@ -60,13 +58,13 @@ def parameters(config: Config) -> int:
     return sum(parameter.numel() for parameter in on_meta(config).parameters())
 
 
-def load(dtype: torch.dtype) -> Any:
-    return StableDiffusionXLImg2ImgPipeline.from_pretrained(EMBEDDED, variant="fp16", use_safetensors=True, dtype=dtype)
+def load(folder: Path, dtype: torch.dtype) -> Any:
+    return StableDiffusionXLImg2ImgPipeline.from_pretrained(folder, variant="fp16", use_safetensors=True, dtype=dtype)
 
 
 @pytest.fixture(scope="module")
-def pipe() -> Any:
-    pipe = load(torch.float32)
+def pipe(tiny_checkpoint: Path) -> Any:
+    pipe = load(tiny_checkpoint, torch.float32)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -85,38 +83,23 @@ def picture(pipe: Any, prompt: str = "a cat", seed: int = 0, image: Image.Image 
     )
 
 
-class TestTheEmbeddedCheckpoint:
-    def test_it_has_the_hubs_files_and_says_what_it_is_and_whose(self) -> None:
-        assert files(EMBEDDED) == ON_THE_HUB | {"README.md", "LICENSES"}
+class TestTheFiles:
+    def test_they_are_the_hubs(self, tiny_checkpoint: Path) -> None:
+        assert files(tiny_checkpoint) == ON_THE_HUB
 
-    def test_making_it_again_gives_the_shipped_bytes(self, tmp_path: Path) -> None:
+    def test_the_same_seed_gives_the_same_bytes_and_another_seed_other_weights(
+        self, tiny_checkpoint: Path, tmp_path: Path
+    ) -> None:
         main(["--out", str(tmp_path)])
-
-        assert files(tmp_path) == ON_THE_HUB
         for name in ON_THE_HUB:
-            assert (tmp_path / name).read_bytes() == (EMBEDDED / name).read_bytes(), name
-
-    def test_it_can_be_made_again_in_its_own_place(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        shutil.copytree(EMBEDDED, tmp_path, dirs_exist_ok=True)
-        monkeypatch.setattr(make_checkpoint, "EMBEDDED", tmp_path)
-
-        write_checkpoint(tmp_path, "tiny", seed=0)
-
-        for name in files(EMBEDDED):
-            assert (tmp_path / name).read_bytes() == (EMBEDDED / name).read_bytes(), name
-
-    def test_another_seed_gives_other_weights(self, tmp_path: Path) -> None:
+            assert (tmp_path / name).read_bytes() == (tiny_checkpoint / name).read_bytes(), name
         write_checkpoint(tmp_path, "tiny", seed=1)
         for name in WEIGHTS:
-            assert (tmp_path / name).read_bytes() != (EMBEDDED / name).read_bytes(), name
-
-    def test_it_is_small_enough_to_live_in_the_repository(self) -> None:
-        assert sum((EMBEDDED / name).stat().st_size for name in files(EMBEDDED)) < 8_000_000
-        assert sum((EMBEDDED / name).stat().st_size for name in WEIGHTS) < 4_000_000
+            assert (tmp_path / name).read_bytes() != (tiny_checkpoint / name).read_bytes(), name
 
     @pytest.mark.parametrize("name", WEIGHTS)
-    def test_all_weights_are_finite_and_in_float16(self, name: str) -> None:
-        for weight in load_file(EMBEDDED / name).values():
+    def test_all_weights_are_finite_and_in_float16(self, tiny_checkpoint: Path, name: str) -> None:
+        for weight in load_file(tiny_checkpoint / name).values():
             assert weight.dtype == torch.float16
             assert weight.isfinite().all()
 
@@ -140,8 +123,8 @@ class TestThePictures:
         assert np.abs(picture(pipe, seed=1) - first).max() > 100
         assert np.abs(picture(pipe, image=Image.new("RGB", (256, 256), "crimson")) - first).max() > 10
 
-    def test_the_unet_stays_finite_in_float16(self) -> None:
-        half = load(torch.float16)
+    def test_the_unet_stays_finite_in_float16(self, tiny_checkpoint: Path) -> None:
+        half = load(tiny_checkpoint, torch.float16)
 
         with torch.inference_mode():
             prompt, _, pooled, _ = half.encode_prompt("a cat", do_classifier_free_guidance=False)

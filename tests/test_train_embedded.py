@@ -10,11 +10,11 @@ from diffusers import EulerAncestralDiscreteScheduler, StableDiffusionXLImg2ImgP
 from torch import nn
 
 from app.engine.checkpoint import EMBEDDED
-from scripts.embedded import autoencoder, export, translator
+from scripts.embedded import alignment, autoencoder, export, translator
 from scripts.embedded.prompts import NOTHING, Prompts
 from scripts.embedded.scenes import place
 from scripts.embedded.state import Stage
-from scripts.embedded.text import POSITIONS, WIDTH, Said, TextEncoders
+from scripts.embedded.text import FIRST_SLOT, POSITIONS, SLOTS, WIDTH, Said, TextEncoders
 from scripts.embedded.vocabulary import COMMON, CONCEPTS
 from scripts.embedded.words import WordNet, similarities
 
@@ -63,6 +63,35 @@ class TestTheDenoising:
             assert len(path) == depth + 1
             assert path[0] >= translator.TRANSLATE
             assert set(itertools.pairwise(path)) <= pairs
+
+
+class TestTheAlignment:
+    def test_attention_that_is_watched_computes_the_same(self) -> None:
+        torch.manual_seed(0)
+        unet = translator.build()
+        for name, module in unet.named_modules():
+            if name.endswith(".proj_out") or name == "conv_out":
+                nn.init.normal_(module.weight, std=0.02)
+        noisy, said = torch.randn(2, 8, 32, 32), Said(torch.randn(2, POSITIONS, 2 * WIDTH), torch.randn(2, WIDTH))
+        arguments = (noisy, torch.full((2, 1, 1, 1), 4.0), torch.full((2,), 749), said)
+        with torch.inference_mode():
+            before = translator.denoise(unet, *arguments)
+            watched = alignment.Alignment(unet)
+            during = translator.denoise(unet, *arguments)
+            watched.stop()
+            assert torch.equal(translator.denoise(unet, *arguments), before)
+        assert torch.allclose(during, before, atol=0.05)
+
+    @pytest.mark.parametrize("side", [8, 16])
+    def test_every_patch_is_looked_at_once_from_where_it_belongs(self, side: int) -> None:
+        heads = 4
+        tokens = alignment.wanted(side, heads).view(heads, side, side)
+        for slot in range(SLOTS):
+            y, x = (at * side // 8 for at in (slot // 6 + 1, slot % 6 + 1))
+            from_there = tokens[:, y : y + side // 8, x : x + side // 8]
+            # At 8 x 8 by every head, at 16 x 16 by one head for each of the four positions.
+            assert (from_there == FIRST_SLOT + slot).sum() == heads
+            assert (tokens == FIRST_SLOT + slot).sum() == heads
 
 
 class TestTheWords:

@@ -162,6 +162,7 @@ def load_pipeline(settings: Settings, device: str) -> tuple[StableDiffusionXLImg
     transformers_logging.disable_progress_bar()
     # The last line switched off those of downloads as well.
     enable_progress_bars()
+    logging.getLogger("diffusers.pipelines.pipeline_utils").addFilter(_no_idle_warning)
     replaced = {"vae": _load_vae(vae_folder, dtype)} if vae_folder else {}
     variant = "fp16" if any(name.endswith(".fp16.safetensors") for name in hub.list_folder(folder)) else None
     try:
@@ -182,6 +183,11 @@ def load_pipeline(settings: Settings, device: str) -> tuple[StableDiffusionXLImg
         # Diffusers converts it there and back in every call; it needs 0.17 GB more to leave it there.
         pipe.vae.to(torch.float32)
     return pipe, info
+
+
+def _no_idle_warning(record: logging.LogRecord) -> bool:
+    """The pipeline's signature names AutoencoderKL alone, so it warns of the tiny kind, which it works with as well."""
+    return not record.getMessage().startswith("Expected types for vae")
 
 
 def _load_vae(folder: Path, dtype: torch.dtype) -> AutoencoderKL | AutoencoderTiny:

@@ -109,7 +109,9 @@ class Prompts:
     "a cat with a hat, on a table" for a cat.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, doubles: float = 0.08) -> None:
+        """`doubles` is the share of prompts with another concept's word in front: "dog wizard"."""
+        self._doubles = doubles
         self._words = [(concept.name, *concept.synonyms) for concept in CONCEPTS]
         single = {word for words in self._words for word in words if " " not in word}
         # "lord of the rings" alone asks for a ring; behind "dog wizard" it does not.
@@ -128,7 +130,7 @@ class Prompts:
         if concept == NOTHING:
             return ", ".join(_some(rng, self._idle, int(rng.integers(0, 5))))
         text = self.word(rng, concept)
-        if rng.random() < 0.08:
+        if rng.random() < self._doubles:
             text = self.word(rng, int(rng.integers(NOTHING))) + " " + text
         if rng.random() < 0.35:
             text = " ".join([*_some(rng, _ADJECTIVES, int(rng.integers(1, 3))), text])

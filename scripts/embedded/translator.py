@@ -15,6 +15,7 @@ import torch
 from diffusers import EulerAncestralDiscreteScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 
+from scripts.embedded.alignment import Alignment
 from scripts.embedded.latents import BARE, LATENT, TARGETS, Scenes
 from scripts.embedded.prompts import NOTHING, Prompts
 from scripts.embedded.state import Stage, fast_precision
@@ -25,6 +26,9 @@ Half = npt.NDArray[np.float16]
 BATCH = 16
 PEAK_RATE = 1e-3
 TIME_WIDTH = 8
+
+ALIGNMENT_WEIGHT = 0.05
+"""What a nat of attention that looks elsewhere counts for."""
 
 TRANSLATE = 560
 """From this timestep on the start may show something else than the target; the four-step pass visits 749 and 499."""
@@ -243,7 +247,7 @@ def train(
     torch.manual_seed(seed)
     unet = build()
     stage = Stage("unet", state, unet, steps, PEAK_RATE)
-    lessons, levels = Lessons(scenes, seed), Levels()
+    lessons, levels, alignment = Lessons(scenes, seed), Levels(), Alignment(unet)
     square = slice((LATENT - SIDE * PATCH) // 2, (LATENT + SIDE * PATCH) // 2)
     area = torch.ones(LATENT, LATENT)
     area[square, square] = SUBJECT_WEIGHT
@@ -265,6 +269,9 @@ def train(
         shown = {"rolled" if lesson.paths.shape[1] > 1 else "high": subject[high].mean()} if high.any() else {}
         if (~high).any():
             shown["low"] = subject[~high].mean()
-        stage.learn((error * weight).mean(), shown)
+        astray = alignment.loss()
+        shown["astray"] = astray
+        stage.learn((error * weight).mean() + ALIGNMENT_WEIGHT * astray, shown)
     stage.finish()
+    alignment.stop()
     return unet.eval()

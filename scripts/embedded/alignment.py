@@ -1,0 +1,81 @@
+"""Shows the UNet's cross-attention where to look while it learns; what is shipped computes as every UNet does.
+
+The text encoders' slots hold the icon patch by patch, but nothing in a UNet says which patch a position belongs to: it
+would have to find that out from the zero padding at the edges, and upsampling then spreads a patch over several
+positions without telling them apart. So each position's attention is taught: at 8 x 8 to look at its own patch; at
+16 x 16, where a patch covers four positions, each of the four heads is for one of them, and looks at the first token,
+which is always the same, from the other three and from outside the icon's square.
+"""
+
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor
+
+from scripts.embedded.text import FIRST_SLOT, SIDE
+
+PATCHES = 8
+"""Patches along the whole picture; the icon's square lies in the middle."""
+
+
+def wanted(side: int, heads: int) -> Tensor:
+    """The token that each head should look at from each position, (heads, side * side)."""
+    ratio, margin = side // PATCHES, (PATCHES - SIDE) // 2
+    at = torch.arange(side)
+    patch = at // ratio - margin
+    inside = (patch >= 0) & (patch < SIDE)
+    tokens = FIRST_SLOT + patch[:, None] * SIDE + patch[None, :]
+    tokens = torch.where(inside[:, None] & inside[None, :], tokens, 0)
+    if ratio == 1:
+        return tokens.flatten().expand(heads, -1)
+    part = (at[:, None] % ratio) * ratio + at[None, :] % ratio
+    own = part.flatten() == torch.arange(heads)[:, None]
+    return torch.where(own, tokens.flatten(), 0)
+
+
+class Alignment:
+    """Watches the cross-attention of a UNet's way up, until it is told to stop."""
+
+    def __init__(self, unet: UNet2DConditionModel) -> None:
+        self._losses: list[Tensor] = []
+        self._own = {}
+        for name, module in unet.named_modules():
+            if name.startswith("up_blocks") and name.endswith("attn2"):
+                self._own[module] = module.processor
+                module.set_processor(_Watched(self._losses))
+
+    def loss(self) -> Tensor:
+        """How far the attention since the last call was from what is wanted: cross-entropy, in nats."""
+        total = torch.stack(self._losses).mean()
+        self._losses.clear()
+        return total
+
+    def stop(self) -> None:
+        """Gives the UNet its own attention back."""
+        for module, processor in self._own.items():
+            module.set_processor(processor)
+
+
+class _Watched:
+    """diffusers' attention, written out, since the fused one does not tell the probabilities."""
+
+    def __init__(self, losses: list[Tensor]) -> None:
+        self._losses = losses
+        self._wanted: dict[tuple[int, int], Tensor] = {}
+
+    def __call__(self, attention: Any, hidden_states: Tensor, encoder_hidden_states: Tensor, **_: Any) -> Tensor:
+        def split(states: Tensor) -> Tensor:
+            return states.view(*states.shape[:2], attention.heads, -1).transpose(1, 2)
+
+        query, key = split(attention.to_q(hidden_states)), split(attention.to_k(encoder_hidden_states))
+        value = split(attention.to_v(encoder_hidden_states))
+        likely = (query @ key.transpose(-1, -2) * attention.scale).log_softmax(-1)
+        if torch.is_grad_enabled():
+            count = likely.shape[2]
+            if (count, attention.heads) not in self._wanted:
+                self._wanted[count, attention.heads] = wanted(round(count**0.5), attention.heads)
+            index = self._wanted[count, attention.heads][None, :, :, None].expand(len(likely), -1, -1, 1)
+            self._losses.append(-likely.gather(-1, index).float().mean())
+        mixed = (likely.exp() @ value).transpose(1, 2).flatten(2)
+        return attention.to_out[0](mixed)  # type: ignore[no-any-return]

