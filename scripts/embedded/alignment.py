@@ -7,6 +7,7 @@ positions without telling them apart. So each position's attention is taught: at
 which is always the same, from the other three and from outside the icon's square.
 """
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ PATCHES = 8
 """Patches along the whole picture; the icon's square lies in the middle."""
 
 
+@cache
 def wanted(side: int, heads: int) -> Tensor:
     """The token that each head should look at from each position, (heads, side * side)."""
     ratio, margin = side // PATCHES, (PATCHES - SIDE) // 2
@@ -62,7 +64,6 @@ class _Watched:
 
     def __init__(self, losses: list[Tensor]) -> None:
         self._losses = losses
-        self._wanted: dict[tuple[int, int], Tensor] = {}
 
     def __call__(self, attention: Any, hidden_states: Tensor, encoder_hidden_states: Tensor, **_: Any) -> Tensor:
         def split(states: Tensor) -> Tensor:
@@ -72,10 +73,8 @@ class _Watched:
         value = split(attention.to_v(encoder_hidden_states))
         likely = (query @ key.transpose(-1, -2) * attention.scale).log_softmax(-1)
         if torch.is_grad_enabled():
-            count = likely.shape[2]
-            if (count, attention.heads) not in self._wanted:
-                self._wanted[count, attention.heads] = wanted(round(count**0.5), attention.heads)
-            index = self._wanted[count, attention.heads][None, :, :, None].expand(len(likely), -1, -1, 1)
+            tokens = wanted(round(likely.shape[2] ** 0.5), attention.heads)
+            index = tokens[None, :, :, None].expand(len(likely), -1, -1, 1)
             self._losses.append(-likely.gather(-1, index).float().mean())
         mixed = (likely.exp() @ value).transpose(1, 2).flatten(2)
         return attention.to_out[0](mixed)  # type: ignore[no-any-return]

@@ -15,14 +15,13 @@ from scripts.embedded.judge import Judge, look
 from scripts.embedded.sources import HELD_OUT, Pixels, Sources
 from scripts.embedded.vocabulary import COMMON, CONCEPTS
 
-PROMPT = "dog wizard, gandalf, lord of the rings, detailed, fantasy, cute, adorable, Pixar, Disney, 8k"
 GRID = 16
 """Both pictures are compared at this height and width."""
 
 
 def load(folder: Path) -> StableDiffusionXLImg2ImgPipeline:
     """The checkpoint in float32."""
-    pipe = StableDiffusionXLImg2ImgPipeline.from_pretrained(folder, torch_dtype=torch.float32, variant="fp16")
+    pipe = StableDiffusionXLImg2ImgPipeline.from_pretrained(folder, dtype=torch.float32, variant="fp16")
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

@@ -28,6 +28,9 @@ LATENT = PICTURE // 16
 SUBJECT = SIDE * PATCH * 16
 """Height of a target's icon, pixels."""
 
+SQUARE = slice((LATENT - SIDE * PATCH) // 2, (LATENT + SIDE * PATCH) // 2)
+"""The rows, and the columns, of the latents that a target's icon lies in."""
+
 TARGETS, STARTS = 6, 4
 BARE = TARGETS + STARTS - 1
 """The last of a scene's ten: its background alone."""
@@ -63,7 +66,6 @@ def canvases(vae: AutoencoderTiny, sources: Sources) -> Tensor:
     latents are the mean over four backgrounds.
     """
     found = []
-    middle = slice((LATENT - SIDE * PATCH) // 2, (LATENT + SIDE * PATCH) // 2)
     for concept in track(CONCEPTS, "canvases"):
         icon = scenes.icon_batch(sources.pixels, [sources.icons[concept.icon]] * 4)
         greys = torch.tensor([40.0, 110.0, 180.0, 250.0]).view(4, 1, 1, 1).expand(4, 3, PICTURE, PICTURE)
@@ -73,7 +75,7 @@ def canvases(vae: AutoencoderTiny, sources: Sources) -> Tensor:
         silhouette[:, :3] = 255
         cover = scenes.place(silhouette, torch.zeros(1, 3, PICTURE, PICTURE), scale[:1], centre[:1])[0, :1] / 255
         share = functional.avg_pool2d(cover, 16)
-        canvas = torch.cat([latents * share, share])[:, middle, middle]
+        canvas = torch.cat([latents * share, share])[:, SQUARE, SQUARE]
         found.append(canvas.unfold(1, PATCH, PATCH).unfold(2, PATCH, PATCH).permute(1, 2, 0, 3, 4).reshape(SLOTS, -1))
     found.append(torch.zeros_like(found[0]))
     return torch.stack(found)

@@ -15,11 +15,12 @@ import torch
 from diffusers import EulerAncestralDiscreteScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 
+from scripts import make_checkpoint
 from scripts.embedded.alignment import Alignment
-from scripts.embedded.latents import BARE, LATENT, TARGETS, Scenes
+from scripts.embedded.latents import BARE, LATENT, SQUARE, TARGETS, Scenes
 from scripts.embedded.prompts import NOTHING, Prompts
 from scripts.embedded.state import Stage, fast_precision
-from scripts.embedded.text import PATCH, SIDE, WIDTH, Said, TextEncoders, Tokenizers
+from scripts.embedded.text import WIDTH, Said, TextEncoders, Tokenizers
 
 Half = npt.NDArray[np.float16]
 
@@ -39,21 +40,11 @@ SUBJECT_WEIGHT = 3.0
 
 def scheduler_config() -> dict[str, Any]:
     """SDXL-Turbo's scheduler, but for what the UNet predicts: `v`, which is well scaled at the highest noise too."""
-    return {
-        "_class_name": "EulerAncestralDiscreteScheduler",
-        "beta_end": 0.012,
-        "beta_schedule": "scaled_linear",
-        "beta_start": 0.00085,
-        "num_train_timesteps": 1000,
-        "prediction_type": "v_prediction",
-        "steps_offset": 1,
-        "timestep_spacing": "trailing",
-        "trained_betas": None,
-    }
+    return {**make_checkpoint.scheduler_config(), "prediction_type": "v_prediction"}
 
 
 def config() -> dict[str, Any]:
-    """The UNet's configuration: cross-attention at its lowest level only, where a position is a patch."""
+    """The UNet's configuration: cross-attention on the way up, where a position is a patch or a quarter of one."""
     return {
         "_class_name": "UNet2DConditionModel",
         "act_fn": "silu",
@@ -248,9 +239,8 @@ def train(
     unet = build()
     stage = Stage("unet", state, unet, steps, PEAK_RATE)
     lessons, levels, alignment = Lessons(scenes, seed), Levels(), Alignment(unet)
-    square = slice((LATENT - SIDE * PATCH) // 2, (LATENT + SIDE * PATCH) // 2)
     area = torch.ones(LATENT, LATENT)
-    area[square, square] = SUBJECT_WEIGHT
+    area[SQUARE, SQUARE] = SUBJECT_WEIGHT
     area /= area.mean()
     for step in stage.steps():
         # Its own results are worth learning on once they resemble pictures.
@@ -265,7 +255,7 @@ def train(
         # The loss in v: errors at low noise are small and count for more.
         weight = (1 + levels(timesteps).flatten() ** -2).clamp(max=5)
         high = lesson.paths[:, 0] >= TRANSLATE
-        subject = errors[:, square, square].mean((1, 2))
+        subject = errors[:, SQUARE, SQUARE].mean((1, 2))
         shown = {"rolled" if lesson.paths.shape[1] > 1 else "high": subject[high].mean()} if high.any() else {}
         if (~high).any():
             shown["low"] = subject[~high].mean()
