@@ -11,10 +11,11 @@ from torch import nn
 
 from app.engine.checkpoint import EMBEDDED
 from scripts.embedded import alignment, autoencoder, export, translator
+from scripts.embedded.probes import Probes
 from scripts.embedded.prompts import NOTHING, Prompts
 from scripts.embedded.scenes import place
 from scripts.embedded.state import Stage
-from scripts.embedded.text import FIRST_SLOT, POSITIONS, SLOTS, WIDTH, Said, TextEncoders
+from scripts.embedded.text import FIRST_SLOT, POSITIONS, SLOTS, WIDTH, Blur, Said, TextEncoders
 from scripts.embedded.vocabulary import COMMON, CONCEPTS
 from scripts.embedded.words import WordNet, similarities
 
@@ -58,11 +59,11 @@ class TestTheDenoising:
     def test_a_path_is_successive_timesteps_of_a_short_schedule(self, depth: int) -> None:
         pairs = {pair for steps in range(2, 9) for pair in itertools.pairwise(translator.grid(steps))}
         rng = np.random.default_rng(0)
-        for _ in range(200):
-            path = translator.path(rng, depth)
+        paths = [translator.path(rng, depth) for _ in range(200)]
+        for path in paths:
             assert len(path) == depth + 1
-            assert path[0] >= translator.TRANSLATE
             assert set(itertools.pairwise(path)) <= pairs
+        assert 0.5 < np.mean([path[0] >= translator.TRANSLATE for path in paths]) < 0.8
 
 
 class TestTheAlignment:
@@ -92,6 +93,69 @@ class TestTheAlignment:
             # At 8 x 8 by every head, at 16 x 16 by one head for each of the four positions.
             assert (from_there == FIRST_SLOT + slot).sum() == heads
             assert (tokens == FIRST_SLOT + slot).sum() == heads
+
+
+class TestTheProbes:
+    def test_they_teach_the_levels_that_they_read_and_leave_the_output_alone(self) -> None:
+        torch.manual_seed(0)
+        unet = translator.build()
+        noisy, said = torch.randn(2, 8, 32, 32), Said(torch.randn(2, POSITIONS, 2 * WIDTH), torch.randn(2, WIDTH))
+        arguments = (noisy, torch.full((2, 1, 1, 1), 4.0), torch.full((2,), 749), said)
+        with torch.inference_mode():
+            before = translator.denoise(unet, *arguments)
+        probes = Probes(unet)
+        during = translator.denoise(unet, *arguments)
+        probes.loss(torch.randn(2, 8, 32, 32)).backward()  # type: ignore[no-untyped-call]
+        taught = {
+            name.split(".", 2)[0] + name.split(".", 2)[1]
+            for name, one in unet.named_parameters()
+            if one.grad is not None
+        }
+
+        assert torch.equal(during, before)
+        assert {"down_blocks0", "mid_blockresnets", "up_blocks0", "up_blocks1"} <= taught
+        assert "up_blocks2" not in taught
+
+    def test_a_state_that_holds_the_target_is_read_without_error(self) -> None:
+        probes, targets = Probes(translator.build()), torch.randn(2, 8, 32, 32)
+        rows = torch.arange(8)
+        where = torch.stack(
+            [rows[:, None].expand(8, 8) == row for row in rows] + [rows.expand(8, 8) == row for row in rows]
+        )
+        states = {
+            "where": 100.0 * where.expand(2, 16, 8, 8),
+            "patch": _cells(targets, 4),
+            "quarter": _cells(targets, 2),
+        }
+        for name, probe in (("where", probes.where), ("patch", probes.patch), ("quarter", probes.quarter)):
+            assert probe.bias is not None
+            nn.init.dirac_(probe.weight)
+            nn.init.zeros_(probe.bias)
+            padding = probe.in_channels - states[name].shape[1]
+            probes.keep(name, nn.functional.pad(states[name], (0, 0, 0, 0, 0, padding)))
+        assert probes.loss(targets).item() < 1e-6
+
+
+def _cells(latents: torch.Tensor, side: int) -> torch.Tensor:
+    """The `side` x `side` latents under each cell, as its channels."""
+    cells = latents.unfold(2, side, side).unfold(3, side, side)
+    return cells.permute(0, 1, 4, 5, 2, 3).flatten(1, 3)
+
+
+class TestTheBlur:
+    def test_it_changes_the_words_of_all_but_the_exact_prompts_until_it_is_stopped(self) -> None:
+        torch.manual_seed(0)
+        encoders = TextEncoders().eval()
+        ids = (torch.arange(POSITIONS).expand(3, -1),) * 2
+        with torch.inference_mode():
+            before = encoders(ids).context
+            blur = Blur(encoders)
+            blur(ids, 2, torch.Generator().manual_seed(0))
+            during = encoders(ids).context
+            blur.stop()
+            assert torch.equal(encoders(ids).context, before)
+        assert torch.equal(during[:2], before[:2])
+        assert not torch.allclose(during[2], before[2], atol=0.01)
 
 
 class TestTheWords:

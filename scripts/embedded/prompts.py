@@ -125,6 +125,13 @@ class Prompts:
         word = words[0] if len(words) == 1 or rng.random() < 0.5 else words[int(rng.integers(1, len(words)))]
         return word + "s" if rng.random() < 0.06 and not word.endswith("s") else word
 
+    def plain(self, rng: np.random.Generator, concept: int) -> str:
+        """A prompt for `concept` that says nothing else, or an empty one for `NOTHING`."""
+        if concept == NOTHING:
+            return ""
+        opening = _OPENINGS[int(rng.integers(len(_OPENINGS)))] if rng.random() < 0.5 else ""
+        return opening + self.word(rng, concept)
+
     def draw(self, rng: np.random.Generator, concept: int) -> str:
         """A prompt for `concept`, or for `NOTHING`."""
         if concept == NOTHING:

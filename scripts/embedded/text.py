@@ -38,6 +38,7 @@ SLOTS = SIDE * SIDE
 FIRST_SLOT = POSITIONS - SLOTS
 
 BATCH = 16
+BARE = BATCH // 2
 PEAK_RATE = 2e-3
 SETTLING_RATE = 5e-4
 
@@ -158,6 +159,29 @@ def blur_words(table: Tensor, ids: Tensor, generator: torch.Generator) -> Tensor
     return blurred
 
 
+class Blur:
+    """Gives encoders blurred embeddings, until it is told to stop: `blur_words` of those that it is called with."""
+
+    def __init__(self, encoders: TextEncoders) -> None:
+        embeddings = [one.get_input_embeddings() for one in (encoders.first, encoders.second)]
+        self._tables = [one.weight for one in embeddings]
+        self._given: list[Tensor | None] = [None, None]
+        self._hooks = [
+            one.register_forward_hook(lambda *_, number=number: self._given[number])
+            for number, one in enumerate(embeddings)
+        ]
+
+    def __call__(self, ids: tuple[Tensor, Tensor], exact: int, generator: torch.Generator) -> None:
+        """Blurs the prompts of these token ids, two of (B, 77), but for the first `exact` of them."""
+        for number, (table, one) in enumerate(zip(self._tables, ids, strict=True)):
+            self._given[number] = torch.cat([table[one[:exact]], blur_words(table, one[exact:], generator)])
+
+    def stop(self) -> None:
+        """Gives the encoders their own embeddings back."""
+        for hook in self._hooks:
+            hook.remove()
+
+
 def train(
     canvases: Tensor, sources: Sources, tokenizers: Tokenizers, state: Path, steps: int, seed: int = 0
 ) -> tuple[TextEncoders, Reader]:
@@ -180,17 +204,15 @@ def train(
     with torch.no_grad():
         for encoder, table in zip((encoders.first, encoders.second), tables, strict=True):
             encoder.get_input_embeddings().weight.copy_(table)
-    prompts = Prompts()
+    prompts, blur = Prompts(), Blur(encoders)
     stage = Stage("text", state, nn.ModuleList([encoders, reader]), steps, PEAK_RATE)
-    blurred: dict[int, Tensor] = {}
-    for number, encoder in enumerate((encoders.first, encoders.second)):
-        encoder.get_input_embeddings().register_forward_hook(lambda *_, number=number: blurred.get(number))
     for step in stage.steps():
         rng, generator = np.random.default_rng((seed, 2, step)), torch.Generator().manual_seed(step)
         concepts = [int(rng.integers(NOTHING)) if rng.random() > 0.04 else NOTHING for _ in range(BATCH)]
-        ids = tokenizers([prompts.draw(rng, concept) for concept in concepts])
-        for number in (0, 1):
-            blurred[number] = blur_words(tables[number], ids[number], generator)
+        # Half of them bare words: what is to be remembered is not to drown in what is hard to read.
+        bare, crowded = concepts[:BARE], concepts[BARE:]
+        ids = tokenizers([prompts.plain(rng, one) for one in bare] + [prompts.draw(rng, one) for one in crowded])
+        blur(ids, BARE, generator)
         with fast_precision():
             said = encoders(ids)
             slots = said.context[:, FIRST_SLOT:]
@@ -201,17 +223,19 @@ def train(
         concept = functional.cross_entropy(names.float(), torch.tensor(concepts))
         stage.learn(patch + 0.02 * slot + 0.05 * concept, {"patch": patch, "slot": slot, "concept": concept})
     stage.finish()
-    blurred.clear()
+    blur.stop()
     return encoders.eval(), reader.eval()
 
 
 def settle(encoders: TextEncoders, tokenizers: Tokenizers, state: Path, steps: int, seed: int = 0) -> TextEncoders:
-    """Encoders that say of a crowded prompt what these say of its plain one: of "dog wizard, 8k" that of "a wizard".
+    """Encoders that say of a hard prompt what these say of its plain one: of "dog wizard, 8k" that of "a wizard".
+
+    Hard is one with much beside the word, and one with a word that resembles it: see `blur_words`.
 
     The UNet has learnt how these speak, so they are their own teachers, and what is said of plain prompts stays.
     """
     teacher, pupil = encoders, copy.deepcopy(encoders)
-    prompts = Prompts(doubles=0.3)
+    prompts, blur = Prompts(doubles=0.3), Blur(pupil)
     plain = [f"a {concept.name}" for concept in CONCEPTS]
     stage = Stage("settled", state, pupil, steps, SETTLING_RATE)
     for step in stage.steps():
@@ -219,9 +243,12 @@ def settle(encoders: TextEncoders, tokenizers: Tokenizers, state: Path, steps: i
         concepts = rng.integers(NOTHING, size=BATCH)
         with torch.no_grad():
             wanted = teacher(tokenizers([plain[one] for one in concepts]))
-        said = pupil(tokenizers([prompts.draw(rng, int(one)) for one in concepts]))
+        ids = tokenizers([prompts.draw(rng, int(one)) for one in concepts])
+        blur(ids, BARE, torch.Generator().manual_seed(step))
+        said = pupil(ids)
         slots = functional.mse_loss(said.context[:, FIRST_SLOT:], wanted.context[:, FIRST_SLOT:])
         pooled = functional.mse_loss(said.pooled, wanted.pooled)
         stage.learn(slots + 0.2 * pooled, {"slots": slots, "pooled": pooled})
     stage.finish()
+    blur.stop()
     return pupil.eval()

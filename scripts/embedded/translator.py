@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from scripts import make_checkpoint
 from scripts.embedded.alignment import Alignment
 from scripts.embedded.latents import BARE, LATENT, SQUARE, TARGETS, Scenes
+from scripts.embedded.probes import Probes
 from scripts.embedded.prompts import NOTHING, Prompts
 from scripts.embedded.state import Stage, fast_precision
 from scripts.embedded.text import WIDTH, Said, TextEncoders, Tokenizers
@@ -25,11 +26,14 @@ from scripts.embedded.text import WIDTH, Said, TextEncoders, Tokenizers
 Half = npt.NDArray[np.float16]
 
 BATCH = 16
-PEAK_RATE = 1e-3
+PEAK_RATE = 3e-3
 TIME_WIDTH = 8
 
-ALIGNMENT_WEIGHT = 0.05
+ALIGNMENT_WEIGHT = 0.5
 """What a nat of attention that looks elsewhere counts for."""
+
+PROBES_WEIGHT = 0.3
+"""What an error of 1 in the latents that the probes read counts for, beside 1 for the latents that come out."""
 
 TRANSLATE = 560
 """From this timestep on the start may show something else than the target; the four-step pass visits 749 and 499."""
@@ -116,11 +120,12 @@ def fresh_timestep(rng: np.random.Generator) -> int:
 
 
 def path(rng: np.random.Generator, depth: int) -> list[int]:
-    """`depth` + 1 successive timesteps of a short schedule, mostly the four-step one; the first is in `TRANSLATE`."""
+    """`depth` + 1 successive timesteps of a short schedule, mostly of four steps; a third begins below `TRANSLATE`."""
+    keeps = rng.random() < 1 / 3
     while True:
         steps = 4 if rng.random() < 0.6 else int(rng.integers(2, 9))
         whole = grid(steps)
-        begins = [at for at in range(steps - depth) if whole[at] >= TRANSLATE]
+        begins = [at for at in range(steps - depth) if (whole[at] < TRANSLATE) == keeps]
         if begins:
             # The default strength leaves out the first of four.
             at = 1 if 1 in begins and rng.random() < 0.5 else int(rng.choice(begins))
@@ -201,8 +206,8 @@ class Lessons:
         target = start = int(rng.integers(TARGETS))
         keeps = timestep < TRANSLATE
         if rng.random() < (0.4 if keeps else 0.94):
-            # One in five shows the bare background.
-            start = BARE if rng.random() < 0.2 else int(rng.integers(BARE))
+            # The bare background now and then: what is kept is mostly something other than an icon.
+            start = BARE if rng.random() < (0.5 if keeps else 0.2) else int(rng.integers(BARE))
         scene = int(rng.integers(len(self._scenes.concepts)))
         concept = int(self._scenes.concepts[scene, target])
         if keeps:
@@ -237,8 +242,9 @@ def train(
     """The trained UNet."""
     torch.manual_seed(seed)
     unet = build()
-    stage = Stage("unet", state, unet, steps, PEAK_RATE)
-    lessons, levels, alignment = Lessons(scenes, seed), Levels(), Alignment(unet)
+    alignment, probes = Alignment(unet), Probes(unet)
+    stage = Stage("unet", state, nn.ModuleList([unet, probes]), steps, PEAK_RATE)
+    lessons, levels = Lessons(scenes, seed), Levels()
     area = torch.ones(LATENT, LATENT)
     area[SQUARE, SQUARE] = SUBJECT_WEIGHT
     area /= area.mean()
@@ -261,7 +267,9 @@ def train(
             shown["low"] = subject[~high].mean()
         astray = alignment.loss()
         shown["astray"] = astray
-        stage.learn((error * weight).mean() + ALIGNMENT_WEIGHT * astray, shown)
+        inner = PROBES_WEIGHT * probes.loss(lesson.targets)
+        stage.learn((error * weight).mean() + ALIGNMENT_WEIGHT * astray + inner, shown)
     stage.finish()
     alignment.stop()
+    probes.stop()
     return unet.eval()
