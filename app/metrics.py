@@ -36,6 +36,12 @@ class Metrics:
         self.redecoded = Counter(
             "img2img_redecoded", "Pictures decoded again in float32 because they held NaN.", registry=registry
         )
+        self.cache = Counter(
+            "img2img_cache_lookups",
+            "Prompts and pictures that had been encoded before (hit), or not (miss).",
+            ["kind", "result"],
+            registry=registry,
+        )
         self.waiting = Gauge("img2img_queue_depth", "Jobs that wait for a worker.", registry=registry)
         self.on_board = Gauge("img2img_jobs_on_board", "Jobs in a worker's hands.", registry=registry)
         self.batch_size = Histogram(

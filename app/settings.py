@@ -48,6 +48,11 @@ class Settings(BaseSettings):
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="How much is logged.")
     max_batch: int = Field(4, ge=1, le=64, description="Jobs that share a UNet call, per device.")
+    cache_bytes: int = Field(
+        128 * 1024**2,
+        ge=0,
+        description="Bytes on each device for what was encoded: no prompt (0.3 MB) or picture is encoded twice soon.",
+    )
     queue_size: int = Field(64, ge=1, le=10_000, description="Requests that may wait or run; one more is refused.")
     deadline_seconds: float = Field(
         120.0, gt=0, le=3600, description="Waiting and running together; a request that cannot make it is refused."

@@ -93,6 +93,7 @@ class FakeDiffusion:
             steps_run=job.steps_run,
             start_timestep=999.0,
             tokens_cut=max(0, len(job.prompt.split()) - 75),
+            lookups=(("prompt", True), ("image", False)),
             timings=Timings(0.001, 0.002, 0.003, 0.004),
         )
 

@@ -7,44 +7,14 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from diffusers import EulerAncestralDiscreteScheduler, StableDiffusionXLImg2ImgPipeline
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import CLIPTokenizer
 
-from app.engine.checkpoint import EMBEDDED
 from app.engine.diffusion import SdxlDiffusion, State
-from app.engine.jobs import Job, ModelInfo, Pixels
-from scripts.make_checkpoint import (
-    on_meta,
-    scheduler_config,
-    text_encoder_2_config,
-    text_encoder_config,
-    tiny_vae_config,
-    unet_config,
-    vae_config,
-)
+from app.engine.jobs import Job, Pixels
+from scripts.benchmarks.counted import full_size
 
-INFO = ModelInfo("full", "", "checkpoint", "meta", "float16", "it is a test")
 UNET, ENCODE, DECODE, TEXT = 1588.8, 1116.7, 2514.5, 111.2
 TINY_ENCODE, TINY_DECODE = 122.3, 141.4
-
-
-def full_size(vae: str) -> SdxlDiffusion:
-    """SDXL-Turbo's exact configuration, 3.5 billion parameters, none of them in memory."""
-    pipe = StableDiffusionXLImg2ImgPipeline(
-        vae=on_meta(tiny_vae_config("full") if vae == "tiny" else vae_config("full")),
-        text_encoder=on_meta(text_encoder_config("full")),
-        text_encoder_2=on_meta(text_encoder_2_config("full")),
-        tokenizer=CLIPTokenizer.from_pretrained(EMBEDDED / "tokenizer"),
-        tokenizer_2=CLIPTokenizer.from_pretrained(EMBEDDED / "tokenizer_2"),
-        unet=on_meta(unet_config("full")),
-        scheduler=EulerAncestralDiscreteScheduler.from_config(scheduler_config()),
-        add_watermarker=False,
-    )
-    for part in (pipe.unet, pipe.text_encoder, pipe.text_encoder_2):
-        part.half()
-    pipe.vae.to(torch.float32 if vae == "float32" else torch.float16)
-    return SdxlDiffusion(pipe, torch.device("meta"), INFO)
 
 
 @pytest.fixture(scope="module")
@@ -58,9 +28,16 @@ def counter() -> Iterator[FlopCounterMode]:
         yield mode
 
 
-def job(name: str = "a", steps: int = 4, strength: float = 0.9, guidance: float = 0.0) -> Job:
-    pixels = Pixels(512, 512, bytes(512 * 512 * 3))
-    return Job(name, pixels, "a dog wizard", "blurry", steps, strength, guidance, 7, 1e12)
+def job(
+    name: str = "a",
+    steps: int = 4,
+    strength: float = 0.9,
+    guidance: float = 0.0,
+    prompt: str = "a dog wizard",
+    grey: int = 0,
+) -> Job:
+    pixels = Pixels(512, 512, bytes([grey]) * (512 * 512 * 3))
+    return Job(name, pixels, prompt, "blurry", steps, strength, guidance, 7, 1e12)
 
 
 def run(diffusion: SdxlDiffusion, *jobs: Job) -> list[State]:
@@ -120,3 +97,22 @@ def test_a_shared_call_costs_the_rows_that_are_in_it(diffusion: SdxlDiffusion, c
 def test_guidance_costs_a_second_row_and_a_second_prompt(diffusion: SdxlDiffusion, counter: FlopCounterMode) -> None:
     run(diffusion, job(steps=1, strength=1.0, guidance=2.0))
     assert gigaflop(counter) == pytest.approx(2 * UNET + ENCODE + DECODE + 2 * TEXT, rel=1e-3)
+
+
+@pytest.mark.parametrize("vae", ["float16", "tiny"])
+def test_nothing_is_encoded_twice(vae: str, counter: FlopCounterMode) -> None:
+    diffusion = full_size(vae, cache_bytes=2**20)
+    encode = TINY_ENCODE if vae == "tiny" else ENCODE
+
+    def cost(each: Job) -> float:
+        before = gigaflop(counter)
+        diffusion.admit(each)
+        return gigaflop(counter) - before
+
+    assert cost(job("a")) == pytest.approx(encode + TEXT, rel=1e-3)
+    assert cost(job("b", strength=0.5)) == 0
+    assert cost(job("c", prompt="a cat")) == pytest.approx(TEXT, rel=1e-3)
+    assert cost(job("d", prompt="a cat", grey=1)) == pytest.approx(encode, rel=1e-3)
+    # There is room for one prompt of 0.32 MB.
+    assert cost(job("e", prompt="a cat", grey=1)) == 0
+    assert cost(job("f")) == pytest.approx(TEXT, rel=1e-3)

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -220,6 +221,45 @@ def test_the_result_tells_steps_start_and_what_was_cut(diffusion: SdxlDiffusion)
 def vars_of(result: Result) -> list[float]:
     timings = result.timings
     return [timings.encode_prompt, timings.encode_image, timings.denoise, timings.vae]
+
+
+@pytest.mark.parametrize("guidance", [0.0, 2.0])
+def test_what_was_encoded_before_is_not_encoded_again_and_changes_nothing(
+    tiny_checkpoint: Path, guidance: float
+) -> None:
+    diffusion = load(Settings(model=str(tiny_checkpoint)), "cpu")
+    each = replace(job(), guidance_scale=guidance, negative_prompt="blurry")
+    first, again, other = (
+        run_alone(diffusion, one) for one in (each, each, replace(each, prompt="cat", pixels=job(image=7).pixels))
+    )
+    assert {known for _, known in first.lookups} == {False}
+    assert {known for _, known in again.lookups} == {True}
+    assert [what for what, _ in again.lookups] == ["prompt"] * (1 + (guidance > 1)) + ["image"]
+    assert again.pixels == first.pixels
+    assert other.pixels != first.pixels
+    assert other.lookups == (("prompt", False), *[("prompt", True)] * (guidance > 1), ("image", False))
+
+
+def run_alone(diffusion: SdxlDiffusion, each: Job) -> Result:
+    state = diffusion.admit(each)
+    while not state.done:
+        diffusion.tick([state])
+    (result,) = diffusion.finish([state])
+    assert result is not None
+    return result
+
+
+def test_without_room_everything_is_encoded_anew(tiny_checkpoint: Path) -> None:
+    diffusion = load(Settings(model=str(tiny_checkpoint), cache_bytes=0), "cpu")
+    assert [run_alone(diffusion, job()).lookups for _ in range(2)] == [(("prompt", False), ("image", False))] * 2
+
+
+def test_what_was_encoded_is_forgotten_when_a_picture_holds_nan(tiny_checkpoint: Path) -> None:
+    diffusion = load(Settings(model=str(tiny_checkpoint)), "cpu")
+    state = diffusion.admit(job())
+    state.latents, state.index = state.latents * float("nan"), len(state.timesteps)
+    assert diffusion.finish([state]) == [None]
+    assert run_alone(diffusion, job()).lookups == (("prompt", False), ("image", False))
 
 
 def test_a_latent_that_is_no_number_gives_no_picture_and_spoils_no_other(diffusion: SdxlDiffusion) -> None:

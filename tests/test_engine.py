@@ -104,6 +104,9 @@ async def test_many_jobs_at_once_each_get_their_own_picture() -> None:
         results = await asyncio.gather(*(engine.run(each) for each in jobs))
         assert [r.pixels.data[0] for r in results] == [each.seed + each.steps_run for each in jobs]
         assert engine.metrics.registry.get_sample_value("img2img_images_total") == 40
+        for kind, result in (("prompt", "hit"), ("image", "miss")):
+            labels = {"kind": kind, "result": result}
+            assert engine.metrics.registry.get_sample_value("img2img_cache_lookups_total", labels) == 40
         assert engine.metrics.registry.get_sample_value("img2img_queue_depth") == 0
         assert engine.metrics.registry.get_sample_value("img2img_jobs_on_board") == 0
 

@@ -18,9 +18,16 @@ NAMES = {path: ".".join(path.relative_to(APP.parent).with_suffix("").parts).remo
 LAYERS = [
     ["app", "app.engine", "app.routes"],
     ["app.errors", "app.settings", "app.logs", "app.client"],
-    ["app.request", "app.metrics"],
+    ["app.request", "app.metrics", "app.png", "app.engine.cache"],
     ["app.engine.jobs"],
-    ["app.images", "app.engine.batch", "app.engine.admission", "app.engine.hub", "app.middleware"],
+    [
+        "app.images",
+        "app.engine.batch",
+        "app.engine.encoders",
+        "app.engine.admission",
+        "app.engine.hub",
+        "app.middleware",
+    ],
     ["app.engine.checkpoint", "app.engine.process"],
     ["app.engine.diffusion", "app.engine.worker", "app.engine.lane"],
     ["app.engine.engine"],
@@ -35,7 +42,7 @@ LAYERS = [
     ["app.__main__"],
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-LOADS_TORCH = {"app.engine.checkpoint", "app.engine.diffusion", "app.doctor"}
+LOADS_TORCH = {"app.engine.checkpoint", "app.engine.encoders", "app.engine.diffusion", "app.doctor"}
 MODEL_LIBRARIES = {"torch", "diffusers", "transformers"}
 
 
@@ -69,9 +76,9 @@ def test_a_route_imports_service_request_and_errors_and_nothing_below_them() -> 
         assert {name for name in own_imports(path) if not name.startswith("app.routes")} <= allowed
 
 
-def test_the_model_libraries_are_imported_in_two_files_only() -> None:
+def test_the_model_libraries_are_imported_in_three_files_only() -> None:
     users = {NAMES[path] for path in FILES if any(name.partition(".")[0] in MODEL_LIBRARIES for name in imports(path))}
-    assert users == {"app.engine.checkpoint", "app.engine.diffusion"}
+    assert users == {"app.engine.checkpoint", "app.engine.encoders", "app.engine.diffusion"}
 
 
 def loaded_by(statement: str) -> set[str]:

@@ -15,10 +15,12 @@ from typing import Any
 
 import torch
 from diffusers import StableDiffusionXLImg2ImgPipeline
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.utils.torch_utils import randn_tensor
 
 from app.engine import checkpoint
-from app.engine.jobs import Job, ModelInfo, Pixels, Result, Timings
+from app.engine.encoders import Encoders, Prompt
+from app.engine.jobs import Job, Lookup, ModelInfo, Pixels, Result, Timings
 from app.settings import Settings
 
 
@@ -32,6 +34,7 @@ class State:
         pooled: `[rows, p]`.
         time_ids: `[rows, 6]`, SDXL's micro-conditioning.
         timesteps: `[steps_run]`, on the CPU as the schedulers keep their sigmas, so that no step waits for the device.
+        lookups: of each prompt and of the picture, in the words of `Result`.
         index: how many of the timesteps are done.
     """
 
@@ -45,6 +48,7 @@ class State:
     timesteps: torch.Tensor
     tokens_cut: int
     marks: list[Any]
+    lookups: tuple[tuple[Lookup, bool], ...]
     index: int = 0
     redecoded: bool = field(default=False)
 
@@ -64,13 +68,17 @@ class SdxlDiffusion:
         pipe: the pipeline whose parts are used; all of them on `device`.
         device: where the tensors live.
         info: what was loaded, for people.
+        cache_bytes: how much of what the encoders make of prompts and pictures is kept on the device.
     """
 
-    def __init__(self, pipe: StableDiffusionXLImg2ImgPipeline, device: torch.device, info: ModelInfo) -> None:
+    def __init__(
+        self, pipe: StableDiffusionXLImg2ImgPipeline, device: torch.device, info: ModelInfo, cache_bytes: int = 0
+    ) -> None:
         self.pipe = pipe
         self.device = device
         self.info = info
         self.dtype: torch.dtype = pipe.unet.dtype
+        self.encoders = Encoders(pipe, device, cache_bytes)
         step = set(inspect.signature(pipe.scheduler.step).parameters)
         self._accepts_generator, self._accepts_eta = "generator" in step, "eta" in step
 
@@ -81,7 +89,7 @@ class SdxlDiffusion:
         Diffusers' `__call__`, steps 3 to 8.
         """
         marks = [self._mark()]
-        embeds, pooled, tokens_cut = self._encode_prompts(job)
+        embeds, pooled, tokens_cut, found = self._encode_prompts(job)
         marks.append(self._mark())
         scheduler = copy.deepcopy(self.pipe.scheduler)
         scheduler.set_timesteps(job.num_inference_steps)
@@ -90,7 +98,8 @@ class SdxlDiffusion:
             scheduler.set_begin_index(begin)
         timesteps = scheduler.timesteps[begin:]
         generator = torch.Generator("cpu").manual_seed(job.seed)
-        clean = self._encode_image(job.pixels, generator)
+        moments, known = self.encoders.image(job.pixels)
+        clean = self._clean(moments, generator)
         noise = randn_tensor(clean.shape, generator=generator, device=self.device, dtype=self.dtype)
         latents = scheduler.add_noise(clean, noise, timesteps[:1])
         size = [job.pixels.height, job.pixels.width]
@@ -107,6 +116,7 @@ class SdxlDiffusion:
             timesteps=timesteps,
             tokens_cut=tokens_cut,
             marks=marks,
+            lookups=(*(("prompt", one) for one in found), ("image", known)),
         )
 
     @torch.inference_mode()
@@ -157,6 +167,8 @@ class SdxlDiffusion:
             if not finite.item() and self.pipe.vae.dtype != torch.float32:
                 state.redecoded = True
                 rgb, finite = self._decode_in_float32(state.latents)
+            if not finite.item():
+                self.encoders.forget()
             results.append(self._result(state, rgb.cpu(), start, end) if finite.item() else None)
         return results
 
@@ -186,6 +198,7 @@ class SdxlDiffusion:
             start_timestep=float(state.timesteps[0]),
             tokens_cut=state.tokens_cut,
             redecoded=state.redecoded,
+            lookups=state.lookups,
             timings=Timings(
                 encode_prompt=self._between(before, prompt),
                 encode_image=self._between(prompt, image),
@@ -194,38 +207,26 @@ class SdxlDiffusion:
             ),
         )
 
-    def _encode_prompts(self, job: Job) -> tuple[torch.Tensor, torch.Tensor, int]:
-        """Embeddings `[rows, 77, d]`, pooled `[rows, p]`, and the prompt's tokens beyond the 77th."""
-        hidden, pooled, tokens_cut = self._encode_prompt(job.prompt)
+    def _encode_prompts(self, job: Job) -> tuple[torch.Tensor, torch.Tensor, int, list[bool]]:
+        """Embeddings `[rows, 77, d]`, pooled `[rows, p]`, the prompt's tokens beyond the 77th, and which were known."""
+        prompt, known = self.encoders.prompt(job.prompt)
         if job.guidance_scale <= 1:
-            return hidden, pooled, tokens_cut
+            return prompt.hidden, prompt.pooled, prompt.tokens_cut, [known]
+        found = [known]
         if job.negative_prompt is None and self.pipe.config.force_zeros_for_empty_prompt:
-            negative, negative_pooled = torch.zeros_like(hidden), torch.zeros_like(pooled)
+            negative = Prompt(torch.zeros_like(prompt.hidden), torch.zeros_like(prompt.pooled), 0)
         else:
-            negative, negative_pooled, _ = self._encode_prompt(job.negative_prompt or "")
-        return torch.cat([negative, hidden]), torch.cat([negative_pooled, pooled]), tokens_cut
+            negative, known = self.encoders.prompt(job.negative_prompt or "")
+            found.append(known)
+        hidden, pooled = torch.cat([negative.hidden, prompt.hidden]), torch.cat([negative.pooled, prompt.pooled])
+        return hidden, pooled, prompt.tokens_cut, found
 
-    def _encode_prompt(self, prompt: str) -> tuple[torch.Tensor, torch.Tensor, int]:
-        """Both encoders' penultimate layers side by side, and the second one's pooled projection."""
-        pipe, hidden = self.pipe, []
-        for tokenizer, encoder in ((pipe.tokenizer, pipe.text_encoder), (pipe.tokenizer_2, pipe.text_encoder_2)):
-            length = tokenizer.model_max_length
-            tokens = tokenizer(prompt, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-            output = encoder(tokens.input_ids.to(self.device), output_hidden_states=True)
-            hidden.append(output.hidden_states[-2])
-        tokens_cut = max(0, len(tokenizer(prompt).input_ids) - length)
-        return torch.concat(hidden, dim=-1).to(encoder.dtype), output[0], tokens_cut
-
-    def _encode_image(self, pixels: Pixels, generator: torch.Generator) -> torch.Tensor:
-        """RGB pixels to latents `[1, c, h / f, w / f]` in the UNet's dtype, sampled from the VAE's posterior."""
+    def _clean(self, moments: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """Latents `[1, c, h / f, w / f]` in the UNet's dtype, sampled from a picture's moments."""
         vae = self.pipe.vae
-        raw = torch.frombuffer(bytearray(pixels.data), dtype=torch.uint8).view(1, pixels.height, pixels.width, 3)
-        # On the CPU, since CUDA divides by multiplying with the reciprocal, which is not what diffusers feeds its VAE;
-        # and a view in channels-last order, as diffusers has it: convolutions round differently in another.
-        image = 2.0 * (raw.permute(0, 3, 1, 2).float() / 255.0) - 1.0
-        encoded = vae.encode(image.to(device=self.device, dtype=self.dtype).to(vae.dtype))
         # A tiny autoencoder is deterministic: it has latents instead of a distribution, and draws nothing.
-        sample = encoded.latent_dist.sample(generator) if hasattr(encoded, "latent_dist") else encoded.latents
+        tiny = moments.shape[1] == vae.config.latent_channels
+        sample = moments if tiny else DiagonalGaussianDistribution(moments).sample(generator)
         mean, std = self._latent_statistics(self.dtype)
         latents: torch.Tensor = (sample.to(self.dtype) - mean) * vae.config.scaling_factor / std
         return latents
@@ -276,4 +277,4 @@ def load(settings: Settings, device: str) -> SdxlDiffusion:
         CheckpointError: it cannot be found, fetched or used.
     """
     pipe, info = checkpoint.load_pipeline(settings, device)
-    return SdxlDiffusion(pipe, torch.device(info.device), info)
+    return SdxlDiffusion(pipe, torch.device(info.device), info, settings.cache_bytes)

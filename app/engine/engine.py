@@ -211,6 +211,8 @@ class Engine:
         self._last_done = now
         self.metrics.images.inc()
         self.metrics.redecoded.inc(message.result.redecoded)
+        for what, known in message.result.lookups:
+            self.metrics.cache.labels(what, "hit" if known else "miss").inc()
         ticket.future.set_result(replace(message.result, queued=ticket.started - ticket.enqueued))
 
     def _count(self) -> None:

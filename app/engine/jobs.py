@@ -72,15 +72,23 @@ class Timings:
     vae: float = 0.0
 
 
+Lookup = Literal["prompt", "image"]
+"""What may have been encoded before."""
+
+
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A finished job. `tokens_cut` counts the prompt's tokens beyond the 77 that CLIP reads."""
+    """A finished job. `tokens_cut` counts the prompt's tokens beyond the 77 that CLIP reads.
+
+    `lookups` has one pair for each prompt and for the picture: what it is, and whether it had been encoded before.
+    """
 
     pixels: Pixels
     steps_run: int
     start_timestep: float
     tokens_cut: int = 0
     redecoded: bool = False
+    lookups: tuple[tuple[Lookup, bool], ...] = ()
     timings: Timings = Timings()
     queued: float = 0.0
 

@@ -1,0 +1,1 @@
+"""How fast the service is, beside what a user would otherwise run; see `scripts/bench`."""

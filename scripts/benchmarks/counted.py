@@ -1,0 +1,89 @@
+"""Work in FLOPs of SDXL-Turbo at its full size, counted on torch's meta device: no weights, no time, no noise.
+
+A FLOP is an addition or a multiplication of a matrix product, a convolution or an attention; the rest is not counted.
+"""
+
+import torch
+from diffusers import EulerAncestralDiscreteScheduler, StableDiffusionXLImg2ImgPipeline
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import CLIPTokenizer
+
+from app.engine.checkpoint import EMBEDDED
+from app.engine.diffusion import SdxlDiffusion
+from app.engine.jobs import Job, ModelInfo, Pixels
+from scripts.benchmarks.report import Goal, Outcome
+from scripts.make_checkpoint import (
+    on_meta,
+    scheduler_config,
+    text_encoder_2_config,
+    text_encoder_config,
+    tiny_vae_config,
+    unet_config,
+    vae_config,
+)
+
+
+def full_size(vae: str, cache_bytes: int = 0) -> SdxlDiffusion:
+    """SDXL-Turbo's exact configuration, 3.5 billion parameters in float16, none of them in memory.
+
+    Args:
+        vae: its own, in `float16` or `float32`, or the `tiny` one.
+        cache_bytes: as `SdxlDiffusion` takes it.
+    """
+    pipe = StableDiffusionXLImg2ImgPipeline(
+        vae=on_meta(tiny_vae_config("full") if vae == "tiny" else vae_config("full")),
+        text_encoder=on_meta(text_encoder_config("full")),
+        text_encoder_2=on_meta(text_encoder_2_config("full")),
+        tokenizer=CLIPTokenizer.from_pretrained(EMBEDDED / "tokenizer"),
+        tokenizer_2=CLIPTokenizer.from_pretrained(EMBEDDED / "tokenizer_2"),
+        unet=on_meta(unet_config("full")),
+        scheduler=EulerAncestralDiscreteScheduler.from_config(scheduler_config()),
+        add_watermarker=False,
+    )
+    for part in (pipe.unet, pipe.text_encoder, pipe.text_encoder_2):
+        part.half()
+    pipe.vae.to(torch.float32 if vae == "float32" else torch.float16)
+    info = ModelInfo("full", "", "checkpoint", "meta", "float16", "it is counted")
+    return SdxlDiffusion(pipe, torch.device("meta"), info, cache_bytes)
+
+
+def _job(prompt: str, grey: int) -> Job:
+    pixels = Pixels(512, 512, bytes([grey]) * (512 * 512 * 3))
+    return Job("counted", pixels, prompt, None, 4, 0.9, 0.0, 7, float("inf"))
+
+
+def _request(diffusion: SdxlDiffusion, job: Job) -> FlopCounterMode:
+    counter = FlopCounterMode(display=False)
+    with counter:
+        state = diffusion.admit(job)
+        while not state.done:
+            diffusion.tick([state])
+        with torch.inference_mode():
+            diffusion.decode(state.latents)
+    return counter
+
+
+def case() -> Outcome:
+    """What a default request costs, and what is saved when its prompt or picture was there before."""
+    diffusion = full_size("float16", cache_bytes=2**24)
+    first = _request(diffusion, _job("a dog", 0))
+    whole = first.get_total_flops()
+    rows = [("a new prompt, a new picture", whole / 1e12, 1.0)]
+    for what, job in (("a known prompt", _job("a dog", 1)), ("a known picture", _job("a cat", 0))):
+        total = _request(diffusion, job).get_total_flops()
+        rows.append((what, total / 1e12, total / whole))
+    both = _request(diffusion, _job("a cat", 1)).get_total_flops()
+    rows.append(("both known", both / 1e12, both / whole))
+    keys = sum(
+        sum(counts.values())
+        for name, counts in first.get_flop_counts().items()
+        if name.endswith(("attn2.to_k", "attn2.to_v"))
+    )
+    rows.append(("cross-attention's keys and values, of all three calls", keys / 1e12, keys / whole))
+    return Outcome(
+        "flops",
+        "Work of a request: SDXL-Turbo, 4 steps, strength 0.9, its own VAE",
+        ("request", "TFLOP", "of a new one"),
+        rows,
+        [Goal("both known, TFLOP", both / 1e12, at_most=3 * 1.5888 + 2.5145 + 0.001)],
+    )

@@ -1,0 +1,99 @@
+"""What the cases found: a table for people, a line of JSON for programs, an entry in the log."""
+
+import datetime
+import json
+import os
+import platform
+import re
+import subprocess
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+ROOT = Path(__file__).parent.parent.parent
+LOG = Path(__file__).parent / "LOG.md"
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A figure that is to be at most, or at least, something."""
+
+    name: str
+    value: float
+    at_most: float | None = None
+    at_least: float | None = None
+
+    @property
+    def met(self) -> bool:
+        return (self.at_most is None or self.value <= self.at_most) and (
+            self.at_least is None or self.value >= self.at_least
+        )
+
+    def __str__(self) -> str:
+        bound = f"at most {self.at_most:g}" if self.at_most is not None else f"at least {self.at_least:g}"
+        return f"{self.name}: {self.value:.3g} ({bound}: {'met' if self.met else 'MISSED'})"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one case found; `rows` hold numbers and words under `columns`."""
+
+    case: str
+    title: str
+    columns: tuple[str, ...]
+    rows: list[tuple[Any, ...]]
+    goals: list[Goal] = field(default_factory=list)
+
+    def cells(self) -> list[tuple[str, ...]]:
+        """The rows as text, numbers to three digits."""
+        return [tuple(f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in row) for row in self.rows]
+
+
+def machine() -> dict[str, str]:
+    """What it ran on."""
+    model = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    return {
+        "date": datetime.date.today().isoformat(),
+        "commit": commit.stdout.strip() or "unknown",
+        "processor": model[1] if model else platform.processor(),
+        "cores": str(len(os.sched_getaffinity(0))),
+        "memory": f"{memory:.0f} GiB",
+        "python": platform.python_version(),
+    }
+
+
+def show(outcome: Outcome, console: Console) -> None:
+    """One case, for people."""
+    table = Table(*outcome.columns, title=outcome.title, title_justify="left")
+    for row in outcome.cells():
+        table.add_row(*row)
+    console.print(table)
+    for goal in outcome.goals:
+        console.print(str(goal), markup=False, highlight=False)
+
+
+def line(outcomes: list[Outcome]) -> str:
+    """All cases in one line, for programs."""
+    return json.dumps({"machine": machine(), "cases": {one.case: asdict(one) for one in outcomes}})
+
+
+def keep(outcomes: list[Outcome]) -> None:
+    """Append the cases to the log in the repository."""
+    facts = machine()
+    text = [f"\n## {facts.pop('date')}: {', '.join(one.case for one in outcomes)}\n"]
+    text.append(", ".join(f"{name} {value}" for name, value in facts.items()) + ".\n")
+    for one in outcomes:
+        text.append(f"\n{one.title}\n")
+        text.append("| " + " | ".join(one.columns) + " |")
+        text.append("|" + "---|" * len(one.columns))
+        text += ["| " + " | ".join(row) + " |" for row in one.cells()]
+        text += ["", *(f"- {goal}" for goal in one.goals)]
+    with LOG.open("a") as log:
+        log.write("\n".join(text) + "\n")
