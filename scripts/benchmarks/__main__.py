@@ -1,0 +1,44 @@
+"""The command line of the benchmarks."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+
+from app.engine.checkpoint import EMBEDDED
+from scripts.benchmarks import codecs, counted, load, report, single
+
+
+def main() -> int:
+    """Returns 1 if a goal was missed."""
+    parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
+    parser.add_argument(
+        "--case", action="append", choices=["flops", "png", "decode", "request", "load"], help="by default all"
+    )
+    parser.add_argument(
+        "--model", type=Path, default=EMBEDDED, help="a checkpoint's folder; by default the embedded one"
+    )
+    parser.add_argument("--peer", action="append", default=[], help="beside the reference: litserve")
+    parser.add_argument("--log", action="store_true", help="append to scripts/benchmarks/LOG.md")
+    options = parser.parse_args()
+    cases: dict[str, Callable[[], report.Outcome]] = {
+        "flops": counted.case,
+        "png": codecs.png,
+        "decode": codecs.decode,
+        "request": lambda: single.case(options.model),
+        "load": lambda: load.case(options.model, options.peer),
+    }
+    console, outcomes = Console(), []
+    for name in options.case or cases:
+        outcomes.append(cases[name]())
+        report.show(outcomes[-1], console)
+    if options.log:
+        report.keep(outcomes)
+    print(report.line(outcomes))
+    return 0 if all(goal.met for one in outcomes for goal in one.goals) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

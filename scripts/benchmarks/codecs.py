@@ -1,0 +1,89 @@
+"""PNG out, JPEG in: our way beside Pillow's own, on photographs."""
+
+import io
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+
+from PIL import Image
+from skimage import data
+
+from app import images
+from app.engine.jobs import Pixels
+from app.request import IMAGE_SIZE, Fit, OutputFormat
+from scripts.benchmarks.report import Goal, Outcome
+
+PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")
+ROUNDS = 15
+
+
+def photographs() -> dict[str, Image.Image]:
+    """Pictures of 512 x 512 RGB pixels."""
+    size = (IMAGE_SIZE, IMAGE_SIZE)
+    return {name: Image.fromarray(getattr(data, name)()).convert("RGB").resize(size) for name in PHOTOGRAPHS}
+
+
+def milliseconds(*calls: Callable[[], object], rounds: int = ROUNDS) -> list[float]:
+    """The median time of each call, taken in turns."""
+    times: list[list[float]] = [[] for _ in calls]
+    for _ in range(rounds + 1):
+        for call, kept in zip(calls, times, strict=True):
+            start = time.perf_counter()
+            call()
+            kept.append(1000 * (time.perf_counter() - start))
+    return [statistics.median(kept[1:]) for kept in times]
+
+
+def _ours(image: Image.Image) -> bytes:
+    return images.encode(Pixels(*image.size, image.tobytes()), OutputFormat.PNG, None)
+
+
+def _pillow(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def png() -> Outcome:
+    """Writing a PNG file of 512 x 512 pixels."""
+    rows, slowest, largest = [], 0.0, 0.0
+    for name, image in photographs().items():
+        ours, pillow = milliseconds(partial(_ours, image), partial(_pillow, image))
+        size, default = len(_ours(image)), len(_pillow(image))
+        rows.append((name, ours, pillow, size // 1024, default // 1024, size / default))
+        slowest, largest = max(slowest, ours), max(largest, size / default)
+    return Outcome(
+        "png",
+        "PNG of 512 x 512, one thread",
+        ("photograph", "ours, ms", "Pillow's default, ms", "ours, KiB", "Pillow's, KiB", "size ratio"),
+        rows,
+        [Goal("slowest, ms", slowest, at_most=6), Goal("largest, of Pillow's size", largest, at_most=1.15)],
+    )
+
+
+def decode() -> Outcome:
+    """Reading JPEG files and fitting them to 512 x 512 pixels."""
+    rows, largest = [], 0.0
+    original = Image.fromarray(data.astronaut())
+    for size in ((512, 512), (1024, 1024), (2048, 1536), (4032, 3024)):
+        buffer = io.BytesIO()
+        original.resize(size).save(buffer, "JPEG", quality=90)
+        upload = buffer.getvalue()
+
+        def pillow(upload: bytes = upload) -> None:
+            Image.open(io.BytesIO(upload)).convert("RGB").resize((IMAGE_SIZE, IMAGE_SIZE))
+
+        def ours(upload: bytes = upload) -> None:
+            images.decode(upload, Fit.STRETCH, 50_000_000)
+
+        mine, theirs = milliseconds(ours, pillow)
+        rows.append((f"{size[0]} x {size[1]}", mine, theirs, mine / theirs))
+        largest = mine
+    return Outcome(
+        "decode",
+        "JPEG to 512 x 512, one thread",
+        ("JPEG", "ours, ms", "Pillow's convert and resize, ms", "ratio"),
+        rows,
+        [Goal("12 megapixels, ms", largest, at_most=45)],
+    )

@@ -1,0 +1,63 @@
+"""The seed design as a user would port it to FastAPI: one pipeline, a lock around it, Pillow's PNG.
+
+`MODEL` names the checkpoint's folder; run by uvicorn with `--factory scripts.benchmarks.peers.reference:create_app`.
+"""
+
+import io
+import os
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Annotated, Any
+
+import torch
+from diffusers import AutoPipelineForImage2Image
+from fastapi import FastAPI, File, Form, HTTPException
+from fastapi.responses import StreamingResponse
+from PIL import Image
+
+
+def create_app() -> FastAPI:
+    """POST /img2img takes the form that our service takes."""
+    lock, loaded = threading.Lock(), {}
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        loaded["pipe"] = AutoPipelineForImage2Image.from_pretrained(
+            os.environ["MODEL"], variant="fp16", dtype=torch.float32
+        )
+        loaded["pipe"].set_progress_bar_config(disable=True)
+        yield
+
+    app = FastAPI(lifespan=lifespan)
+
+    @app.get("/health/ready")
+    def ready() -> dict[str, str]:
+        return {"status": "ready"}
+
+    @app.post("/img2img")
+    def img2img(
+        image: Annotated[bytes, File()],
+        prompt: Annotated[str, Form()],
+        num_inference_steps: Annotated[int, Form()] = 4,
+        strength: Annotated[float, Form()] = 0.9,
+        seed: Annotated[int, Form()] = 0,
+    ) -> Any:
+        if num_inference_steps * strength < 1:
+            raise HTTPException(422, "num_inference_steps x strength must be at least 1")
+        start = Image.open(io.BytesIO(image)).convert("RGB").resize((512, 512))
+        with lock:
+            result = loaded["pipe"](
+                prompt,
+                image=start,
+                num_inference_steps=num_inference_steps,
+                strength=strength,
+                guidance_scale=0.0,
+                generator=torch.Generator().manual_seed(seed),
+            ).images[0]
+        buffer = io.BytesIO()
+        result.save(buffer, format="PNG")
+        buffer.seek(0)
+        return StreamingResponse(buffer, media_type="image/png")
+
+    return app

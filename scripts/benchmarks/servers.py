@@ -1,0 +1,117 @@
+"""Ours and its peers as real servers on loopback, all with the same checkpoint."""
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx2
+
+from scripts.benchmarks.report import ROOT
+
+PEERS = Path(__file__).parent / "peers"
+ENVIRONMENTS = ROOT / "out" / "peers"
+START_SECONDS = 300.0
+
+
+class ServerFailed(Exception):
+    """A server did not start; the message has the end of its log."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How to start a server.
+
+    Attributes:
+        name: for the table.
+        command: its arguments; `{port}` and `{python}` are filled in.
+        requirements: the file of its own environment; None for ours.
+        ready: the path that answers 200 once it can work.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    requirements: str | None
+    ready: str
+
+
+OURS = Kind("ours", ("{python}", "-m", "app", "serve", "--port", "{port}"), None, "/health/ready")
+REFERENCE = Kind(
+    "reference",
+    (
+        *("{python}", "-m", "uvicorn", "--factory", "scripts.benchmarks.peers.reference:create_app"),
+        *("--port", "{port}", "--log-level", "warning"),
+    ),
+    None,
+    "/health/ready",
+)
+LITSERVE = Kind("litserve", ("{python}", str(PEERS / "lit.py")), "litserve.txt", "/health")
+KINDS = {kind.name: kind for kind in (OURS, REFERENCE, LITSERVE)}
+
+
+def python(kind: Kind) -> str:
+    """The interpreter of a kind's environment, which is made if it is not there."""
+    if kind.requirements is None:
+        return sys.executable
+    folder = ENVIRONMENTS / kind.name
+    done, interpreter = folder / "done", folder / "bin" / "python"
+    if not done.exists():
+        subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
+        # Its own versions first; torch and diffusers are ours, for it is the serving that is compared.
+        pins = ["-r", str(PEERS / kind.requirements), "-r", str(PEERS / "model.txt")]
+        subprocess.run([interpreter, "-m", "pip", "install", "-qq", *pins], check=True)
+        done.touch()
+    return str(interpreter)
+
+
+@contextmanager
+def running(kind: Kind, model: Path, environment: dict[str, str] | None = None) -> Iterator[str]:
+    """The base URL of a server that is ready; stopped afterwards."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    command = [part.format(port=port, python=python(kind)) for part in kind.command]
+    variables = {"MODEL": str(model), "IMG2IMG_MODEL": str(model), "PORT": port, "IMG2IMG_DEADLINE_SECONDS": "3600"}
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env={**os.environ, **variables, **(environment or {})},
+            start_new_session=True,
+        )
+        try:
+            _wait(process, f"http://127.0.0.1:{port}{kind.ready}")
+            yield f"http://127.0.0.1:{port}"
+        except ServerFailed as error:
+            log.seek(0)
+            raise ServerFailed(f"{kind.name}: {error}\n{log.read().decode(errors='replace')[-3000:]}") from None
+        finally:
+            process.terminate()
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _wait(process: "subprocess.Popen[bytes]", url: str) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise ServerFailed(f"it ended with exit code {process.returncode}")
+        try:
+            if httpx2.get(url, trust_env=False).status_code == httpx2.codes.OK:
+                return
+        except httpx2.TransportError:
+            pass
+        time.sleep(0.1)
+    raise ServerFailed(f"it was not ready within {START_SECONDS:g} s")

@@ -1,0 +1,71 @@
+"""One request at a time, from its first byte to the picture's last: ours beside the reference."""
+
+import io
+import statistics
+import time
+from pathlib import Path
+
+import httpx2
+from PIL import Image
+from skimage import data
+
+from scripts.benchmarks.report import Goal, Outcome
+from scripts.benchmarks.servers import OURS, REFERENCE, running
+
+ROUNDS = 12
+SIZE = (1024, 1024)
+
+
+def upload() -> bytes:
+    """A JPEG file of a megapixel."""
+    buffer = io.BytesIO()
+    Image.fromarray(data.astronaut()).resize(SIZE).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+def post(client: httpx2.Client, image: bytes, seed: int, **fields: object) -> httpx2.Response:
+    """One picture; raises for an answer that is none."""
+    form = {"prompt": "a wizard", "seed": seed, **fields}
+    answer = client.post("/img2img", files={"image": ("start.jpg", image)}, data=form)
+    return answer.raise_for_status()
+
+
+def on_worker(answer: httpx2.Response) -> float:
+    """Seconds of the stages on the worker, from `Server-Timing`."""
+    stages = dict(part.strip().split(";dur=") for part in answer.headers["server-timing"].split(","))
+    return sum(float(stages[name]) for name in ("encode_prompt", "encode_image", "denoise", "vae")) / 1000
+
+
+def case(model: Path) -> Outcome:
+    """Ours, ours with its cache, and the reference, in turns."""
+    image = upload()
+    times: dict[str, list[float]] = {"ours": [], "ours, picture and prompt known": [], "reference": []}
+    overhead: list[float] = []
+    fresh = {"IMG2IMG_CACHE_BYTES": "0"}
+    with running(OURS, model, fresh) as plain, running(OURS, model) as cached, running(REFERENCE, model) as reference:
+        clients = [httpx2.Client(base_url=url, trust_env=False, timeout=600) for url in (plain, cached, reference)]
+        for seed in range(ROUNDS + 1):
+            for (name, kept), client in zip(times.items(), clients, strict=True):
+                start = time.perf_counter()
+                answer = post(client, image, seed)
+                seconds = time.perf_counter() - start
+                if seed:
+                    kept.append(seconds)
+                    if name == "ours":
+                        overhead.append(seconds - on_worker(answer))
+        for client in clients:
+            client.close()
+    medians = {name: statistics.median(kept) for name, kept in times.items()}
+    beside = statistics.median(overhead)
+    rows = [(name, 1000 * seconds, seconds / medians["reference"]) for name, seconds in medians.items()]
+    rows.append(("ours, beside the worker's time", 1000 * beside, beside / medians["reference"]))
+    return Outcome(
+        "request",
+        "One request: a JPEG of 1024 x 1024, 4 steps, strength 0.9",
+        ("server", "ms", "of the reference"),
+        rows,
+        [
+            Goal("ours, of the reference", medians["ours"] / medians["reference"], at_most=0.8),
+            Goal("beside the worker's time, ms", 1000 * beside, at_most=15),
+        ],
+    )
