@@ -1,6 +1,7 @@
 """Many at once: the same mixed jobs for every server, in a closed loop at saturation, then as open-loop arrivals."""
 
 import asyncio
+import math
 import statistics
 import time
 from collections.abc import Sequence
@@ -42,7 +43,8 @@ def jobs(count: int, seed: int = 0) -> list[dict[str, str]]:
     draw, found = np.random.default_rng(seed), []
     for index in range(count):
         steps, strength = (4, 0.9) if index % 2 else (int(draw.integers(1, 9)), float(draw.uniform(0.3, 1.0)))
-        strength = max(strength, 1 / steps)
+        # Rounded up, or a third of three steps would be none.
+        strength = max(strength, math.ceil(1e6 / steps) / 1e6)
         found.append(
             {
                 "prompt": str(draw.choice(PROMPTS)),
