@@ -23,9 +23,20 @@ def demo(folder: Path, *arguments: str) -> "Iterator[subprocess.Popen[str]]":
     command = [sys.executable, str(ROOT / "scripts/demo.py"), *arguments]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "IMG2IMG_DEVICES": "cpu"}
     with subprocess.Popen(
-        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=heed_ctrl_c,
     ) as process:
         yield process
+
+
+def heed_ctrl_c() -> None:
+    """As in a terminal: a shell that starts the tests in the background makes them and their children deaf to it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def test_the_demo_makes_a_picture_and_says_how_long_each_stage_took(tmp_path: Path) -> None:
