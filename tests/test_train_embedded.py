@@ -220,9 +220,7 @@ class TestTheParts:
         for name in ("tokenizer", "tokenizer_2"):
             (tmp_path / name).symlink_to(EMBEDDED / name)
         export.write(tmp_path, vae, encoders, unet)
-        pipe = StableDiffusionXLImg2ImgPipeline.from_pretrained(
-            tmp_path, variant="fp16", use_safetensors=True, dtype=torch.float32
-        )
+        pipe = StableDiffusionXLImg2ImgPipeline.from_pretrained(tmp_path, use_safetensors=True, dtype=torch.float32)
 
         ids = torch.arange(POSITIONS)[None]
         with torch.inference_mode():

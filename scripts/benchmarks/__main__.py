@@ -20,7 +20,13 @@ def main() -> int:
     parser.add_argument(
         "--model", type=Path, default=EMBEDDED, help="a checkpoint's folder; by default the embedded one"
     )
-    parser.add_argument("--peer", action="append", default=[], help="beside the reference: litserve")
+    parser.add_argument(
+        "--peer",
+        action="append",
+        default=[],
+        choices=["litserve", "bentoml", "ray"],
+        help="for load, beside the reference; each gets an environment of its own, of 1.5 GB",
+    )
     parser.add_argument("--log", action="store_true", help="append to scripts/benchmarks/LOG.md")
     options = parser.parse_args()
     cases: dict[str, Callable[[], report.Outcome]] = {

@@ -52,7 +52,17 @@ REFERENCE = Kind(
     "/health/ready",
 )
 LITSERVE = Kind("litserve", ("{python}", str(PEERS / "lit.py")), "litserve.txt", "/health")
-KINDS = {kind.name: kind for kind in (OURS, REFERENCE, LITSERVE)}
+BENTOML = Kind(
+    "bentoml",
+    (
+        *("{python}", "-m", "bentoml", "serve", "bento:Img2Img", "--working-dir", str(PEERS)),
+        *("--host", "127.0.0.1", "--port", "{port}"),
+    ),
+    "bentoml.txt",
+    "/readyz",
+)
+RAY = Kind("ray", ("{python}", str(PEERS / "raysrv.py")), "ray.txt", "/health")
+KINDS = {kind.name: kind for kind in (OURS, REFERENCE, LITSERVE, BENTOML, RAY)}
 
 
 def python(kind: Kind) -> str:

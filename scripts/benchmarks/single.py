@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import httpx2
+import numpy as np
 from PIL import Image
 from skimage import data
 
@@ -16,10 +17,10 @@ ROUNDS = 12
 SIZE = (1024, 1024)
 
 
-def upload() -> bytes:
-    """A JPEG file of a megapixel."""
+def upload(shift: int = 0) -> bytes:
+    """A JPEG file of a megapixel, another one for each `shift`."""
     buffer = io.BytesIO()
-    Image.fromarray(data.astronaut()).resize(SIZE).save(buffer, "JPEG", quality=90)
+    Image.fromarray(np.roll(data.astronaut(), shift, axis=(0, 1))).resize(SIZE).save(buffer, "JPEG", quality=90)
     return buffer.getvalue()
 
 

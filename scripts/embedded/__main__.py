@@ -22,12 +22,19 @@ def main() -> None:
     parser.add_argument("--state", type=Path, default=ROOT / "out" / "embedded", help="data and training state (3 GB)")
     parser.add_argument("--out", type=Path, default=ROOT / "app" / "engine" / "embedded", help="the checkpoint")
     parser.add_argument("--until", choices=["vae", "text", "unet"], default="unet", help="stop after this stage")
-    parser.add_argument("--vae-steps", type=int, default=4000)
-    parser.add_argument("--text-steps", type=int, default=12000)
-    parser.add_argument("--settling-steps", type=int, default=1000)
-    parser.add_argument("--unet-steps", type=int, default=4800)
-    parser.add_argument("--decoder-steps", type=int, default=2000)
-    parser.add_argument("--scenes", type=int, default=1000)
+    parser.add_argument("--vae-steps", type=int, default=4000, help="of the autoencoder (default: 4000)")
+    parser.add_argument("--text-steps", type=int, default=12000, help="of the text encoders (default: 12000)")
+    parser.add_argument(
+        "--settling-steps", type=int, default=1000, help="of the text encoders, on hard prompts (default: 1000)"
+    )
+    parser.add_argument("--unet-steps", type=int, default=4800, help="of the UNet (default: 4800)")
+    parser.add_argument(
+        "--decoder-steps",
+        type=int,
+        default=2000,
+        help="of the autoencoder's decoder, on what the UNet makes (default: 2000)",
+    )
+    parser.add_argument("--scenes", type=int, default=1000, help="that the UNet learns on (default: 1000)")
     options = parser.parse_args()
     torch.set_num_threads(os.cpu_count() or 1)
     sources, state = Sources(options.state / "sources"), options.state / "state"

@@ -21,7 +21,7 @@ GRID = 16
 
 def load(folder: Path) -> StableDiffusionXLImg2ImgPipeline:
     """The checkpoint in float32."""
-    pipe = StableDiffusionXLImg2ImgPipeline.from_pretrained(folder, dtype=torch.float32, variant="fp16")
+    pipe = StableDiffusionXLImg2ImgPipeline.from_pretrained(folder, dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

@@ -13,7 +13,7 @@ from scripts.embedded import text, translator
 from scripts.embedded.text import TextEncoders
 from scripts.make_checkpoint import model_index
 
-_WEIGHTS = "diffusion_pytorch_model.fp16.safetensors"
+_WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 def write(folder: Path, vae: AutoencoderTiny, encoders: TextEncoders, unet: UNet2DConditionModel) -> int:
@@ -30,7 +30,7 @@ def write(folder: Path, vae: AutoencoderTiny, encoders: TextEncoders, unet: UNet
         ("text_encoder", "CLIPTextModel", encoders.first),
         ("text_encoder_2", "CLIPTextModelWithProjection", encoders.second),
     ):
-        _model(folder / part, text.config(architecture), encoder, "model.fp16.safetensors", prefix="text_model.")
+        _model(folder / part, text.config(architecture), encoder, "model.safetensors", prefix="text_model.")
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 

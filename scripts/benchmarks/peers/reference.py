@@ -4,17 +4,17 @@
 """
 
 import io
-import os
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
 import torch
-from diffusers import AutoPipelineForImage2Image
 from fastapi import FastAPI, File, Form, HTTPException
 from fastapi.responses import StreamingResponse
 from PIL import Image
+
+from scripts.benchmarks.peers import pipeline
 
 
 def create_app() -> FastAPI:
@@ -23,10 +23,7 @@ def create_app() -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        loaded["pipe"] = AutoPipelineForImage2Image.from_pretrained(
-            os.environ["MODEL"], variant="fp16", dtype=torch.float32
-        )
-        loaded["pipe"].set_progress_bar_config(disable=True)
+        loaded["pipe"] = pipeline.load()
         yield
 
     app = FastAPI(lifespan=lifespan)
