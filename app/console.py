@@ -54,7 +54,7 @@ def read_settings(**options: Any) -> "Settings":
             name = str(problem["loc"][0]).removeprefix("IMG2IMG_").lower()
             variable = f"--{name.replace('_', '-')}" if name in given else f"IMG2IMG_{name.upper()}"
             advice = problem["msg"][0].lower() + problem["msg"][1:]
-            if problem["type"] == "string_pattern_mismatch":
+            if problem["type"] == "string_pattern_mismatch" or len(problem["loc"]) > 1:
                 advice = f"give {Settings.model_fields[name].description}"
             say(f"img2img: {variable} cannot be {str(problem['input'])!r}: {advice.rstrip('.')}.")
         raise typer.Exit(ExitCode.USAGE) from None

@@ -4,10 +4,16 @@ Each is read from the environment variable `IMG2IMG_<NAME>`; nothing is read unt
 """
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import AliasChoices, Field
+from pydantic import AliasChoices, Discriminator, Field, Tag
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+MaxBatch = Annotated[
+    Annotated[int, Field(ge=1, le=64), Tag("number")] | Annotated[Literal["auto"], Tag("word")],
+    # Else a wrong value would be told once for each of the two.
+    Discriminator(lambda value: "word" if value == "auto" else "number"),
+]
 
 
 class Settings(BaseSettings):
@@ -47,7 +53,11 @@ class Settings(BaseSettings):
         description="The port that it listens on; `PORT` is honoured too.",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="How much is logged.")
-    max_batch: int = Field(4, ge=1, le=64, description="Jobs that share a UNet call, per device.")
+    max_batch: MaxBatch = Field(
+        "auto",
+        description="`auto` (4 on CUDA, 1 on the CPU) or a number from 1 to 64: jobs that share a UNet call, "
+        "per device.",
+    )
     cache_bytes: int = Field(
         128 * 1024**2,
         ge=0,

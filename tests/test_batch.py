@@ -1,6 +1,8 @@
+from typing import Any
+
 import pytest
 
-from app.engine.batch import Batch
+from app.engine.batch import Batch, capacity
 from app.engine.jobs import Job, Pixels
 
 
@@ -113,3 +115,10 @@ def test_a_job_expires_at_its_deadline_wherever_it_is(now: float, expired: list[
     batch.add(job("late", 2.0))
     fill(batch)
     assert batch.expired(now) == expired
+
+
+@pytest.mark.parametrize(
+    ("max_batch", "device", "jobs"), [("auto", "cpu", 1), ("auto", "cuda", 4), ("auto", "cuda:1", 4), (3, "cpu", 3)]
+)
+def test_how_many_share_a_call_follows_from_the_device_unless_it_is_set(max_batch: Any, device: str, jobs: int) -> None:
+    assert capacity(max_batch, device) == jobs

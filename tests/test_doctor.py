@@ -53,6 +53,13 @@ def test_the_report_names_device_model_disk_and_memory(tmp_path: Path) -> None:
     assert "\n- The embedded model is small" in result.stdout
 
 
+@pytest.mark.parametrize(
+    ("setting", "said"), [("auto", "1 (max_batch is auto, and one picture fills a CPU)"), ("8", "8 (IMG2")]
+)
+def test_the_report_says_how_many_jobs_share_a_call_and_why(setting: str, said: str) -> None:
+    assert said in run_doctor(IMG2IMG_MODEL="embedded", IMG2IMG_MAX_BATCH=setting).stdout
+
+
 def test_a_program_can_read_the_report() -> None:
     facts = json.loads(run_doctor("--json", IMG2IMG_MODEL="embedded").stdout)
     assert facts["problem"] is None

@@ -17,7 +17,15 @@ NAMES = {path: ".".join(path.relative_to(APP.parent).with_suffix("").parts).remo
 # A module imports only from lines above its own.
 LAYERS = [
     ["app", "app.engine", "app.routes"],
-    ["app.errors", "app.settings", "app.logs", "app.client"],
+    [
+        "app.errors",
+        "app.settings",
+        "app.logs",
+        "app.client",
+        "app.engine.memory",
+        "app.engine.packed",
+        "app.engine.weights",
+    ],
     ["app.request", "app.metrics", "app.png", "app.engine.cache"],
     ["app.engine.jobs"],
     [
@@ -42,7 +50,8 @@ LAYERS = [
     ["app.__main__"],
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-LOADS_TORCH = {"app.engine.checkpoint", "app.engine.encoders", "app.engine.diffusion", "app.doctor"}
+TENSORS = {f"app.engine.{name}" for name in ("checkpoint", "diffusion", "encoders", "packed", "weights")}
+LOADS_TORCH = {*TENSORS, "app.doctor"}
 MODEL_LIBRARIES = {"torch", "diffusers", "transformers"}
 
 
@@ -76,9 +85,9 @@ def test_a_route_imports_service_request_and_errors_and_nothing_below_them() -> 
         assert {name for name in own_imports(path) if not name.startswith("app.routes")} <= allowed
 
 
-def test_the_model_libraries_are_imported_in_three_files_only() -> None:
+def test_the_model_libraries_are_imported_in_the_files_of_tensors_only() -> None:
     users = {NAMES[path] for path in FILES if any(name.partition(".")[0] in MODEL_LIBRARIES for name in imports(path))}
-    assert users == {"app.engine.checkpoint", "app.engine.encoders", "app.engine.diffusion"}
+    assert users == TENSORS
 
 
 def loaded_by(statement: str) -> set[str]:

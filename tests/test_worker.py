@@ -6,7 +6,7 @@ import pytest
 
 from app.engine.jobs import Cancel, Done, Failed, Job, Pixels, Progress, Ready, Result, Started, Ticked
 from app.engine.worker import Worker, warm_up
-from tests.fakes import FakeDiffusion
+from tests.fakes import FakeDiffusion, FakeState
 
 
 def job(name: str, prompt: str = "", steps: int = 4, strength: float = 0.9, deadline: float = 1e12) -> Job:
@@ -113,10 +113,38 @@ def test_a_picture_without_numbers_fails_alone_with_its_own_reason() -> None:
     assert bench.names(Done) == ["good"]
 
 
+class Sized(FakeDiffusion):
+    """Remembers how wide the pictures were, and takes its time for each."""
+
+    def __init__(self, device: str, seconds: float = 0.0) -> None:
+        super().__init__(device)
+        self.widths: list[int] = []
+        self.seconds = seconds
+
+    def admit(self, job: Job) -> FakeState:
+        self.widths.append(job.pixels.width)
+        time.sleep(self.seconds)
+        return super().admit(job)
+
+
 def test_the_warm_up_is_a_real_pass() -> None:
-    diffusion = FakeDiffusion("cpu")
-    assert warm_up(diffusion) >= 0
-    assert diffusion.ticks == diffusion.finished == [["warm-up"]]
+    diffusion = Sized("cpu")
+    assert warm_up(diffusion) is not None
+    assert diffusion.widths[-1] == 512
+    assert len(diffusion.ticks) == len(diffusion.finished) == len(diffusion.widths)
+
+
+def test_where_that_would_take_long_a_small_picture_must_do() -> None:
+    diffusion = Sized("cpu", seconds=0.6)
+    assert warm_up(diffusion) is None
+    assert diffusion.widths == [64]
+    assert diffusion.finished == [["warm-up"]]
+
+
+def test_a_gpu_is_warmed_up_at_the_real_size_however_long_that_takes() -> None:
+    diffusion = Sized("cuda:0", seconds=0.6)
+    assert warm_up(diffusion) is not None
+    assert diffusion.widths == [512]
 
 
 def test_a_warm_up_without_a_finite_picture_is_no_start() -> None:
@@ -130,4 +158,4 @@ def test_a_warm_up_without_a_finite_picture_is_no_start() -> None:
 
 def test_messages_compare_by_value() -> None:
     info = FakeDiffusion("cpu").info
-    assert Ready(info, 1.0) == Ready(info, 1.0)
+    assert Ready(info, 1.0) == Ready(info, 1.0) != Ready(info, None)

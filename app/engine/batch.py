@@ -8,11 +8,22 @@ deterministic, but each alone, so that the one at fault fails alone.
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Generic, TypeVar
+from typing import Generic, Literal, TypeVar
 
 from app.engine.jobs import Job
 
 State = TypeVar("State")
+
+
+def capacity(max_batch: int | Literal["auto"], device: str) -> int:
+    """Jobs on board at once, for the setting `max_batch` and a device's resolved name.
+
+    One picture fills a CPU: jobs that share its calls all take as long as the last of them, and the last no less long.
+    A GPU of the A10G's class makes more pictures a second together. `scripts/bench --case batch` measures it.
+    """
+    if max_batch == "auto":
+        return 4 if device.startswith("cuda") else 1
+    return max_batch
 
 
 class Batch(Generic[State]):

@@ -11,10 +11,14 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, StableDiffusionXLImg2ImgPipeline
 from diffusers.utils import logging as diffusers_logging
 from huggingface_hub.utils import enable_progress_bars  # type: ignore[attr-defined]
+from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
 from app.engine import hub
+from app.engine.batch import capacity
 from app.engine.jobs import ModelInfo
+from app.engine.packed import can_pack, keep_stored, packed
+from app.engine.weights import place, stored_dtype
 from app.errors import CheckpointError
 from app.settings import Settings
 
@@ -163,26 +167,37 @@ def load_pipeline(settings: Settings, device: str) -> tuple[StableDiffusionXLImg
     # The last line switched off those of downloads as well.
     enable_progress_bars()
     logging.getLogger("diffusers.pipelines.pipeline_utils").addFilter(_no_idle_warning)
-    replaced = {"vae": _load_vae(vae_folder, dtype)} if vae_folder else {}
-    variant = "fp16" if any(name.endswith(".fp16.safetensors") for name in hub.list_folder(folder)) else None
+    weights = _weights(folder, hub.pipeline_files(hub.list_folder(folder), with_vae=vae_folder is None))
+    variant = "fp16" if any(path.name.endswith(".fp16.safetensors") for path in weights) else None
     try:
+        replaced = {"vae": _load_vae(vae_folder)} if vae_folder else {}
         pipe = StableDiffusionXLImg2ImgPipeline.from_pretrained(
             folder,
-            dtype=dtype,
+            dtype={path.parent.name: stored_dtype(path) for path in weights},
             variant=variant,
             use_safetensors=True,
             local_files_only=True,
             add_watermarker=False,
             **replaced,
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise CheckpointError(f"{info.model} cannot be loaded as an SDXL checkpoint: {error}") from error
     _check(pipe, info.model)
-    pipe.to(device)
-    if dtype == torch.float16 and pipe.vae.config.force_upcast:
-        # Diffusers converts it there and back in every call; it needs 0.17 GB more to leave it there.
-        pipe.vae.to(torch.float32)
+    _place(pipe, torch.device(device), dtype)
     return pipe, info
+
+
+def _place(pipe: StableDiffusionXLImg2ImgPipeline, device: torch.device, dtype: torch.dtype) -> None:
+    """Every part to its device and dtype, and a large model in the form that is fast there."""
+    # Diffusers casts such a VAE there and back in every call; it needs 0.17 GB more to leave it there.
+    vae_dtype = torch.float32 if dtype == torch.float16 and pipe.vae.config.force_upcast else dtype
+    change = packed if can_pack(pipe.unet, device, dtype) else None
+    place(pipe.unet, device, dtype, change)
+    place(pipe.vae, device, vae_dtype, change)
+    for encoder in (pipe.text_encoder, pipe.text_encoder_2):
+        if change:
+            keep_stored(encoder)
+        place(encoder, device, dtype)
 
 
 def _no_idle_warning(record: logging.LogRecord) -> bool:
@@ -190,12 +205,19 @@ def _no_idle_warning(record: logging.LogRecord) -> bool:
     return not record.getMessage().startswith("Expected types for vae")
 
 
-def _load_vae(folder: Path, dtype: torch.dtype) -> AutoencoderKL | AutoencoderTiny:
+def _weights(folder: Path, files: list[str]) -> list[Path]:
+    return [folder / name for name in files if name.endswith(".safetensors")]
+
+
+def _load_vae(folder: Path) -> AutoencoderKL | AutoencoderTiny:
     kind = hub.read_json(folder / "config.json").get("_class_name")
     classes = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
     if kind not in classes:
         raise CheckpointError(f"{folder} holds {kind}; IMG2IMG_VAE takes {' or '.join(classes)}.")
-    return classes[kind].from_pretrained(folder, dtype=dtype, use_safetensors=True, local_files_only=True)
+    weights, *_ = _weights(folder, hub.vae_files(hub.list_folder(folder)))
+    return classes[kind].from_pretrained(
+        folder, dtype=stored_dtype(weights), use_safetensors=True, local_files_only=True
+    )
 
 
 def _check(pipe: StableDiffusionXLImg2ImgPipeline, name: str) -> None:
@@ -215,6 +237,7 @@ def describe(settings: Settings) -> dict[str, str]:
         facts[f"cuda:{index}"] = f"{properties.name}, {free / 1e9:.1f} of {total / 1e9:.1f} GB free"
     device = resolve_device(settings.devices.split(",")[0])
     facts["device"], facts["dtype"] = device, str(resolve_dtype(settings.dtype, device)).removeprefix("torch.")
+    facts["batch"] = _describe_batch(settings, device)
     model = resolve_model(settings.model, device)
     facts["model"] = f"{model.name} ({model.reason})"
     try:
@@ -223,3 +246,11 @@ def describe(settings: Settings) -> dict[str, str]:
     except CheckpointError as error:
         facts["files"] = f"not all here yet: {error}"
     return facts
+
+
+def _describe_batch(settings: Settings, device: str) -> str:
+    jobs = capacity(settings.max_batch, device)
+    if settings.max_batch != "auto":
+        return f"{jobs} (IMG2IMG_MAX_BATCH says so)"
+    why = "one picture fills a CPU" if jobs == 1 else "a GPU makes more pictures a second together"
+    return f"{jobs} (max_batch is auto, and {why})"

@@ -123,10 +123,13 @@ class ModelInfo:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """From the worker: weights are on the device and a real pass succeeded, in `warmup` seconds."""
+    """From the worker: weights are on the device and a real pass succeeded.
+
+    `pass_seconds` is what one step took at the real size, encoding and decoding included; None if it was not tried.
+    """
 
     info: ModelInfo
-    warmup: float
+    pass_seconds: float | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,8 @@ from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
-from app.engine.batch import Batch
+from app.engine import memory
+from app.engine.batch import Batch, capacity
 from app.engine.jobs import (
     HEADER_SIZE,
     Broken,
@@ -44,6 +45,10 @@ from app.logs import configure
 from app.request import IMAGE_SIZE
 
 logger = logging.getLogger("app.engine.worker")
+
+_SMALL_SIDE = 64
+_SLOW_SECONDS = 0.5
+"""A pass over so few pixels that takes longer makes one over all of them take ten times that and more."""
 
 
 class State(Protocol):
@@ -166,14 +171,23 @@ class Worker:
         self.send(Failed(job_id, reason))
 
 
-def warm_up(diffusion: Diffusion) -> float:
-    """One real pass at the real size, so that readiness is a fact; returns its seconds.
+def warm_up(diffusion: Diffusion) -> float | None:
+    """Real passes, so that readiness is a fact; returns the seconds of one at the real size.
+
+    On a CPU a large model takes half a minute for that, and nothing is gained: there a small picture proves that the
+    weights are fit, and None says that nothing is known of the speed yet.
 
     Raises:
-        RuntimeError: the pass gave no finite picture.
+        RuntimeError: a pass gave no finite picture.
     """
+    if not diffusion.info.device.startswith("cuda") and _pass(diffusion, _SMALL_SIDE) > _SLOW_SECONDS:
+        return None
+    return _pass(diffusion, IMAGE_SIZE)
+
+
+def _pass(diffusion: Diffusion, side: int) -> float:
     start = time.monotonic()
-    grey = Pixels(IMAGE_SIZE, IMAGE_SIZE, b"\x80" * (IMAGE_SIZE * IMAGE_SIZE * 3))
+    grey = Pixels(side, side, b"\x80" * (side * side * 3))
     state = diffusion.admit(Job("warm-up", grey, "warm-up", None, 1, 1.0, 0.0, 0, float("inf")))
     diffusion.tick([state])
     if diffusion.finish([state]) == [None]:
@@ -207,12 +221,13 @@ def main(fd: int) -> None:
     configure(start.settings.log_level)
     module, _, function = start.loader.partition(":")
     try:
-        diffusion: Diffusion = getattr(importlib.import_module(module), function)(start.settings, start.device)
+        with memory.loading():
+            diffusion: Diffusion = getattr(importlib.import_module(module), function)(start.settings, start.device)
     except CheckpointError as error:
         send(Broken(str(error)))
         sys.exit(1)
     send(Ready(diffusion.info, warm_up(diffusion)))
-    Worker(diffusion, start.settings.max_batch, inbox, send).run()
+    Worker(diffusion, capacity(start.settings.max_batch, diffusion.info.device), inbox, send).run()
 
 
 if __name__ == "__main__":

@@ -8,14 +8,17 @@ from pathlib import Path
 from rich.console import Console
 
 from app.engine.checkpoint import EMBEDDED
-from scripts.benchmarks import codecs, counted, load, report, single
+from scripts.benchmarks import batch, codecs, counted, full, load, report, single
 
 
 def main() -> int:
     """Returns 1 if a goal was missed."""
     parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
     parser.add_argument(
-        "--case", action="append", choices=["flops", "png", "decode", "request", "load"], help="by default all"
+        "--case",
+        action="append",
+        choices=["flops", "png", "decode", "request", "load", "batch", "full"],
+        help="by default all but full, which needs a --model of full size, 24 GB of memory and ten minutes",
     )
     parser.add_argument(
         "--model", type=Path, default=EMBEDDED, help="a checkpoint's folder; by default the embedded one"
@@ -35,9 +38,11 @@ def main() -> int:
         "decode": codecs.decode,
         "request": lambda: single.case(options.model),
         "load": lambda: load.case(options.model, options.peer),
+        "batch": lambda: batch.case(options.model),
+        "full": lambda: full.case(options.model),
     }
     console, outcomes = Console(), []
-    for name in options.case or cases:
+    for name in options.case or [name for name in cases if name != "full"]:
         outcomes.append(cases[name]())
         report.show(outcomes[-1], console)
     if options.log:

@@ -13,6 +13,7 @@ from diffusers import EulerAncestralDiscreteScheduler, StableDiffusionXLImg2ImgP
 from PIL import Image
 from transformers import CLIPTokenizer
 
+from app.engine.batch import capacity
 from app.engine.checkpoint import EMBEDDED, TURBO
 from app.engine.diffusion import SdxlDiffusion, load
 from app.engine.jobs import Job, ModelInfo, Pixels, Result
@@ -113,7 +114,7 @@ def full_size() -> SdxlDiffusion:
 def test_the_full_size_model_with_a_full_batch_fits_an_a10g() -> None:
     torch.cuda.reset_peak_memory_stats()
     diffusion = full_size()
-    states = [diffusion.admit(demo_job(f"j{i}")) for i in range(Settings().max_batch)]
+    states = [diffusion.admit(demo_job(f"j{i}")) for i in range(capacity("auto", "cuda"))]
     while not states[0].done:
         diffusion.tick(states)
     diffusion.finish(states)

@@ -1,0 +1,116 @@
+"""A model of SDXL-Turbo's full size on the CPU: a picture's seconds, the start and the memory, beside no server.
+
+Give it a random checkpoint, as `scripts/make_checkpoint --size full` writes it. Only one fits the memory at a time, so
+they take turns; every start finds the files in the page cache, which each turn reads first. On a virtual machine whose
+host takes free memory back, most of a start is waiting for memory, for all of them alike.
+"""
+
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import httpx2
+import torch
+from diffusers import AutoencoderTiny
+from safetensors import safe_open
+
+from scripts.benchmarks.report import ROOT, Goal, Outcome
+from scripts.benchmarks.servers import OURS, running
+from scripts.benchmarks.single import post, upload
+from scripts.make_checkpoint import tiny_vae_config
+
+TURNS = 2
+PICTURES = 2
+"""Of each turn; the first is not counted."""
+
+
+def case(model: Path) -> Outcome:
+    """Bare, ours, and ours with a tiny VAE, in turns."""
+    found: dict[str, list[dict[str, float]]] = {"bare": [], "ours": [], "ours, tiny VAE": []}
+    with tempfile.TemporaryDirectory() as folder:
+        torch.manual_seed(0)
+        AutoencoderTiny.from_config(tiny_vae_config("full")).save_pretrained(folder)
+        for _ in range(TURNS):
+            found["bare"].append(_bare(model))
+            found["ours"].append(_ours(model, "checkpoint"))
+            found["ours, tiny VAE"].append(_ours(model, folder))
+    medians = {
+        name: {what: statistics.median(turn[what] for turn in turns) for what in turns[0]}
+        for name, turns in found.items()
+    }
+    bare, ours, tiny = medians.values()
+    weights = _weights(model)
+    return Outcome(
+        "full",
+        f"{model.name}, {weights / 4e9:.2f} billion parameters in float32 on the CPU: 4 steps, strength 0.9",
+        ("what", "s a picture", "of bare", "s to ready", "of bare", "peak memory, of the weights"),
+        [
+            (
+                name,
+                *(one["picture"], one["picture"] / bare["picture"]),
+                *(one["ready"], one["ready"] / bare["ready"]),
+                one["peak"] / weights,
+            )
+            for name, one in medians.items()
+        ],
+        [
+            Goal("a picture, of bare", ours["picture"] / bare["picture"], at_most=0.9),
+            Goal("the same with a tiny VAE", tiny["picture"] / bare["picture"], at_most=0.65),
+            Goal("to ready, of bare", ours["ready"] / bare["ready"], at_most=0.6),
+            Goal("peak memory, of the weights", ours["peak"] / weights, at_most=1.1),
+        ],
+    )
+
+
+def _bare(model: Path) -> dict[str, float]:
+    _read(model)
+    done = subprocess.run(
+        [sys.executable, "-m", "scripts.benchmarks.peers.bare"],
+        cwd=ROOT,
+        env={**os.environ, "MODEL": str(model), "ROUNDS": str(PICTURES)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        check=True,
+    )
+    said = json.loads(done.stdout.splitlines()[-1])
+    return {"picture": statistics.median(said["pictures"][1:]), "ready": said["loaded"], "peak": said["peak"]}
+
+
+def _ours(model: Path, vae: str) -> dict[str, float]:
+    _read(model)
+    start = time.perf_counter()
+    with running(OURS, model, {"IMG2IMG_VAE": vae}) as url:
+        ready = time.perf_counter() - start
+        with httpx2.Client(base_url=url, trust_env=False, timeout=3600) as client:
+            pictures = []
+            for seed in range(PICTURES):
+                before = time.perf_counter()
+                # Each another picture and prompt, so that no cache helps.
+                post(client, upload(seed), seed, prompt=f"wizard {seed}")
+                pictures.append(time.perf_counter() - before)
+            metrics = client.get("/metrics").text
+    peak = re.search(r"^img2img_worker_peak_memory_bytes\{.*\} (.*)$", metrics, re.MULTILINE)
+    return {"picture": statistics.median(pictures[1:]), "ready": ready, "peak": float(peak[1]) if peak else 0.0}
+
+
+def _read(model: Path) -> None:
+    for path in model.rglob("*.safetensors"):
+        with path.open("rb", buffering=0) as file:
+            while file.read(2**24):
+                pass
+
+
+def _weights(model: Path) -> int:
+    """Bytes of all parameters in float32."""
+    total = 0
+    for path in model.rglob("*.safetensors"):
+        with safe_open(path, "pt") as weights:
+            shapes = [weights.get_slice(name).get_shape() for name in weights.keys()]  # noqa: SIM118
+        total += sum(4 * torch.Size(shape).numel() for shape in shapes)
+    return total

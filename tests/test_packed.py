@@ -1,0 +1,145 @@
+"""Packed layers against the plain ones that they stand for."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers.models.resnet import ResnetBlock2D
+from torch import nn
+
+from app.engine import packed as module
+from app.engine.diffusion import SdxlDiffusion, load
+from app.engine.packed import PackedConv2d, PackedLinear, Residual, StoredLinear, can_pack, keep_stored, packed
+from app.engine.weights import place
+from app.settings import Settings
+from tests.test_diffusion import MIXED, together
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def all_are_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_LARGE_WEIGHT", 1)
+
+
+@pytest.mark.usefixtures("all_are_large")
+class TestALayer:
+    @pytest.mark.parametrize("rows", [(1,), (77,), (2, 256), (3, 1000)])
+    @pytest.mark.parametrize("bias", [True, False])
+    def test_a_linear_one_gives_what_the_plain_one_gives(self, rows: tuple[int, ...], bias: bool) -> None:
+        plain = nn.Linear(48, 80, bias=bias)
+        self.compare(plain, PackedLinear, torch.randn(*rows, 48))
+
+    @pytest.mark.parametrize("groups", [1, 4])
+    @pytest.mark.parametrize(
+        ("kernel", "stride", "padding", "dilation"), [(3, 1, 1, 1), (3, 2, 0, 1), (1, 1, 0, 1), (3, 1, 2, 2)]
+    )
+    @pytest.mark.parametrize("shape", [(1, 8, 8), (2, 17, 5)])
+    def test_a_convolution_gives_what_the_plain_one_gives(
+        self, shape: tuple[int, int, int], kernel: int, stride: int, padding: int, dilation: int, groups: int
+    ) -> None:
+        n, height, width = shape
+        plain = nn.Conv2d(16, 32, kernel, stride, padding, dilation, groups)
+        self.compare(plain, PackedConv2d, torch.randn(n, 16, height, width))
+
+    @staticmethod
+    @torch.inference_mode()
+    def compare(plain: nn.Module, kind: type[nn.Module], x: torch.Tensor) -> None:
+        wanted = plain(x)
+        other = packed(plain)
+        assert type(other) is kind
+        torch.testing.assert_close(other(x), wanted, rtol=1e-4, atol=1e-5)
+
+    def test_what_has_no_packed_form_stays(self) -> None:
+        class Special(nn.Linear):
+            """Computes something else."""
+
+        for plain in (
+            nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"),
+            nn.Conv2d(4, 4, 3, padding="same"),
+            nn.Conv1d(4, 4, 3),
+            nn.LayerNorm(8),
+            nn.SiLU(),
+            Special(8, 8),
+        ):
+            assert packed(plain) is plain
+
+
+@torch.inference_mode()
+def test_a_model_that_keeps_its_weights_as_stored_gives_exactly_the_same(tmp_path: Path) -> None:
+    plain = nn.Sequential(nn.Linear(8, 16), nn.LayerNorm(16), nn.Linear(16, 4, bias=False)).half()
+    other = copy.deepcopy(plain)
+    keep_stored(other)
+    for model in (plain, other):
+        place(model, CPU, torch.float32)
+    first = other[0]
+    assert isinstance(first, StoredLinear)
+    assert first.stored.dtype == torch.float16
+    x = torch.randn(3, 8)
+    assert torch.equal(other(x), plain(x))
+
+
+class TestABlock:
+    @pytest.mark.parametrize("channels", [8, 16])
+    @pytest.mark.parametrize("temb", [None, 4])
+    @torch.inference_mode()
+    def test_a_residual_one_gives_exactly_what_the_plain_one_gives(self, channels: int, temb: int | None) -> None:
+        plain = ResnetBlock2D(in_channels=8, out_channels=channels, temb_channels=temb, groups=4).eval()
+        other = packed(plain)
+        assert type(other) is Residual
+        x, time = torch.randn(2, 8, 9, 9), None if temb is None else torch.randn(2, temb)
+        before = x.clone(), None if time is None else time.clone()
+        assert torch.equal(other(x, time), plain(x, time))
+        assert torch.equal(x, before[0])
+        assert before[1] is None or time is None or torch.equal(time, before[1])
+
+    @pytest.mark.parametrize(
+        "how", [{"up": True}, {"down": True}, {"output_scale_factor": 2.0}, {"non_linearity": "gelu"}]
+    )
+    def test_one_that_does_something_else_stays(self, how: dict[str, Any]) -> None:
+        plain = ResnetBlock2D(in_channels=8, temb_channels=None, groups=4, **how)
+        assert packed(plain) is plain
+
+
+def test_a_small_layer_stays() -> None:
+    small, large = nn.Linear(16, 16), nn.Linear(1024, 1024)
+    assert packed(small) is small
+    assert type(packed(large)) is PackedLinear
+
+
+def test_a_model_is_packed_if_it_is_large_and_computes_in_float32_on_the_cpu() -> None:
+    with torch.device("meta"):
+        small, large = nn.Linear(1000, 1000), nn.Linear(20_000, 10_000)
+    assert can_pack(large, CPU, torch.float32)
+    assert not can_pack(small, CPU, torch.float32)
+    assert not can_pack(large, CPU, torch.bfloat16)
+    assert not can_pack(large, torch.device("cuda:0"), torch.float32)
+
+
+@pytest.mark.usefixtures("all_are_large")
+def test_packed_throughout_a_picture_differs_by_at_most_one(tiny_checkpoint: Path) -> None:
+    plain = load(Settings(model=str(tiny_checkpoint)), "cpu")
+    other = load(Settings(model=str(tiny_checkpoint)), "cpu")
+    for part in (other.pipe.unet, other.pipe.vae):
+        place(part, CPU, torch.float32, packed)
+    assert {PackedLinear, PackedConv2d, Residual} <= {type(layer) for layer in other.pipe.unet.modules()}
+    for each in MIXED:
+        (ours,), (theirs,) = together(other, [each]), together(plain, [each])
+        assert np.abs(ours - theirs).max() <= 1
+
+
+def test_a_large_checkpoint_is_packed_and_a_small_one_is_not(
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, all_are_large: None
+) -> None:
+    kinds_of_packed = {PackedLinear, PackedConv2d, Residual}
+
+    def kinds(diffusion: SdxlDiffusion) -> set[type[nn.Module]]:
+        return {type(layer) for layer in (*diffusion.pipe.unet.modules(), *diffusion.pipe.vae.modules())}
+
+    settings = Settings(model=str(tiny_checkpoint))
+    assert not kinds_of_packed & kinds(load(settings, "cpu"))
+    monkeypatch.setattr(module, "_LARGE_MODEL", 1)
+    assert kinds_of_packed <= kinds(load(settings, "cpu"))
