@@ -4,6 +4,8 @@
 #       without weights: the first start downloads them into the volume /data
 #   docker build -t sdxl-turbo-img2img:with-weights --target with-weights --build-arg MODEL=stabilityai/sdxl-turbo .
 #       with weights, for hosts that reach no hub (they come under their own licence, which is not this project's)
+#   docker build --build-arg COMPILER=g++ -t sdxl-turbo-img2img .
+#       with a C++ compiler, which IMG2IMG_COMPILE needs
 #
 # Behind mirrors: --build-arg PYTHON_IMAGE=... for the base image, and any of PIP_INDEX_URL, PIP_EXTRA_INDEX_URL,
 # PIP_FIND_LINKS and PIP_TRUSTED_HOST for pip; all four are unset by default and stay out of the final image.
@@ -45,6 +47,10 @@ RUN python -m pip --python /opt/venv/bin/python install --no-compile --no-deps -
 
 
 FROM ${PYTHON_IMAGE} AS base
+ARG COMPILER=
+RUN if [ -n "$COMPILER" ]; then \
+        apt-get update && apt-get install -y --no-install-recommends "$COMPILER" && rm -rf /var/lib/apt/lists/*; \
+    fi
 RUN groupadd --gid 10001 img2img \
     && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin img2img \
     && install -d -o 10001 -g 10001 /data /data/hf
@@ -54,6 +60,8 @@ ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
     HF_HOME=/data/hf \
+    TORCHINDUCTOR_CACHE_DIR=/data/compiled/inductor \
+    TRITON_CACHE_DIR=/data/compiled/triton \
     HF_HUB_DISABLE_TELEMETRY=1 \
     DO_NOT_TRACK=1 \
     IMG2IMG_HOST=0.0.0.0

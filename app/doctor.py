@@ -11,6 +11,7 @@ from typing import Any
 from huggingface_hub.constants import HF_HUB_CACHE
 
 from app.engine import checkpoint
+from app.engine.compiled import ADVICE, has_compiler
 from app.errors import CheckpointError
 from app.settings import Settings
 
@@ -30,6 +31,8 @@ class Facts:
 
     vae_setting: str
     devices_setting: str
+    compile_setting: str
+    compiler: bool
     model: dict[str, str]
     problem: str | None
     driver: str | None
@@ -64,6 +67,8 @@ def gather(settings: Settings) -> Facts:
     return Facts(
         vae_setting=settings.vae,
         devices_setting=settings.devices,
+        compile_setting=settings.compile,
+        compiler=has_compiler(),
         model=model,
         problem=problem,
         driver=driver(),
@@ -133,6 +138,12 @@ def _about_speed(facts: Facts) -> Iterator[str]:
         yield "float32 on CUDA takes twice the memory and time of float16: set IMG2IMG_DTYPE=auto."
     if cuda and dtype == "float16" and facts.vae_setting == "checkpoint":
         yield "SDXL's own VAE has to run in float32, which is slow: set IMG2IMG_VAE=auto for one that needs not."
+    if cuda and facts.compile_setting == "off":
+        yield "IMG2IMG_COMPILE=default replays CUDA graphs, which takes less time for each picture and more to start."
+    if facts.compile_setting != "off" and not facts.compiler:
+        yield f"IMG2IMG_COMPILE={facts.compile_setting} needs a C++ compiler, and there is none. {ADVICE}"
+    if not cuda and facts.compile_setting != "off":
+        yield "IMG2IMG_COMPILE gains little on the CPU: off is best there."
     if not cuda and dtype == "float16":
         yield "float16 on the CPU is slow and may overflow: set IMG2IMG_DTYPE=auto."
 

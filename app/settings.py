@@ -58,6 +58,15 @@ class Settings(BaseSettings):
         description="`auto` (4 on CUDA, 1 on the CPU) or a number from 1 to 64: jobs that share a UNet call, "
         "per device.",
     )
+    compile: Literal["off", "default", "max"] = Field(
+        "off",
+        description="`default` compiles the model before it is ready, with CUDA graphs on CUDA; `max` tries more "
+        "kernels and takes longer. Both need a C++ compiler. For the CPU, `off` is best.",
+    )
+    fp16_accumulation: bool = Field(
+        False,
+        description="On CUDA, add up float16 products in float16: faster on GPUs of the A10G's class, less exact.",
+    )
     cache_bytes: int = Field(
         128 * 1024**2,
         ge=0,

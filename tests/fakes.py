@@ -6,6 +6,8 @@ The prompt says what it does: words `name=value`, in any order.
     admit=fail   encoding raises
     fail_at=N    the UNet call after N steps raises
     finish=fail  decoding raises;  finish=nan  gives no finite picture
+    way=N        the picture is still on its way from the device when asked for it N times
+    collect=fail  fetching it raises
     exit_at=N    the process ends with code 7 in the UNet call after N steps
     once=PATH    what it does, it does only while PATH is not there, which it then makes
     hang_at=N    that call never returns
@@ -38,11 +40,25 @@ class FakeState:
         return self.index == self.steps_run
 
 
+@dataclass
+class FakeDecoding:
+    """Has arrived once it was asked for `way` times."""
+
+    state: FakeState
+    way: int
+
+    @property
+    def ready(self) -> bool:
+        self.way -= 1
+        return self.way < 0
+
+
 class FakeDiffusion:
     """Turns each byte of the picture by seed and steps; remembers the ids of each call."""
 
     def __init__(self, device: str) -> None:
         self.info = ModelInfo("fake", "", "checkpoint", device, "float32", "it is a test")
+        self.compiled: tuple[int, ...] = ()
         self.ticks: list[list[str]] = []
         self.finished: list[list[str]] = []
 
@@ -60,12 +76,17 @@ class FakeDiffusion:
         for state in states:
             state.index += 1
 
-    def finish(self, states: Sequence[FakeState]) -> list[Result | None]:
+    def finish(self, states: Sequence[FakeState]) -> list[FakeDecoding]:
         self.finished.append([state.job.id for state in states])
         for state in states:
             if state.words.get("finish") == "fail":
                 raise ValueError("told to fail in finish")
-        return [None if state.words.get("finish") == "nan" else self._result(state) for state in states]
+        return [FakeDecoding(state, int(state.words.get("way", 0))) for state in states]
+
+    def collect(self, decoding: FakeDecoding) -> Result | None:
+        if decoding.state.words.get("collect") == "fail":
+            raise ValueError("told to fail in collect")
+        return None if decoding.state.words.get("finish") == "nan" else self._result(decoding.state)
 
     @staticmethod
     def _misbehave(state: FakeState) -> None:

@@ -65,14 +65,15 @@ def test_mixed_jobs_run_on_the_device_without_a_host_read(vae: str) -> None:
             assert (tensor.device.type, tensor.dtype) == ("meta", torch.float16)
         assert tuple(state.latents.shape) == (1, 4, 64, 64)
         assert tuple(state.embeds.shape[1:]) == (77, 2048)
-        assert state.timesteps.device.type == "cpu"
+        assert state.stepper.timesteps.device.type == "cpu"
 
 
 def test_a_host_read_would_be_noticed(diffusion: SdxlDiffusion) -> None:
     state = diffusion.admit(job(steps=1, strength=1.0))
     diffusion.tick([state])
+    (decoding,) = diffusion.finish([state])
     with pytest.raises((NotImplementedError, RuntimeError)):
-        diffusion.finish([state])
+        diffusion.collect(decoding)
 
 
 def test_a_default_request_costs_what_its_parts_cost(diffusion: SdxlDiffusion, counter: FlopCounterMode) -> None:

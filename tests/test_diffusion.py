@@ -18,7 +18,7 @@ from diffusers import (
 )
 from PIL import Image
 
-from app.engine.diffusion import SdxlDiffusion, load
+from app.engine.diffusion import SdxlDiffusion, State, load
 from app.engine.jobs import Job, ModelInfo, Pixels, Result
 from app.settings import Settings
 
@@ -74,12 +74,17 @@ def by_diffusers(pipe: StableDiffusionXLImg2ImgPipeline, job: Job) -> np.ndarray
     return np.asarray(result.images[0]).astype(int)
 
 
+def finished(diffusion: SdxlDiffusion, states: Sequence[State]) -> list[Result | None]:
+    """The pictures of states that are done."""
+    return [diffusion.collect(decoding) for decoding in diffusion.finish(states)]
+
+
 def together(diffusion: SdxlDiffusion, jobs: Sequence[Job]) -> list[np.ndarray]:
     """All jobs on board at once, sharing every UNet call until each is done."""
     states = [diffusion.admit(each) for each in jobs]
     while running := [state for state in states if not state.done]:
         diffusion.tick(running)
-    return [array(result) for result in diffusion.finish(states)]
+    return [array(result) for result in finished(diffusion, states)]
 
 
 def array(result: Result | None) -> np.ndarray:
@@ -169,7 +174,7 @@ def test_a_job_that_joins_in_the_middle_gets_its_own_picture(
     second = diffusion.admit(MIXED[0])
     while not (first.done and second.done):
         diffusion.tick([state for state in (first, second) if not state.done])
-    for result, each in zip(diffusion.finish([first, second]), (MIXED[4], MIXED[0]), strict=True):
+    for result, each in zip(finished(diffusion, [first, second]), (MIXED[4], MIXED[0]), strict=True):
         assert np.abs(array(result) - by_diffusers(oracle, each)).max() <= 1
 
 
@@ -207,7 +212,7 @@ def test_the_result_tells_steps_start_and_what_was_cut(diffusion: SdxlDiffusion)
     assert [state.steps_run for state in states] == [3, 2]
     while running := [state for state in states if not state.done]:
         diffusion.tick(running)
-    long, short = diffusion.finish(states)
+    long, short = finished(diffusion, states)
     assert long is not None
     assert short is not None
     assert (long.steps_run, long.start_timestep, short.start_timestep) == (3, 749.0, 499.0)
@@ -244,7 +249,7 @@ def run_alone(diffusion: SdxlDiffusion, each: Job) -> Result:
     state = diffusion.admit(each)
     while not state.done:
         diffusion.tick([state])
-    (result,) = diffusion.finish([state])
+    (result,) = finished(diffusion, [state])
     assert result is not None
     return result
 
@@ -257,8 +262,8 @@ def test_without_room_everything_is_encoded_anew(tiny_checkpoint: Path) -> None:
 def test_what_was_encoded_is_forgotten_when_a_picture_holds_nan(tiny_checkpoint: Path) -> None:
     diffusion = load(Settings(model=str(tiny_checkpoint)), "cpu")
     state = diffusion.admit(job())
-    state.latents, state.index = state.latents * float("nan"), len(state.timesteps)
-    assert diffusion.finish([state]) == [None]
+    state.latents, state.index = state.latents * float("nan"), state.steps_run
+    assert finished(diffusion, [state]) == [None]
     assert run_alone(diffusion, job()).lookups == (("prompt", False), ("image", False))
 
 
@@ -267,7 +272,7 @@ def test_a_latent_that_is_no_number_gives_no_picture_and_spoils_no_other(diffusi
     bad.latents = bad.latents * float("nan")
     while not good.done:
         diffusion.tick([good, bad])
-    results = diffusion.finish([good, bad])
+    results = finished(diffusion, [good, bad])
     assert results[1] is None
     assert np.abs(array(results[0]) - together(diffusion, [job()])[0]).max() <= 1
 
@@ -282,7 +287,7 @@ def test_a_decode_that_overflows_in_half_precision_is_repeated_in_float32(tiny_c
         diffusion.pipe.vae.to(torch.float16)
         diffusion.pipe.vae.decoder.conv_in.weight.mul_(60000)
         diffusion.pipe.vae.decoder.conv_in.bias.fill_(60000)
-    (result,) = diffusion.finish([state])
+    (result,) = finished(diffusion, [state])
     assert result is not None
     assert result.redecoded
     assert diffusion.pipe.vae.dtype == torch.float16

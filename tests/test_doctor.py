@@ -15,6 +15,8 @@ MODEL = {"torch": "2.13.0", "CUDA build": "13.0", "device": "cuda:0", "dtype": "
 GOOD = Facts(
     vae_setting="auto",
     devices_setting="auto",
+    compile_setting="default",
+    compiler=True,
     model={**MODEL, "model": "stabilityai/sdxl-turbo (model is auto)", "files": "/cache/snapshot"},
     problem=None,
     driver="NVIDIA A10G, 580.1, 24 GB",
@@ -127,6 +129,9 @@ def test_a_good_machine_gets_no_advice() -> None:
         (replace(CPU, model={**CPU.model, "model": "embedded (why)"}), "IMG2IMG_MODEL=stabilityai/sdxl-turbo"),
         (replace(GOOD, model={**GOOD.model, "dtype": "float32"}), "twice the memory and time"),
         (replace(GOOD, vae_setting="checkpoint"), "own VAE has to run in float32"),
+        (replace(GOOD, compile_setting="off"), "IMG2IMG_COMPILE=default replays CUDA graphs"),
+        (replace(GOOD, compiler=False), "IMG2IMG_COMPILE=default needs a C++ compiler, and there is none. Install g++"),
+        (CPU, "IMG2IMG_COMPILE gains little on the CPU"),
         (AWAY, "`img2img download` does it ahead"),
         (replace(AWAY, cache_writable=False), "/cache cannot be written to: set IMG2IMG_HUB_CACHE"),
         (replace(AWAY, cache_free=1_000_000_000), "1.0 GB are free for /cache"),

@@ -14,6 +14,7 @@ from app.engine.jobs import Job, Pixels
 from app.settings import Settings
 from scripts.demo import PROMPT
 from scripts.embedded import evaluate
+from tests.test_diffusion import finished
 from tests.test_make_checkpoint import DEMO, ON_THE_HUB, files
 
 
@@ -63,7 +64,7 @@ class TestTheEngine:
         state = diffusion.admit(job)
         while not state.done:
             diffusion.tick([state])
-        (ours,) = diffusion.finish([state])
+        (ours,) = finished(diffusion, [state])
 
         theirs = oracle(
             PROMPT,

@@ -24,9 +24,10 @@ LAYERS = [
         "app.client",
         "app.engine.memory",
         "app.engine.packed",
+        "app.engine.stepping",
         "app.engine.weights",
     ],
-    ["app.request", "app.metrics", "app.png", "app.engine.cache"],
+    ["app.request", "app.metrics", "app.png", "app.engine.cache", "app.engine.compiled"],
     ["app.engine.jobs"],
     [
         "app.images",
@@ -50,7 +51,10 @@ LAYERS = [
     ["app.__main__"],
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-TENSORS = {f"app.engine.{name}" for name in ("checkpoint", "diffusion", "encoders", "packed", "weights")}
+TENSORS = {
+    f"app.engine.{name}"
+    for name in ("checkpoint", "compiled", "diffusion", "encoders", "packed", "stepping", "weights")
+}
 LOADS_TORCH = {*TENSORS, "app.doctor"}
 MODEL_LIBRARIES = {"torch", "diffusers", "transformers"}
 

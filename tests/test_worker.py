@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from app.engine.jobs import Cancel, Done, Failed, Job, Pixels, Progress, Ready, Result, Started, Ticked
+from app.engine.jobs import Cancel, Done, Failed, Job, Pixels, Progress, Ready, Started, Ticked
 from app.engine.worker import Worker, warm_up
-from tests.fakes import FakeDiffusion, FakeState
+from tests.fakes import FakeDecoding, FakeDiffusion, FakeState
 
 
 def job(name: str, prompt: str = "", steps: int = 4, strength: float = 0.9, deadline: float = 1e12) -> Job:
@@ -107,6 +107,29 @@ def test_a_job_that_fails_fails_alone(prompt: str) -> None:
     assert sorted(bench.names(Done)) == ["fine", "good"]
 
 
+def test_the_next_call_does_not_wait_for_a_picture_on_its_way_from_the_device() -> None:
+    bench = Bench(job("first", "way=3", steps=1, strength=1.0), job("second", steps=4, strength=1.0), max_batch=1)
+    bench.turn()
+    assert bench.names(Done) == []
+    bench.turn(2)
+    assert bench.diffusion.ticks == [["first"], ["second"], ["second"]]
+    assert bench.names(Done) == []
+    bench.run()
+    assert bench.names(Done) == ["first", "second"]
+
+
+def test_a_picture_on_its_way_is_waited_for_if_nothing_else_is_to_be_done() -> None:
+    bench = Bench(job("only", "way=1000", steps=1, strength=1.0))
+    bench.turn()
+    assert bench.names(Done) == ["only"]
+
+
+def test_a_picture_that_cannot_be_fetched_fails_alone() -> None:
+    bench = Bench(job("good"), job("bad", "collect=fail")).run()
+    assert [m for m in bench.sent if isinstance(m, Failed)] == [Failed("bad", "error")]
+    assert bench.names(Done) == ["good"]
+
+
 def test_a_picture_without_numbers_fails_alone_with_its_own_reason() -> None:
     bench = Bench(job("good"), job("bad", "finish=nan")).run()
     assert [m for m in bench.sent if isinstance(m, Failed)] == [Failed("bad", "non_finite")]
@@ -141,6 +164,14 @@ def test_where_that_would_take_long_a_small_picture_must_do() -> None:
     assert diffusion.finished == [["warm-up"]]
 
 
+def test_a_compiled_model_is_warmed_up_at_each_of_its_batch_sizes_before_its_speed_is_taken() -> None:
+    diffusion = Sized("cpu")
+    diffusion.compiled = (1, 2, 4)
+    assert warm_up(diffusion) is not None
+    assert [len(jobs) for jobs in diffusion.ticks] == [1, 2, 4, 1]
+    assert set(diffusion.widths) == {512}
+
+
 def test_a_gpu_is_warmed_up_at_the_real_size_however_long_that_takes() -> None:
     diffusion = Sized("cuda:0", seconds=0.6)
     assert warm_up(diffusion) is not None
@@ -149,8 +180,8 @@ def test_a_gpu_is_warmed_up_at_the_real_size_however_long_that_takes() -> None:
 
 def test_a_warm_up_without_a_finite_picture_is_no_start() -> None:
     class Broken(FakeDiffusion):
-        def finish(self, states: Any) -> list[Result | None]:
-            return [None]
+        def collect(self, decoding: FakeDecoding) -> None:
+            return None
 
     with pytest.raises(RuntimeError, match="NaN"):
         warm_up(Broken("cpu"))

@@ -17,7 +17,7 @@ from transformers.utils import logging as transformers_logging
 from app.engine import hub
 from app.engine.batch import capacity
 from app.engine.jobs import ModelInfo
-from app.engine.packed import can_pack, keep_stored, packed
+from app.engine.packed import can_pack, channels_last, keep_stored, packed
 from app.engine.weights import place, stored_dtype
 from app.errors import CheckpointError
 from app.settings import Settings
@@ -183,19 +183,24 @@ def load_pipeline(settings: Settings, device: str) -> tuple[StableDiffusionXLImg
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise CheckpointError(f"{info.model} cannot be loaded as an SDXL checkpoint: {error}") from error
     _check(pipe, info.model)
-    _place(pipe, torch.device(device), dtype)
+    # Inductor knows nothing of packed weights.
+    _place(pipe, torch.device(device), dtype, may_pack=settings.compile == "off")
     return pipe, info
 
 
-def _place(pipe: StableDiffusionXLImg2ImgPipeline, device: torch.device, dtype: torch.dtype) -> None:
+def _place(pipe: StableDiffusionXLImg2ImgPipeline, device: torch.device, dtype: torch.dtype, *, may_pack: bool) -> None:
     """Every part to its device and dtype, and a large model in the form that is fast there."""
     # Diffusers casts such a VAE there and back in every call; it needs 0.17 GB more to leave it there.
     vae_dtype = torch.float32 if dtype == torch.float16 and pipe.vae.config.force_upcast else dtype
-    change = packed if can_pack(pipe.unet, device, dtype) else None
+    change = None
+    if may_pack and can_pack(pipe.unet, device, dtype):
+        change = packed
+    elif device.type == "cuda":
+        change = channels_last
     place(pipe.unet, device, dtype, change)
     place(pipe.vae, device, vae_dtype, change)
     for encoder in (pipe.text_encoder, pipe.text_encoder_2):
-        if change:
+        if change is packed:
             keep_stored(encoder)
         place(encoder, device, dtype)
 

@@ -5,22 +5,21 @@ The loop is our own, so that jobs at different steps share a UNet call; its numb
 job's own CPU generator first the VAE's posterior sample, then the initial noise, then one draw per ancestral step.
 """
 
-import copy
-import inspect
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any
 
 import torch
 from diffusers import StableDiffusionXLImg2ImgPipeline
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
-from diffusers.utils.torch_utils import randn_tensor
 
 from app.engine import checkpoint
+from app.engine.batch import capacity
+from app.engine.compiled import Batched, compile_parts, served_sizes
 from app.engine.encoders import Encoders, Prompt
 from app.engine.jobs import Job, Lookup, ModelInfo, Pixels, Result, Timings
+from app.engine.stepping import Stepper, stepper, upload
 from app.settings import Settings
 
 
@@ -33,19 +32,16 @@ class State:
         embeds: `[rows, 77, d]`; `rows` is 2 with guidance (negative prompt first), else 1.
         pooled: `[rows, p]`.
         time_ids: `[rows, 6]`, SDXL's micro-conditioning.
-        timesteps: `[steps_run]`, on the CPU as the schedulers keep their sigmas, so that no step waits for the device.
         lookups: of each prompt and of the picture, in the words of `Result`.
         index: how many of the timesteps are done.
     """
 
     job: Job
-    scheduler: Any
-    step_arguments: dict[str, Any]
+    stepper: Stepper
     latents: torch.Tensor
     embeds: torch.Tensor
     pooled: torch.Tensor
     time_ids: torch.Tensor
-    timesteps: torch.Tensor
     tokens_cut: int
     marks: list[Any]
     lookups: tuple[tuple[Lookup, bool], ...]
@@ -54,11 +50,33 @@ class State:
 
     @property
     def steps_run(self) -> int:
-        return len(self.timesteps)
+        return len(self.stepper.timesteps)
 
     @property
     def done(self) -> bool:
-        return self.index == len(self.timesteps)
+        return self.index == self.steps_run
+
+
+@dataclass(eq=False)
+class Decoding:
+    """A picture that is being decoded, or on its way from the device.
+
+    Attributes:
+        rgb: `uint8[height, width, 3]`, on the host once `ready`.
+        finite: 0-dim bool, likewise: whether every value was.
+        marks: before and after decoding, and on arrival.
+    """
+
+    state: State
+    rgb: torch.Tensor
+    finite: torch.Tensor
+    marks: tuple[Any, Any, Any]
+
+    @property
+    def ready(self) -> bool:
+        """Whether it has arrived, so that nobody has to wait for it."""
+        arrived = self.marks[2]
+        return isinstance(arrived, float) or bool(arrived.query())
 
 
 class SdxlDiffusion:
@@ -69,18 +87,24 @@ class SdxlDiffusion:
         device: where the tensors live.
         info: what was loaded, for people.
         cache_bytes: how much of what the encoders make of prompts and pictures is kept on the device.
+        compiled: the batch sizes that a compiled UNet is called with; none for one that takes any.
     """
 
     def __init__(
-        self, pipe: StableDiffusionXLImg2ImgPipeline, device: torch.device, info: ModelInfo, cache_bytes: int = 0
+        self,
+        pipe: StableDiffusionXLImg2ImgPipeline,
+        device: torch.device,
+        info: ModelInfo,
+        cache_bytes: int = 0,
+        compiled: Sequence[int] = (),
     ) -> None:
         self.pipe = pipe
         self.device = device
         self.info = info
         self.dtype: torch.dtype = pipe.unet.dtype
         self.encoders = Encoders(pipe, device, cache_bytes)
-        step = set(inspect.signature(pipe.scheduler.step).parameters)
-        self._accepts_generator, self._accepts_eta = "generator" in step, "eta" in step
+        self.compiled = compiled
+        self._predict = Batched(self._unet, compiled) if compiled else self._unet
 
     @torch.inference_mode()
     def admit(self, job: Job) -> State:
@@ -91,29 +115,20 @@ class SdxlDiffusion:
         marks = [self._mark()]
         embeds, pooled, tokens_cut, found = self._encode_prompts(job)
         marks.append(self._mark())
-        scheduler = copy.deepcopy(self.pipe.scheduler)
-        scheduler.set_timesteps(job.num_inference_steps)
-        begin = (job.num_inference_steps - job.steps_run) * scheduler.order
-        if hasattr(scheduler, "set_begin_index"):
-            scheduler.set_begin_index(begin)
-        timesteps = scheduler.timesteps[begin:]
         generator = torch.Generator("cpu").manual_seed(job.seed)
         moments, known = self.encoders.image(job.pixels)
         clean = self._clean(moments, generator)
-        noise = randn_tensor(clean.shape, generator=generator, device=self.device, dtype=self.dtype)
-        latents = scheduler.add_noise(clean, noise, timesteps[:1])
+        steps = stepper(self.pipe.scheduler, job.num_inference_steps, job.steps_run, clean, generator)
         size = [job.pixels.height, job.pixels.width]
-        time_ids = torch.tensor([[*size, 0, 0, *size]] * len(embeds), dtype=embeds.dtype).to(self.device)
+        time_ids = upload(torch.tensor([[*size, 0, 0, *size]] * len(embeds), dtype=embeds.dtype), self.device)
         marks.append(self._mark())
         return State(
             job=job,
-            scheduler=scheduler,
-            step_arguments=self._step_arguments(generator),
-            latents=latents,
+            stepper=steps,
+            latents=steps.noised(clean),
             embeds=embeds,
             pooled=pooled,
             time_ids=time_ids,
-            timesteps=timesteps,
             tokens_cut=tokens_cut,
             marks=marks,
             lookups=(*(("prompt", one) for one in found), ("image", known)),
@@ -126,51 +141,77 @@ class SdxlDiffusion:
         All latents have one shape. Nothing here reads a tensor back from the device. If it raises, the states are
         spent: admit their jobs anew.
         """
-        moments = [state.timesteps[state.index] for state in states]
         rows = [len(state.embeds) for state in states]
         sample = torch.cat(
             [
-                state.scheduler.scale_model_input(torch.cat([state.latents] * n), moment)
-                for state, moment, n in zip(states, moments, rows, strict=True)
+                state.stepper.scaled(torch.cat([state.latents] * n), state.index)
+                for state, n in zip(states, rows, strict=True)
             ]
         )
-        predictions = self.pipe.unet(
+        moments = [state.stepper.timesteps[state.index] for state in states]
+        timesteps = torch.stack([moment for moment, n in zip(moments, rows, strict=True) for _ in range(n)])
+        predictions = self._predict(
             sample,
-            torch.stack([moment for moment, n in zip(moments, rows, strict=True) for _ in range(n)]).to(self.device),
-            encoder_hidden_states=torch.cat([state.embeds for state in states]),
-            added_cond_kwargs={
-                "text_embeds": torch.cat([state.pooled for state in states]),
-                "time_ids": torch.cat([state.time_ids for state in states]),
-            },
-            return_dict=False,
-        )[0].split(rows)
-        for state, moment, prediction in zip(states, moments, predictions, strict=True):
+            upload(timesteps, self.device),
+            torch.cat([state.embeds for state in states]),
+            torch.cat([state.pooled for state in states]),
+            torch.cat([state.time_ids for state in states]),
+        )
+        for state, prediction in zip(states, torch.split(predictions, rows), strict=True):
             noise = _guided(prediction, state.job.guidance_scale)
-            state.latents = state.scheduler.step(
-                noise, moment, state.latents, **state.step_arguments, return_dict=False
-            )[0]
+            state.latents = state.stepper.stepped(state.latents, noise, state.index)
             state.index += 1
 
-    @torch.inference_mode()
-    def finish(self, states: Sequence[State]) -> list[Result | None]:
-        """Decode states that are done; None stands for one that holds NaN or infinity even in float32.
+    def _unet(
+        self,
+        sample: torch.Tensor,
+        timesteps: torch.Tensor,
+        embeds: torch.Tensor,
+        pooled: torch.Tensor,
+        time_ids: torch.Tensor,
+    ) -> torch.Tensor:
+        added = {"text_embeds": pooled, "time_ids": time_ids}
+        prediction: torch.Tensor = self.pipe.unet(
+            sample, timesteps, encoder_hidden_states=embeds, added_cond_kwargs=added, return_dict=False
+        )[0]
+        return prediction
 
-        One picture is decoded at a time: it bounds the memory, and a VAE pass fills the device by itself.
+    @torch.inference_mode()
+    def finish(self, states: Sequence[State]) -> list[Decoding]:
+        """Begin to decode states that are done, and to fetch their pictures; `collect` gives them.
+
+        Each is decoded by itself: it bounds the memory, and a VAE pass fills the device.
         """
-        starts = [self._mark()]
-        decoded = []
-        for state in states:
-            decoded.append(self.decode(state.latents))
-            starts.append(self._mark())
-        results: list[Result | None] = []
-        for state, (rgb, finite), (start, end) in zip(states, decoded, pairwise(starts), strict=True):
-            if not finite.item() and self.pipe.vae.dtype != torch.float32:
-                state.redecoded = True
-                rgb, finite = self._decode_in_float32(state.latents)
-            if not finite.item():
-                self.encoders.forget()
-            results.append(self._result(state, rgb.cpu(), start, end) if finite.item() else None)
-        return results
+        return [self._begin(state) for state in states]
+
+    def _begin(self, state: State) -> Decoding:
+        start = self._mark()
+        rgb, finite = self.decode(state.latents)
+        end = self._mark()
+        rgb, finite = self._download(rgb), self._download(finite)
+        return Decoding(state, rgb, finite, (start, end, self._mark()))
+
+    @torch.inference_mode()
+    def collect(self, decoding: Decoding) -> Result | None:
+        """The picture, waited for if it is not `ready`; None if it holds NaN or infinity even in float32."""
+        start, end, arrived = decoding.marks
+        if not isinstance(arrived, float):
+            arrived.synchronize()  # pragma: no cover
+        state, rgb, finite = decoding.state, decoding.rgb, decoding.finite
+        if not finite.item() and self.pipe.vae.dtype != torch.float32:
+            state.redecoded = True
+            rgb, finite = self._decode_in_float32(state.latents)
+        if not finite.item():
+            self.encoders.forget()
+            return None
+        return self._result(state, rgb.cpu(), start, end)
+
+    def _download(self, tensor: torch.Tensor) -> torch.Tensor:
+        """To the host, whenever the device comes to it."""
+        if self.device.type != "cuda":
+            return tensor
+        host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)  # pragma: no cover
+        return host.copy_(tensor, non_blocking=True)  # pragma: no cover
 
     def decode(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Latents `[1, c, h, w]` to `uint8[h * f, w * f, 3]` and to a 0-dim bool: whether all of it was finite."""
@@ -195,7 +236,7 @@ class SdxlDiffusion:
         return Result(
             pixels=Pixels(pixels.width, pixels.height, rgb.contiguous().numpy().tobytes()),
             steps_run=state.steps_run,
-            start_timestep=float(state.timesteps[0]),
+            start_timestep=float(state.stepper.timesteps[0]),
             tokens_cut=state.tokens_cut,
             redecoded=state.redecoded,
             lookups=state.lookups,
@@ -240,14 +281,6 @@ class SdxlDiffusion:
         mean, std = (torch.tensor(value).view(1, -1, 1, 1).to(self.device, dtype) for value in values)
         return mean, std
 
-    def _step_arguments(self, generator: torch.Generator) -> dict[str, Any]:
-        arguments: dict[str, Any] = {}
-        if self._accepts_generator:
-            arguments["generator"] = generator
-        if self._accepts_eta:
-            arguments["eta"] = 0.0
-        return arguments
-
     def _mark(self) -> Any:
         """A point in the device's time: the host's clock says nothing of work that CUDA has only been handed."""
         if self.device.type != "cuda":
@@ -277,4 +310,9 @@ def load(settings: Settings, device: str) -> SdxlDiffusion:
         CheckpointError: it cannot be found, fetched or used.
     """
     pipe, info = checkpoint.load_pipeline(settings, device)
-    return SdxlDiffusion(pipe, torch.device(info.device), info, settings.cache_bytes)
+    torch.backends.cuda.matmul.allow_fp16_accumulation = settings.fp16_accumulation
+    sizes: tuple[int, ...] = ()
+    if settings.compile != "off":
+        compile_parts(pipe, settings.compile)
+        sizes = served_sizes(capacity(settings.max_batch, info.device))
+    return SdxlDiffusion(pipe, torch.device(info.device), info, settings.cache_bytes, sizes)

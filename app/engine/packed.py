@@ -130,7 +130,7 @@ def can_pack(model: nn.Module, device: torch.device, dtype: torch.dtype) -> bool
 def packed(layer: nn.Module) -> nn.Module:
     """A layer of float32, or a block of such, in its faster form; itself if it has none, or would gain nothing.
 
-    Of a small convolution the weights are put into channels-last order, in which its neighbours' pictures come.
+    A small convolution gets channels-last order, in which its neighbours' pictures come.
     """
     if Residual.stands_for(layer):
         return Residual(layer)
@@ -140,6 +140,11 @@ def packed(layer: nn.Module) -> nn.Module:
         return layer
     if weight.numel() >= _LARGE_WEIGHT and not isinstance(getattr(layer, "padding", None), str):
         return kind(layer)
+    return channels_last(layer)
+
+
+def channels_last(layer: nn.Module) -> nn.Module:
+    """A convolution's weight in the order of tensor cores and oneDNN: its results come in that order too."""
     if isinstance(layer, nn.Conv2d):
-        layer.weight.data = weight.detach().contiguous(memory_format=torch.channels_last)
+        layer.weight.data = layer.weight.detach().contiguous(memory_format=torch.channels_last)
     return layer

@@ -13,6 +13,7 @@ import socket
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
 from typing import Any, Protocol
@@ -62,14 +63,24 @@ class State(Protocol):
     def done(self) -> bool: ...
 
 
+class Decoding(Protocol):
+    """One job's picture on its way from the device."""
+
+    @property
+    def ready(self) -> bool: ...
+
+
 class Diffusion(Protocol):
     """What the worker drives: `app.engine.diffusion.SdxlDiffusion`, or a torch-free one in tests."""
 
     @property
     def info(self) -> ModelInfo: ...
+    @property
+    def compiled(self) -> Sequence[int]: ...
     def admit(self, job: Job) -> Any: ...
     def tick(self, states: Sequence[Any]) -> None: ...
-    def finish(self, states: Sequence[Any]) -> list[Result | None]: ...
+    def finish(self, states: Sequence[Any]) -> Sequence[Decoding]: ...
+    def collect(self, decoding: Any) -> Result | None: ...
 
 
 class Worker:
@@ -93,6 +104,7 @@ class Worker:
         self.batch: Batch[Any] = Batch(max_batch)
         self.inbox = inbox
         self.send = send
+        self._decoding: deque[tuple[str, Decoding]] = deque()
 
     def run(self) -> None:
         """Serve until the process ends."""
@@ -109,12 +121,13 @@ class Worker:
         if self.batch.on_board:
             self._tick()
         self._finish()
+        self._collect()
 
     def _receive(self) -> None:
         """Take all that has arrived; wait for something only if there is nothing to do."""
         try:
             while True:
-                message = self.inbox.get(block=self.batch.idle)
+                message = self.inbox.get(block=self.batch.idle and not self._decoding)
                 if isinstance(message, Cancel):
                     self.batch.leave(message.job_id)
                 else:
@@ -147,16 +160,26 @@ class Worker:
         if not jobs:
             return
         try:
-            results = self.diffusion.finish(list(jobs.values()))
+            decoding = self.diffusion.finish(list(jobs.values()))
         except Exception:
             self._shared_failure("decoding", list(jobs))
             return
-        for job_id, result in zip(jobs, results, strict=True):
-            if result is None:
-                self._fail(job_id, "non_finite")
+        for job_id, picture in zip(jobs, decoding, strict=True):
+            # Its place is free already: the next call need not wait for the picture's way from the device.
+            self.batch.leave(job_id)
+            self._decoding.append((job_id, picture))
+
+    def _collect(self) -> None:
+        """Send the pictures that have arrived; wait for one only if there is nothing else to do."""
+        while self._decoding and (self._decoding[0][1].ready or self.batch.idle):
+            job_id, picture = self._decoding.popleft()
+            try:
+                result = self.diffusion.collect(picture)
+            except Exception:
+                logger.exception("job %s failed while its picture was fetched", job_id)
+                self._fail(job_id, "error")
             else:
-                self.batch.leave(job_id)
-                self.send(Done(job_id, result, peak_memory()))
+                self.send(Done(job_id, result, peak_memory()) if result else Failed(job_id, "non_finite"))
 
     def _shared_failure(self, what: str, job_ids: list[str]) -> None:
         """One job alone is at fault itself; of several, each starts anew alone and shows whether it is."""
@@ -174,23 +197,40 @@ class Worker:
 def warm_up(diffusion: Diffusion) -> float | None:
     """Real passes, so that readiness is a fact; returns the seconds of one at the real size.
 
+    A compiled model is compiled by them, at each of its batch sizes.
+
     On a CPU a large model takes half a minute for that, and nothing is gained: there a small picture proves that the
     weights are fit, and None says that nothing is known of the speed yet.
 
     Raises:
         RuntimeError: a pass gave no finite picture.
     """
-    if not diffusion.info.device.startswith("cuda") and _pass(diffusion, _SMALL_SIDE) > _SLOW_SECONDS:
+    for jobs in diffusion.compiled:
+        _pass(diffusion, IMAGE_SIZE, jobs)
+    quick = diffusion.compiled or diffusion.info.device.startswith("cuda")
+    if not quick and _pass(diffusion, _SMALL_SIDE) > _SLOW_SECONDS:
         return None
     return _pass(diffusion, IMAGE_SIZE)
 
 
-def _pass(diffusion: Diffusion, side: int) -> float:
+def _warm_up(diffusion: Diffusion, how: str) -> float | None:
+    try:
+        return warm_up(diffusion)
+    except Exception as error:
+        if not diffusion.compiled:
+            raise
+        # Trying again would take minutes, to fail in the same way.
+        logger.exception("the model could not be compiled")
+        raise CheckpointError(f"IMG2IMG_COMPILE={how} fails here: {error}. Set it to off.") from error
+
+
+def _pass(diffusion: Diffusion, side: int, jobs: int = 1) -> float:
     start = time.monotonic()
     grey = Pixels(side, side, b"\x80" * (side * side * 3))
-    state = diffusion.admit(Job("warm-up", grey, "warm-up", None, 1, 1.0, 0.0, 0, float("inf")))
-    diffusion.tick([state])
-    if diffusion.finish([state]) == [None]:
+    job = Job("warm-up", grey, "warm-up", None, 1, 1.0, 0.0, 0, float("inf"))
+    states = [diffusion.admit(job) for _ in range(jobs)]
+    diffusion.tick(states)
+    if None in [diffusion.collect(decoding) for decoding in diffusion.finish(states)]:
         raise RuntimeError("the warm-up picture holds NaN or infinity: the weights or the dtype are unfit")
     return time.monotonic() - start
 
@@ -223,10 +263,11 @@ def main(fd: int) -> None:
     try:
         with memory.loading():
             diffusion: Diffusion = getattr(importlib.import_module(module), function)(start.settings, start.device)
+        ready = Ready(diffusion.info, _warm_up(diffusion, start.settings.compile))
     except CheckpointError as error:
         send(Broken(str(error)))
         sys.exit(1)
-    send(Ready(diffusion.info, warm_up(diffusion)))
+    send(ready)
     Worker(diffusion, capacity(start.settings.max_batch, diffusion.info.device), inbox, send).run()
 
 

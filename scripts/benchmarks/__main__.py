@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from app.engine.checkpoint import EMBEDDED
-from scripts.benchmarks import batch, codecs, counted, full, load, report, single
+from scripts.benchmarks import batch, codecs, counted, full, gpu, growth, load, report, single
 
 
 def main() -> int:
@@ -17,8 +17,9 @@ def main() -> int:
     parser.add_argument(
         "--case",
         action="append",
-        choices=["flops", "png", "decode", "request", "load", "batch", "full"],
-        help="by default all but full, which needs a --model of full size, 24 GB of memory and ten minutes",
+        choices=["flops", "png", "decode", "request", "load", "batch", "full", "gpu"],
+        help="by default all but the last two: full needs a --model of full size, 24 GB of memory and ten minutes, "
+        "gpu a CUDA device",
     )
     parser.add_argument(
         "--model", type=Path, default=EMBEDDED, help="a checkpoint's folder; by default the embedded one"
@@ -30,6 +31,12 @@ def main() -> int:
         choices=["litserve", "bentoml", "ray"],
         help="for load, beside the reference; each gets an environment of its own, of 1.5 GB",
     )
+    parser.add_argument(
+        "--plot",
+        type=Path,
+        metavar="FILE",
+        help="measure how cost grows with load and batch size, and draw it into this picture",
+    )
     parser.add_argument("--log", action="store_true", help="append to scripts/benchmarks/LOG.md")
     options = parser.parse_args()
     cases: dict[str, Callable[[], report.Outcome]] = {
@@ -40,11 +47,18 @@ def main() -> int:
         "load": lambda: load.case(options.model, options.peer),
         "batch": lambda: batch.case(options.model),
         "full": lambda: full.case(options.model),
+        "gpu": lambda: gpu.case(options.model),
     }
     console, outcomes = Console(), []
-    for name in options.case or [name for name in cases if name != "full"]:
+    for name in options.case or ([] if options.plot else [name for name in cases if name not in ("full", "gpu")]):
         outcomes.append(cases[name]())
         report.show(outcomes[-1], console)
+    if options.plot:
+        drawn = growth.case(options.model)
+        growth.draw(drawn, options.plot)
+        for outcome in drawn:
+            report.show(outcome, console)
+        outcomes += drawn
     if options.log:
         report.keep(outcomes)
     print(report.line(outcomes))

@@ -123,5 +123,5 @@ def _wait(process: "subprocess.Popen[bytes]", url: str) -> None:
                 return
         except httpx2.TransportError:
             pass
-        time.sleep(0.1)
+        time.sleep(0.05)
     raise ServerFailed(f"it was not ready within {START_SECONDS:g} s")

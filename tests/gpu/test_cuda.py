@@ -27,7 +27,7 @@ from scripts.make_checkpoint import (
     unet_config,
     vae_config,
 )
-from tests.test_diffusion import MIXED, array, by_diffusers, job, together
+from tests.test_diffusion import MIXED, array, by_diffusers, finished, job, together
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 
@@ -76,6 +76,28 @@ def test_jobs_that_share_calls_are_close_to_their_single_results(half: SdxlDiffu
         assert mean_difference(shared, together(half, [each])[0]) < 1
 
 
+def test_nothing_between_admission_and_the_picture_waits_for_the_device(half: SdxlDiffusion) -> None:
+    states = [half.admit(each) for each in MIXED]
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        while running := [state for state in states if not state.done]:
+            half.tick(running)
+        decoding = half.finish(states)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(half.collect(each) for each in decoding)
+    assert all(each.ready for each in decoding)
+
+
+@pytest.mark.parametrize("how", ["default", "max"])
+def test_a_compiled_model_is_close_to_the_plain_one(half: SdxlDiffusion, tiny_checkpoint: Path, how: str) -> None:
+    diffusion = load(Settings(model=str(tiny_checkpoint), compile=how), "cuda")
+    for _ in range(3):
+        # A graph is recorded at its second call and replayed from the third on.
+        for compiled, plain in zip(together(diffusion, MIXED), together(half, MIXED), strict=True):
+            assert mean_difference(compiled, plain) < 1
+
+
 def test_a_decode_that_overflows_is_repeated_in_float32(tiny_checkpoint: Path) -> None:
     diffusion = load(Settings(model=str(tiny_checkpoint)), "cuda")
     with torch.no_grad():
@@ -84,7 +106,7 @@ def test_a_decode_that_overflows_is_repeated_in_float32(tiny_checkpoint: Path) -
     state = diffusion.admit(job())
     while not state.done:
         diffusion.tick([state])
-    (result,) = diffusion.finish([state])
+    (result,) = finished(diffusion, [state])
     assert result is not None
     assert result.redecoded
 
@@ -117,20 +139,20 @@ def test_the_full_size_model_with_a_full_batch_fits_an_a10g() -> None:
     states = [diffusion.admit(demo_job(f"j{i}")) for i in range(capacity("auto", "cuda"))]
     while not states[0].done:
         diffusion.tick(states)
-    diffusion.finish(states)
+    finished(diffusion, states)
     assert torch.cuda.max_memory_allocated() < 0.9 * A10G_BYTES
 
 
-def finished(diffusion: SdxlDiffusion, jobs: Sequence[Job]) -> list[Result]:
+def made(diffusion: SdxlDiffusion, jobs: Sequence[Job]) -> list[Result]:
     states = [diffusion.admit(each) for each in jobs]
     while running := [state for state in states if not state.done]:
         diffusion.tick(running)
-    results = diffusion.finish(states)
+    results = finished(diffusion, states)
     return [result for result in results if result is not None]
 
 
 def test_sdxl_turbo_makes_a_picture_without_numbers_that_are_none(turbo: SdxlDiffusion) -> None:
-    (result,) = finished(turbo, [demo_job()])
+    (result,) = made(turbo, [demo_job()])
     assert not result.redecoded
     assert array(result).std() > 20
 

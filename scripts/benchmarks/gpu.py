@@ -1,0 +1,34 @@
+"""Every way of running the model on a CUDA device, in one call, beside what an A10G can do at most."""
+
+from pathlib import Path
+
+import torch
+
+from scripts.benchmarks import batch
+from scripts.benchmarks.report import Outcome
+
+WAYS = {
+    "off": {},
+    "off, tiny VAE": {"IMG2IMG_VAE": "tiny"},
+    "off, float16 accumulation": {"IMG2IMG_FP16_ACCUMULATION": "1"},
+    "default": {"IMG2IMG_COMPILE": "default"},
+    "default, tiny VAE": {"IMG2IMG_COMPILE": "default", "IMG2IMG_VAE": "tiny"},
+    "default, float16 accumulation": {"IMG2IMG_COMPILE": "default", "IMG2IMG_FP16_ACCUMULATION": "1"},
+    "max": {"IMG2IMG_COMPILE": "max"},
+    "max, float16 accumulation": {"IMG2IMG_COMPILE": "max", "IMG2IMG_FP16_ACCUMULATION": "1"},
+}
+JOBS = (1, 2, 4)
+ROOFLINES = {"at most, its own VAE": 0.123, "at most, tiny VAE": 0.075}
+"""Seconds of a picture on an A10G: 8.51 and 5.14 TFLOP at 70 TFLOP/s, or the reading of the weights at 600 GB/s."""
+
+
+def case(model: Path) -> Outcome:
+    """Raises SystemExit where there is no CUDA device. `model` may be a hub id, as the settings take it."""
+    if not torch.cuda.is_available():
+        raise SystemExit("The case gpu needs a CUDA device.")
+    rows: list[tuple[object, ...]] = [
+        (way, jobs, *batch.run(model, jobs, settings)) for way, settings in WAYS.items() for jobs in JOBS
+    ]
+    rows += [(f"A10G {name}", 1, 1 / seconds, seconds, "", "") for name, seconds in ROOFLINES.items()]
+    name = torch.cuda.get_device_name()
+    return Outcome("gpu", f"{model} on {name}, by IMG2IMG_COMPILE", ("way", "jobs", *batch.COLUMNS), rows)

@@ -1,0 +1,69 @@
+"""A compiled model against the plain one. On the CPU Inductor writes C++, on CUDA Triton; the rest is the same."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from app.engine import compiled
+from app.engine.compiled import Batched, has_compiler, served_sizes
+from app.engine.diffusion import load
+from app.errors import CheckpointError
+from app.settings import Settings
+from tests.test_diffusion import job, together
+
+
+@pytest.mark.parametrize(("most", "sizes"), [(1, (1,)), (2, (1, 2)), (3, (1, 2, 3)), (4, (1, 2, 4)), (6, (1, 2, 4, 6))])
+def test_the_compiled_sizes_reach_from_one_to_the_largest(most: int, sizes: tuple[int, ...]) -> None:
+    assert served_sizes(most) == sizes
+
+
+@pytest.mark.parametrize(
+    ("rows", "calls"), [(1, [1]), (2, [2]), (3, [4]), (4, [4]), (5, [4, 1]), (7, [4, 4]), (8, [4, 4])]
+)
+def test_any_number_of_rows_becomes_calls_of_compiled_sizes(rows: int, calls: list[int]) -> None:
+    seen: list[int] = []
+
+    def model(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        seen.append(len(x))
+        assert len(x) == len(y)
+        return x + y
+
+    x, y = torch.randn(rows, 3), torch.randn(rows, 1)
+    assert torch.equal(Batched(model, (1, 2, 4))(x, y), x + y)
+    assert seen == calls
+
+
+def test_a_result_outlives_the_next_call() -> None:
+    place = torch.zeros(2, 3)
+
+    def model(x: torch.Tensor) -> torch.Tensor:
+        """As a CUDA graph does, always into the same place."""
+        return place.copy_(x)
+
+    batched = Batched(model, (2,))
+    first = batched(torch.ones(2, 3))
+    batched(torch.full((2, 3), 5.0))
+    assert torch.equal(first, torch.ones(2, 3))
+
+
+def test_without_a_compiler_the_reason_is_told(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "has_compiler", lambda: False)
+    with pytest.raises(CheckpointError, match="IMG2IMG_COMPILE=default needs a C\\+\\+ compiler"):
+        load(Settings(model=str(tiny_checkpoint), compile="default"), "cpu")
+
+
+@pytest.mark.skipif(not has_compiler(), reason="there is no C++ compiler")
+@pytest.mark.filterwarnings("ignore")
+def test_a_compiled_model_gives_the_pictures_of_the_plain_one(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    plain = load(Settings(model=str(tiny_checkpoint)), "cpu")
+    other = load(Settings(model=str(tiny_checkpoint), compile="default"), "cpu")
+    jobs = [job(steps=2, strength=1.0), job("a cat", 1, 1.0, seed=1, guidance=2.0), job("a dog", 4, 0.5, seed=2)]
+    assert other.compiled == (1,)
+    for ours, theirs in zip(together(other, jobs), together(plain, jobs), strict=True):
+        assert np.abs(ours - theirs).max() <= 1
+    assert list(tmp_path.rglob("*.cpp"))
