@@ -1,10 +1,9 @@
 """LitServe's own way: decode, batch what waits, encode. `PORT` is the port; run as `python lit.py`."""
 
 import os
-from typing import Any
 
 import litserve
-from fastapi import Response
+from fastapi import Request, Response
 from PIL import Image
 from pipeline import BATCH, WAIT_SECONDS, Job, draw, load, png, read
 
@@ -15,7 +14,7 @@ class Img2Img(litserve.LitAPI):
     def setup(self, device: str) -> None:
         self.pipe = load().to(device)
 
-    def decode_request(self, request: Any) -> Job:
+    def decode_request(self, request: Request) -> Job:
         return Job(
             read(request["image"].file.read()),
             request["prompt"],
