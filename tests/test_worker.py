@@ -152,14 +152,15 @@ class Sized(FakeDiffusion):
 
 def test_the_warm_up_is_a_real_pass() -> None:
     diffusion = Sized("cpu")
-    assert warm_up(diffusion) is not None
+    assert 0 <= warm_up(diffusion) < 5
     assert diffusion.widths[-1] == 512
     assert len(diffusion.ticks) == len(diffusion.finished) == len(diffusion.widths)
 
 
 def test_where_that_would_take_long_a_small_picture_must_do() -> None:
     diffusion = Sized("cpu", seconds=0.6)
-    assert warm_up(diffusion) is None
+    # It must be known as slow all the same, or the first request would get too little time.
+    assert warm_up(diffusion) > 5
     assert diffusion.widths == [64]
     assert diffusion.finished == [["warm-up"]]
 
@@ -167,14 +168,14 @@ def test_where_that_would_take_long_a_small_picture_must_do() -> None:
 def test_a_compiled_model_is_warmed_up_at_each_of_its_batch_sizes_before_its_speed_is_taken() -> None:
     diffusion = Sized("cpu")
     diffusion.compiled = (1, 2, 4)
-    assert warm_up(diffusion) is not None
+    assert 0 <= warm_up(diffusion) < 5
     assert [len(jobs) for jobs in diffusion.ticks] == [1, 2, 4, 1]
     assert set(diffusion.widths) == {512}
 
 
 def test_a_gpu_is_warmed_up_at_the_real_size_however_long_that_takes() -> None:
     diffusion = Sized("cuda:0", seconds=0.6)
-    assert warm_up(diffusion) is not None
+    assert 0 <= warm_up(diffusion) < 5
     assert diffusion.widths == [512]
 
 
@@ -189,4 +190,4 @@ def test_a_warm_up_without_a_finite_picture_is_no_start() -> None:
 
 def test_messages_compare_by_value() -> None:
     info = FakeDiffusion("cpu").info
-    assert Ready(info, 1.0) == Ready(info, 1.0) != Ready(info, None)
+    assert Ready(info, 1.0) == Ready(info, 1.0) != Ready(info, 2.0)

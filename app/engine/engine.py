@@ -182,7 +182,7 @@ class Engine:
             case Ready():
                 lane.info = message.info
                 self.metrics.model.info(asdict(message.info))
-                if message.pass_seconds and not self.admission.seconds_per_row:
+                if not self.admission.seconds_per_row:
                     self.admission.measured(1, message.pass_seconds)
                 logger.info("the worker on %s is ready", message.info.device)
                 self._dispatch()

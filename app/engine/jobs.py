@@ -125,11 +125,11 @@ class ModelInfo:
 class Ready:
     """From the worker: weights are on the device and a real pass succeeded.
 
-    `pass_seconds` is what one step took at the real size, encoding and decoding included; None if it was not tried.
+    `pass_seconds` is what one step takes at the real size, encoding and decoding included: measured, or a guess.
     """
 
     info: ModelInfo
-    pass_seconds: float | None
+    pass_seconds: float
 
 
 @dataclass(frozen=True, slots=True)

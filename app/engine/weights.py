@@ -18,6 +18,10 @@ from torch import nn
 _STORED = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 
 
+_MOST_THREADS = 8
+"""More gain nothing, and each holds a tensor of up to 60 MB while it is cast and changed."""
+
+
 def stored_dtype(file: Path) -> torch.dtype:
     """The dtype of the first weight in a safetensors file: a model's weights all have one."""
     with safe_open(file, "pt") as weights:
@@ -52,7 +56,7 @@ def place(
             setattr(parent, name, change(child))
 
     try:
-        with ThreadPoolExecutor(before) as pool:
+        with ThreadPoolExecutor(min(before, _MOST_THREADS)) as pool:
             _move(model, device, dtype, shared)
             list(pool.map(move, places))
     finally:
