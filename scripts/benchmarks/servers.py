@@ -1,13 +1,14 @@
 """Ours and its peers as real servers on loopback, all with the same checkpoint."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,11 +107,12 @@ def running(kind: Kind, model: Path, environment: dict[str, str] | None = None) 
             raise ServerFailed(f"{kind.name}: {error}\n{log.read().decode(errors='replace')[-3000:]}") from None
         finally:
             process.terminate()
-            try:
+            with suppress(subprocess.TimeoutExpired):
                 process.wait(30)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            # Some leave processes behind, which would go on taking the time of what is measured next.
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 def _wait(process: "subprocess.Popen[bytes]", url: str) -> None:
