@@ -11,6 +11,7 @@ from app.engine.compiled import Batched, has_compiler, served_sizes
 from app.engine.diffusion import load
 from app.errors import CheckpointError
 from app.settings import Settings
+from scripts.make_checkpoint import write_tiny_vae
 from tests.test_diffusion import job, together
 
 
@@ -52,6 +53,17 @@ def test_without_a_compiler_the_reason_is_told(tiny_checkpoint: Path, monkeypatc
     monkeypatch.setattr(compiled, "has_compiler", lambda: False)
     with pytest.raises(CheckpointError, match="IMG2IMG_COMPILE=default needs a C\\+\\+ compiler"):
         load(Settings(model=str(tiny_checkpoint), compile="default"), "cpu")
+
+
+def test_queries_keys_and_values_become_one_product_and_are_not_kept_beside_it(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiled, "has_compiler", lambda: True)
+    write_tiny_vae(tmp_path, seed=0)
+    diffusion = load(Settings(model=str(tiny_checkpoint), vae=str(tmp_path), compile="max"), "cpu")
+    names = {name.rpartition(".")[2] for name, _ in diffusion.pipe.unet.named_modules()}
+    assert {"to_qkv", "to_kv"} <= names
+    assert not {"to_k", "to_v"} & names
 
 
 @pytest.mark.skipif(not has_compiler(), reason="there is no C++ compiler")

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from app.engine.jobs import Cancel, Done, Failed, Job, Pixels, Progress, Ready, Started, Ticked
-from app.engine.worker import Worker, warm_up
+from app.engine.worker import Worker, _warm_up, warm_up
+from app.errors import CheckpointError
 from tests.fakes import FakeDecoding, FakeDiffusion, FakeState
 
 
@@ -171,6 +172,20 @@ def test_a_compiled_model_is_warmed_up_at_each_of_its_batch_sizes_before_its_spe
     assert 0 <= warm_up(diffusion) < 5
     assert [len(jobs) for jobs in diffusion.ticks] == [1, 2, 4, 1]
     assert set(diffusion.widths) == {512}
+
+
+def test_a_model_that_cannot_be_compiled_is_no_start_and_is_not_tried_again() -> None:
+    class Broken(FakeDiffusion):
+        def tick(self, states: Any) -> None:
+            raise RuntimeError("no such kernel")
+
+    diffusion = Broken("cpu")
+    diffusion.compiled = (1,)
+    with pytest.raises(CheckpointError, match=r"IMG2IMG_COMPILE=max fails here: no such kernel\. Set it to off"):
+        _warm_up(diffusion, "max")
+    diffusion.compiled = ()
+    with pytest.raises(RuntimeError, match="no such kernel"):
+        _warm_up(diffusion, "off")
 
 
 def test_a_gpu_is_warmed_up_at_the_real_size_however_long_that_takes() -> None:

@@ -196,7 +196,7 @@ def _place(pipe: StableDiffusionXLImg2ImgPipeline, device: torch.device, dtype: 
     if may_pack and can_pack(pipe.unet, device, dtype):
         change = packed
     elif device.type == "cuda":
-        change = channels_last
+        change = channels_last  # pragma: no cover
     place(pipe.unet, device, dtype, change)
     place(pipe.vae, device, vae_dtype, change)
     for encoder in (pipe.text_encoder, pipe.text_encoder_2):
