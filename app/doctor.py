@@ -139,7 +139,7 @@ def _about_speed(facts: Facts) -> Iterator[str]:
     if cuda and dtype == "float16" and facts.vae_setting == "checkpoint":
         yield "SDXL's own VAE has to run in float32, which is slow: set IMG2IMG_VAE=auto for one that needs not."
     if cuda and facts.compile_setting == "off":
-        yield "IMG2IMG_COMPILE=default replays CUDA graphs, which takes less time for each picture and more to start."
+        yield "IMG2IMG_COMPILE=default replays CUDA graphs: the start takes longer, and a picture perhaps less."
     if facts.compile_setting != "off" and not facts.compiler:
         yield f"IMG2IMG_COMPILE={facts.compile_setting} needs a C++ compiler, and there is none. {ADVICE}"
     if not cuda and facts.compile_setting != "off":

@@ -65,7 +65,8 @@ class Settings(BaseSettings):
     )
     fp16_accumulation: bool = Field(
         False,
-        description="On CUDA, add up float16 products in float16: faster on GPUs of the A10G's class, less exact.",
+        description="On CUDA, add up float16 products in float16: it may be faster on GPUs of the A10G's class, and is "
+        "less exact.",
     )
     cache_bytes: int = Field(
         128 * 1024**2,
