@@ -18,8 +18,8 @@ State = TypeVar("State")
 def capacity(max_batch: int | Literal["auto"], device: str) -> int:
     """Jobs on board at once, for the setting `max_batch` and a device's resolved name.
 
-    One picture fills a CPU: jobs that share its calls all take as long as the last of them, and the last no less long.
-    A GPU of the A10G's class makes more pictures a second together. `scripts/bench --case batch` measures it.
+    One picture all but fills a CPU: jobs that share its calls are all done with the last of them, which gains little.
+    A GPU is expected to make more pictures a second together. `scripts/bench --case batch` measures it.
     """
     if max_batch == "auto":
         return 4 if device.startswith("cuda") else 1
