@@ -62,6 +62,7 @@ ENV PATH=/opt/venv/bin:$PATH \
     HF_HOME=/data/hf \
     HF_HUB_DISABLE_TELEMETRY=1 \
     DO_NOT_TRACK=1 \
+    IMG2IMG_COMPILE_CACHE=/data/compiled \
     IMG2IMG_HOST=0.0.0.0
 VOLUME ["/data"]
 EXPOSE 8000

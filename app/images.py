@@ -218,9 +218,9 @@ def encode(pixels: Pixels, output_format: OutputFormat, parameters: str | None) 
         parameters: an `infotext` to store where image tools look for it: PNG text `parameters`, EXIF `UserComment` in
             the others. A JPEG has no room for more than about 32,000 characters: it then goes without.
     """
-    image = Image.frombytes("RGB", (pixels.width, pixels.height), pixels.data)
     if output_format is OutputFormat.PNG:
-        return png.encode(image, _png_text(parameters))
+        return png.encode(pixels.width, pixels.height, pixels.data, _png_text(parameters))
+    image = Image.frombytes("RGB", (pixels.width, pixels.height), pixels.data)
     exif = _exif(parameters)
     too_long = output_format is OutputFormat.JPEG and len(exif) > _MAX_JPEG_EXIF
     buffer = BytesIO()

@@ -16,37 +16,42 @@ from PIL.PngImagePlugin import PngInfo
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _EIGHT_BIT_RGB = (8, 2, 0, 0, 0)
 """Bit depth, colour type, compression, filter method, interlace: the end of IHDR (W3C PNG, section 11.2.1)."""
-_UP = b"\x02"
+_UP = 2
 _LEVEL = 1
 """ISA-L's levels 2 and 3 take longer and find nothing more."""
 
 
-def encode(image: Image.Image, text: PngInfo) -> bytes:
+def encode(width: int, height: int, rgb: bytes, text: PngInfo) -> bytes:
     """A PNG file.
 
     Args:
-        image: in mode RGB.
+        width: of the picture.
+        height: likewise.
+        rgb: `uint8[height, width, 3]`, row by row without padding.
         text: what is to stand in front of the pixels, already in the form of chunks.
     """
-    size = struct.pack(">II", *image.size)
     return b"".join(
         [
             _SIGNATURE,
-            *_chunk(b"IHDR", size + bytes(_EIGHT_BIT_RGB)),
+            *_chunk(b"IHDR", struct.pack(">II", width, height) + bytes(_EIGHT_BIT_RGB)),
             *(part for name, data, *_ in text.chunks for part in _chunk(name, data)),
-            *_chunk(b"IDAT", isal_zlib.compress(_filtered(image), level=_LEVEL)),
+            *_chunk(b"IDAT", isal_zlib.compress(_filtered(3 * width, height, rgb), level=_LEVEL)),
             *_chunk(b"IEND", b""),
         ]
     )
 
 
-def _filtered(image: Image.Image) -> bytes:
-    """The rows, each with its filter's number in front and less the row above; above the first are zeros."""
-    above = Image.new("RGB", image.size)
-    above.paste(image, (0, 1))
-    data = ImageChops.subtract_modulo(image, above).tobytes()
-    width = 3 * image.width
-    return b"".join([_UP + data[start : start + width] for start in range(0, len(data), width)])
+def _filtered(width: int, height: int, data: bytes) -> bytes:
+    """Rows of so many bytes, each with its filter's number in front and less the row above; above the first are zeros.
+
+    A filter knows bytes, not pixels, and so do pictures of one channel, which Pillow need not repack.
+    """
+    rows = Image.frombuffer("L", (width, height), data, "raw", "L", 0, 1)
+    above = Image.new("L", rows.size)
+    above.paste(rows, (0, 1))
+    filtered = Image.new("L", (1 + width, height), _UP)
+    filtered.paste(ImageChops.subtract_modulo(rows, above), (1, 0))
+    return filtered.tobytes()
 
 
 def _chunk(name: bytes, data: bytes) -> Iterable[bytes]:

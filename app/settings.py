@@ -63,6 +63,9 @@ class Settings(BaseSettings):
         description="`default` compiles the model before it is ready, with CUDA graphs on CUDA; `max` tries more "
         "kernels and takes longer. Both need a C++ compiler. For the CPU, `off` is best.",
     )
+    compile_cache: Path | None = Field(
+        None, description="Where compiled code is kept for the next start; by default in a temporary folder."
+    )
     fp16_accumulation: bool = Field(
         False,
         description="On CUDA, add up float16 products in float16: it may be faster on GPUs of the A10G's class, and is "

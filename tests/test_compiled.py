@@ -1,5 +1,6 @@
 """A compiled model against the plain one. On the CPU Inductor writes C++, on CUDA Triton; the rest is the same."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -71,11 +72,25 @@ def test_queries_keys_and_values_become_one_product_and_are_not_kept_beside_it(
 def test_a_compiled_model_gives_the_pictures_of_the_plain_one(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    # So that what the product sets is undone.
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "another"))
+    cache = tmp_path / "not" / "yet"
     plain = load(Settings(model=str(tiny_checkpoint)), "cpu")
-    other = load(Settings(model=str(tiny_checkpoint), compile="default"), "cpu")
+    other = load(Settings(model=str(tiny_checkpoint), compile="default", compile_cache=cache), "cpu")
     jobs = [job(steps=2, strength=1.0), job("a cat", 1, 1.0, seed=1, guidance=2.0), job("a dog", 4, 0.5, seed=2)]
     assert other.compiled == (1,)
     for ours, theirs in zip(together(other, jobs), together(plain, jobs), strict=True):
         assert np.abs(ours - theirs).max() <= 1
-    assert list(tmp_path.rglob("*.cpp"))
+    assert list(cache.rglob("*.cpp"))
+    assert not (tmp_path / "another").exists()
+
+
+def test_a_cache_that_cannot_be_written_is_told_and_no_hindrance(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(compiled, "has_compiler", lambda: True)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    (tmp_path / "file").touch()
+    load(Settings(model=str(tiny_checkpoint), compile="default", compile_cache=tmp_path / "file" / "below"), "cpu")
+    assert "compiled code is not kept for the next start, IMG2IMG_COMPILE_CACHE: " in caplog.text
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path)

@@ -24,7 +24,7 @@ SCRIPTS = [
     *sorted(path for path in (ROOT / "scripts").rglob("*") if path.is_file() and not path.suffix),
 ]
 VARIABLES = {f"IMG2IMG_{name.upper()}" for name in Settings.model_fields}
-FIXED_BY_THE_IMAGE = {"IMG2IMG_HOST", "IMG2IMG_PORT", "IMG2IMG_HUB_CACHE"}
+FIXED_BY_THE_IMAGE = {"IMG2IMG_HOST", "IMG2IMG_PORT", "IMG2IMG_HUB_CACHE", "IMG2IMG_COMPILE_CACHE"}
 PLATFORM_PACKAGES = ("nvidia-", "cuda-", "triton")
 
 

@@ -1,8 +1,10 @@
 """The UNet and the VAE through `torch.compile`, at a few batch sizes that are compiled before the worker is ready."""
 
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -10,6 +12,8 @@ from diffusers import StableDiffusionXLImg2ImgPipeline
 from torch import nn
 
 from app.errors import CheckpointError
+
+logger = logging.getLogger(__name__)
 
 Compile = Literal["off", "default", "max"]
 
@@ -29,20 +33,37 @@ def served_sizes(most: int) -> tuple[int, ...]:
     return tuple(sorted({most, *(2**power for power in range(most.bit_length()) if 2**power <= most)}))
 
 
-def compile_parts(pipe: StableDiffusionXLImg2ImgPipeline, how: Compile) -> None:
+def compile_parts(pipe: StableDiffusionXLImg2ImgPipeline, how: Compile, cache: Path | None = None) -> None:
     """Have the UNet and both halves of the VAE compiled at their first call with each batch size.
 
     Queries, keys and values are projected by one matrix product from then on.
+
+    Args:
+        pipe: the pipeline whose parts are compiled.
+        how: a mode of `torch.compile`.
+        cache: the folder where compiled code is looked for and kept; None for torch's own choice.
 
     Raises:
         CheckpointError: there is no C++ compiler.
     """
     if not has_compiler():
         raise CheckpointError(f"IMG2IMG_COMPILE={how} needs a C++ compiler, and there is none. {ADVICE}")
+    if cache:
+        _keep_in(cache)
     _fuse(pipe)
     for part in (pipe.unet, pipe.vae.encoder, pipe.vae.decoder):
         part.compile(mode=_MODES[how], fullgraph=True, dynamic=False)
     pipe.vae.encoder, pipe.vae.decoder = Fresh(pipe.vae.encoder), Fresh(pipe.vae.decoder)
+
+
+def _keep_in(cache: Path) -> None:
+    """Not in the environment from the start: torch then makes the folder when it is imported, or fails to."""
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        logger.warning("compiled code is not kept for the next start, IMG2IMG_COMPILE_CACHE: %s", error)
+    else:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache)
 
 
 def _fuse(pipe: StableDiffusionXLImg2ImgPipeline) -> None:

@@ -313,6 +313,6 @@ def load(settings: Settings, device: str) -> SdxlDiffusion:
     torch.backends.cuda.matmul.allow_fp16_accumulation = settings.fp16_accumulation
     sizes: tuple[int, ...] = ()
     if settings.compile != "off":
-        compile_parts(pipe, settings.compile)
+        compile_parts(pipe, settings.compile, settings.compile_cache)
         sizes = served_sizes(capacity(settings.max_batch, info.device))
     return SdxlDiffusion(pipe, torch.device(info.device), info, settings.cache_bytes, sizes)
