@@ -8,11 +8,22 @@ import numpy as np
 import pytest
 import torch
 from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.upsampling import Upsample2D
 from torch import nn
 
 from app.engine import packed as module
 from app.engine.diffusion import SdxlDiffusion, load
-from app.engine.packed import PackedConv2d, PackedLinear, Residual, StoredLinear, can_pack, keep_stored, packed
+from app.engine.packed import (
+    PackedConv2d,
+    PackedDoubling,
+    PackedLinear,
+    Residual,
+    StoredLinear,
+    can_pack,
+    keep_stored,
+    merge_doubling,
+    packed,
+)
 from app.engine.weights import place
 from app.settings import Settings
 from tests.test_diffusion import MIXED, together
@@ -45,11 +56,41 @@ class TestALayer:
         plain = nn.Conv2d(16, 32, kernel, stride, padding, dilation, groups)
         self.compare(plain, PackedConv2d, torch.randn(n, 16, height, width))
 
+    @pytest.mark.parametrize("name", ["conv", "Conv2d_0"])
+    @pytest.mark.parametrize("shape", [(1, 8, 8), (2, 17, 5)])
+    def test_one_that_doubles_the_size_gives_what_the_plain_one_gives(
+        self, shape: tuple[int, int, int], name: str
+    ) -> None:
+        n, height, width = shape
+        plain = Upsample2D(16, use_conv=True, out_channels=32, name=name)
+        self.compare(plain, PackedDoubling, torch.randn(n, 16, height, width))
+
+    @torch.inference_mode()
+    def test_one_that_doubles_the_size_gives_no_other_size(self) -> None:
+        x, whole = torch.randn(1, 8, 4, 4), nn.Sequential(Upsample2D(8, use_conv=True))
+        wanted = whole[0](x, (7, 7))
+        merge_doubling(whole)
+        assert torch.equal(whole[0](x, (7, 7)), wanted)
+        with pytest.raises(ValueError, match="multiples of 32"):
+            packed(whole[0])(x, (7, 7))
+
+    @pytest.mark.parametrize(
+        "how",
+        [{"use_conv_transpose": True}, {"kernel_size": 5, "padding": 2}, {"norm_type": "ln_norm"}, {"use_conv": False}],
+    )
+    def test_one_that_doubles_the_size_in_another_way_stays(self, how: dict[str, Any]) -> None:
+        plain = Upsample2D(8, **{"use_conv": True, **how})
+        whole = nn.Sequential(plain)
+        merge_doubling(whole)
+        assert whole[0] is plain
+
     @staticmethod
     @torch.inference_mode()
     def compare(plain: nn.Module, kind: type[nn.Module], x: torch.Tensor) -> None:
         wanted = plain(x)
-        other = packed(plain)
+        whole = nn.Sequential(plain)
+        merge_doubling(whole)
+        other = packed(whole[0])
         assert type(other) is kind
         torch.testing.assert_close(other(x), wanted, rtol=1e-4, atol=1e-5)
 
@@ -124,8 +165,11 @@ def test_packed_throughout_a_picture_differs_by_at_most_one(tiny_checkpoint: Pat
     plain = load(Settings(model=str(tiny_checkpoint)), "cpu")
     other = load(Settings(model=str(tiny_checkpoint)), "cpu")
     for part in (other.pipe.unet, other.pipe.vae):
+        merge_doubling(part)
         place(part, CPU, torch.float32, packed)
-    assert {PackedLinear, PackedConv2d, Residual} <= {type(layer) for layer in other.pipe.unet.modules()}
+    assert {PackedLinear, PackedConv2d, PackedDoubling, Residual} <= {
+        type(layer) for layer in other.pipe.unet.modules()
+    }
     for each in MIXED:
         (ours,), (theirs,) = together(other, [each]), together(plain, [each])
         assert np.abs(ours - theirs).max() <= 1
@@ -134,7 +178,7 @@ def test_packed_throughout_a_picture_differs_by_at_most_one(tiny_checkpoint: Pat
 def test_a_large_checkpoint_is_packed_and_a_small_one_is_not(
     tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, all_are_large: None
 ) -> None:
-    kinds_of_packed = {PackedLinear, PackedConv2d, Residual}
+    kinds_of_packed = {PackedLinear, PackedConv2d, PackedDoubling, Residual}
 
     def kinds(diffusion: SdxlDiffusion) -> set[type[nn.Module]]:
         return {type(layer) for layer in (*diffusion.pipe.unet.modules(), *diffusion.pipe.vae.modules())}

@@ -17,7 +17,7 @@ from transformers.utils import logging as transformers_logging
 from app.engine import hub
 from app.engine.batch import capacity
 from app.engine.jobs import ModelInfo
-from app.engine.packed import can_pack, channels_last, keep_stored, packed
+from app.engine.packed import can_pack, channels_last, keep_stored, merge_doubling, packed
 from app.engine.weights import place, stored_dtype
 from app.errors import CheckpointError
 from app.settings import Settings
@@ -195,6 +195,8 @@ def _place(pipe: StableDiffusionXLImg2ImgPipeline, device: torch.device, dtype: 
     change = None
     if may_pack and can_pack(pipe.unet, device, dtype):
         change = packed
+        merge_doubling(pipe.unet)
+        merge_doubling(pipe.vae)
     elif device.type == "cuda":
         change = channels_last  # pragma: no cover
     place(pipe.unet, device, dtype, change)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.upsampling import Upsample2D
 from torch import nn
 from torch.nn import functional
 
@@ -55,6 +56,67 @@ class PackedConv2d(nn.Module):
             x, self.packed, self.bias, *self._geometry, self._groups, "none", [], ""
         )
         return result
+
+
+class Doubling(nn.Module):
+    """`Upsample2D`: each pixel becomes four, then a 3 x 3 convolution with weight `[out, in, 3, 3]`."""
+
+    def __init__(self, convolution: nn.Conv2d) -> None:
+        super().__init__()
+        self.weight = convolution.weight
+        self.bias = convolution.bias
+
+    @staticmethod
+    def stands_for(block: nn.Module) -> bool:
+        """Whether a module does just that."""
+        if type(block) is not Upsample2D or block.norm is not None or not block.use_conv or not block.interpolate:
+            return False
+        convolution = _convolution(block)
+        return type(convolution) is nn.Conv2d and convolution.kernel_size == (3, 3) and convolution.padding == (1, 1)
+
+    def forward(self, x: torch.Tensor, output_size: tuple[int, int] | None = None) -> torch.Tensor:
+        larger = functional.interpolate(x, output_size, None if output_size else 2.0)
+        return functional.conv2d(larger, self.weight, self.bias, padding=1)
+
+
+class PackedDoubling(nn.Module):
+    """`Doubling` as one transposed convolution, which multiplies four times for each output pixel instead of nine.
+
+    Of the nine pixels that a 3 x 3 kernel sees in an enlarged picture, only four are different: weights that meet the
+    same one are added up beforehand. In one dimension, the weights `a b c` become `c, b + c, a + b, a` of stride 2.
+    """
+
+    _SUMS = ((0.0, 0.0, 1.0), (0.0, 1.0, 1.0), (1.0, 1.0, 0.0), (1.0, 0.0, 0.0))
+    _GEOMETRY = ([1, 1], [0, 0], [2, 2], [1, 1], 1)
+    """Padding, output padding, stride, dilation, groups."""
+
+    def __init__(self, layer: Doubling) -> None:
+        super().__init__()
+        self.bias = layer.bias
+        sums = torch.tensor(self._SUMS)
+        weight = torch.einsum("yh,xw,oihw->ioyx", sums, sums, layer.weight.detach())
+        self.packed = torch.ops.mkldnn._reorder_convolution_transpose_weight(weight.contiguous(), *self._GEOMETRY, [])
+
+    def forward(self, x: torch.Tensor, output_size: tuple[int, int] | None = None) -> torch.Tensor:
+        if output_size is not None:
+            raise ValueError("a packed model doubles: sides must be multiples of 32 pixels")
+        x = x.contiguous(memory_format=torch.channels_last)
+        result: torch.Tensor = torch.ops.mkldnn._convolution_transpose_pointwise(
+            x, self.packed, self.bias, *self._GEOMETRY, "none", [], ""
+        )
+        return result
+
+
+def _convolution(block: Upsample2D) -> nn.Module:
+    return block.conv if block.name == "conv" else block.Conv2d_0
+
+
+def merge_doubling(model: nn.Module) -> None:
+    """Have each `Upsample2D` of a model be one layer with its convolution, which `packed` then knows."""
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if Doubling.stands_for(child):
+                setattr(parent, name, Doubling(_convolution(child)))
 
 
 class StoredLinear(nn.Module):
@@ -118,7 +180,11 @@ class Residual(nn.Module):
         return hidden
 
 
-_KINDS: dict[type[nn.Module], Callable[[Any], nn.Module]] = {nn.Linear: PackedLinear, nn.Conv2d: PackedConv2d}
+_KINDS: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
+    nn.Linear: PackedLinear,
+    nn.Conv2d: PackedConv2d,
+    Doubling: PackedDoubling,
+}
 
 
 def can_pack(model: nn.Module, device: torch.device, dtype: torch.dtype) -> bool:
