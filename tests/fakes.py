@@ -61,6 +61,11 @@ class FakeDiffusion:
         self.compiled: tuple[int, ...] = ()
         self.ticks: list[list[str]] = []
         self.finished: list[list[str]] = []
+        self.unsettled = 3
+
+    def settle(self) -> bool:
+        self.unsettled -= 1
+        return self.unsettled >= 0
 
     def admit(self, job: Job) -> FakeState:
         state = FakeState(job, words=dict(word.split("=", 1) for word in job.prompt.split() if "=" in word))

@@ -14,6 +14,7 @@ from torch import nn
 from app.engine import packed as module
 from app.engine.diffusion import SdxlDiffusion, load
 from app.engine.packed import (
+    Packed,
     PackedConv2d,
     PackedDoubling,
     PackedLinear,
@@ -21,14 +22,21 @@ from app.engine.packed import (
     StoredLinear,
     can_pack,
     keep_stored,
-    merge_doubling,
-    packed,
+    prepare,
+    unpacked,
 )
 from app.engine.weights import place
 from app.settings import Settings
 from tests.test_diffusion import MIXED, together
 
 CPU = torch.device("cpu")
+
+
+def faster(layer: nn.Module) -> Any:
+    """What a layer becomes in a model that is prepared."""
+    whole = nn.Sequential(layer)
+    prepare(whole)
+    return whole[0]
 
 
 @pytest.fixture
@@ -65,14 +73,9 @@ class TestALayer:
         plain = Upsample2D(16, use_conv=True, out_channels=32, name=name)
         self.compare(plain, PackedDoubling, torch.randn(n, 16, height, width))
 
-    @torch.inference_mode()
     def test_one_that_doubles_the_size_gives_no_other_size(self) -> None:
-        x, whole = torch.randn(1, 8, 4, 4), nn.Sequential(Upsample2D(8, use_conv=True))
-        wanted = whole[0](x, (7, 7))
-        merge_doubling(whole)
-        assert torch.equal(whole[0](x, (7, 7)), wanted)
         with pytest.raises(ValueError, match="multiples of 32"):
-            packed(whole[0])(x, (7, 7))
+            faster(Upsample2D(8, use_conv=True))(torch.randn(1, 8, 4, 4), (7, 7))
 
     @pytest.mark.parametrize(
         "how",
@@ -80,19 +83,27 @@ class TestALayer:
     )
     def test_one_that_doubles_the_size_in_another_way_stays(self, how: dict[str, Any]) -> None:
         plain = Upsample2D(8, **{"use_conv": True, **how})
-        whole = nn.Sequential(plain)
-        merge_doubling(whole)
-        assert whole[0] is plain
+        assert faster(plain) is plain
 
     @staticmethod
     @torch.inference_mode()
-    def compare(plain: nn.Module, kind: type[nn.Module], x: torch.Tensor) -> None:
-        wanted = plain(x)
-        whole = nn.Sequential(plain)
-        merge_doubling(whole)
-        other = packed(whole[0])
+    def compare(plain: nn.Module, kind: type[Packed], x: torch.Tensor) -> None:
+        """Stored in half, as a checkpoint is; the weights' rounding is the same for all."""
+        plain = plain.half()
+        other = faster(copy.deepcopy(plain))
         assert type(other) is kind
+        for each in (plain, other):
+            each.float()
+        assert other.stored is not None
+        assert other.stored.dtype == torch.float16
+        wanted = plain(x)
         torch.testing.assert_close(other(x), wanted, rtol=1e-4, atol=1e-5)
+        assert list(unpacked(other)) == [other]
+        other.pack()
+        torch.testing.assert_close(other(x), wanted, rtol=1e-4, atol=1e-5)
+        assert other.stored is None
+        assert not list(unpacked(other))
+        other.pack()
 
     def test_what_has_no_packed_form_stays(self) -> None:
         class Special(nn.Linear):
@@ -106,7 +117,7 @@ class TestALayer:
             nn.SiLU(),
             Special(8, 8),
         ):
-            assert packed(plain) is plain
+            assert faster(plain) is plain
 
 
 @torch.inference_mode()
@@ -129,7 +140,7 @@ class TestABlock:
     @torch.inference_mode()
     def test_a_residual_one_gives_exactly_what_the_plain_one_gives(self, channels: int, temb: int | None) -> None:
         plain = ResnetBlock2D(in_channels=8, out_channels=channels, temb_channels=temb, groups=4).eval()
-        other = packed(plain)
+        other = faster(plain)
         assert type(other) is Residual
         x, time = torch.randn(2, 8, 9, 9), None if temb is None else torch.randn(2, temb)
         before = x.clone(), None if time is None else time.clone()
@@ -142,13 +153,13 @@ class TestABlock:
     )
     def test_one_that_does_something_else_stays(self, how: dict[str, Any]) -> None:
         plain = ResnetBlock2D(in_channels=8, temb_channels=None, groups=4, **how)
-        assert packed(plain) is plain
+        assert faster(plain) is plain
 
 
 def test_a_small_layer_stays() -> None:
-    small, large = nn.Linear(16, 16), nn.Linear(1024, 1024)
-    assert packed(small) is small
-    assert type(packed(large)) is PackedLinear
+    for small in (nn.Linear(16, 16), Upsample2D(8, use_conv=True)):
+        assert faster(small) is small
+    assert type(faster(nn.Linear(1024, 1024))) is PackedLinear
 
 
 def test_a_model_is_packed_if_it_is_large_and_computes_in_float32_on_the_cpu() -> None:
@@ -160,30 +171,42 @@ def test_a_model_is_packed_if_it_is_large_and_computes_in_float32_on_the_cpu() -
     assert not can_pack(large, torch.device("cuda:0"), torch.float32)
 
 
-@pytest.mark.usefixtures("all_are_large")
-def test_packed_throughout_a_picture_differs_by_at_most_one(tiny_checkpoint: Path) -> None:
+@pytest.fixture
+def prepared(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, all_are_large: None) -> SdxlDiffusion:
+    monkeypatch.setattr(module, "_LARGE_MODEL", 1)
+    return load(Settings(model=str(tiny_checkpoint)), "cpu")
+
+
+@pytest.mark.parametrize("settled", [0, 10, 1000])
+def test_however_much_is_packed_a_picture_differs_by_at_most_one(
+    tiny_checkpoint: Path, prepared: SdxlDiffusion, monkeypatch: pytest.MonkeyPatch, settled: int
+) -> None:
+    monkeypatch.setattr(module, "_LARGE_MODEL", 2**40)
     plain = load(Settings(model=str(tiny_checkpoint)), "cpu")
-    other = load(Settings(model=str(tiny_checkpoint)), "cpu")
-    for part in (other.pipe.unet, other.pipe.vae):
-        merge_doubling(part)
-        place(part, CPU, torch.float32, packed)
-    assert {PackedLinear, PackedConv2d, PackedDoubling, Residual} <= {
-        type(layer) for layer in other.pipe.unet.modules()
-    }
+    for _ in range(settled):
+        prepared.settle()
     for each in MIXED:
-        (ours,), (theirs,) = together(other, [each]), together(plain, [each])
+        (ours,), (theirs,) = together(prepared, [each]), together(plain, [each])
         assert np.abs(ours - theirs).max() <= 1
 
 
-def test_a_large_checkpoint_is_packed_and_a_small_one_is_not(
-    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, all_are_large: None
+def test_a_large_checkpoint_is_packed_layer_by_layer_and_a_small_one_is_not(
+    tiny_checkpoint: Path, prepared: SdxlDiffusion, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kinds_of_packed = {PackedLinear, PackedConv2d, PackedDoubling, Residual}
 
     def kinds(diffusion: SdxlDiffusion) -> set[type[nn.Module]]:
         return {type(layer) for layer in (*diffusion.pipe.unet.modules(), *diffusion.pipe.vae.modules())}
 
-    settings = Settings(model=str(tiny_checkpoint))
-    assert not kinds_of_packed & kinds(load(settings, "cpu"))
-    monkeypatch.setattr(module, "_LARGE_MODEL", 1)
-    assert kinds_of_packed <= kinds(load(settings, "cpu"))
+    def waiting() -> int:
+        return len(list(unpacked(prepared.pipe.unet, prepared.pipe.vae)))
+
+    assert kinds_of_packed <= kinds(prepared)
+    for left in reversed(range(waiting())):
+        assert prepared.settle()
+        assert waiting() == left
+    assert not prepared.settle()
+    monkeypatch.setattr(module, "_LARGE_MODEL", 2**40)
+    small = load(Settings(model=str(tiny_checkpoint)), "cpu")
+    assert not kinds_of_packed & kinds(small)
+    assert not small.settle()

@@ -49,6 +49,26 @@ def test_a_job_is_started_ticked_step_by_step_and_done() -> None:
     assert [(m.step, m.steps) for m in bench.sent if isinstance(m, Progress)] == [(1, 3), (2, 3), (3, 3)]
 
 
+def test_what_can_wait_is_done_bit_by_bit_while_there_is_no_job() -> None:
+    bench = Bench()
+    bench.turn(2)
+    assert bench.diffusion.unsettled == 1
+    bench.turn(2)
+    assert bench.diffusion.unsettled == -1
+    bench.put(job("a"))
+    bench.run()
+    assert bench.diffusion.unsettled == -1
+
+
+def test_what_can_wait_is_done_before_the_first_job_if_that_comes_early() -> None:
+    bench = Bench()
+    bench.turn()
+    bench.put(job("a"))
+    bench.turn()
+    assert bench.diffusion.unsettled == -1
+    assert bench.run().names(Done) == ["a"]
+
+
 def test_jobs_of_different_lengths_share_their_calls_and_leave_when_they_are_done() -> None:
     bench = Bench(job("long", steps=5, strength=1.0), job("short", steps=2, strength=1.0)).run()
     assert bench.diffusion.ticks == [["long", "short"], ["long", "short"], ["long"], ["long"], ["long"]]

@@ -17,7 +17,7 @@ from transformers.utils import logging as transformers_logging
 from app.engine import hub
 from app.engine.batch import capacity
 from app.engine.jobs import ModelInfo
-from app.engine.packed import can_pack, channels_last, keep_stored, merge_doubling, packed
+from app.engine.packed import can_pack, channels_last, keep_stored, prepare
 from app.engine.weights import place, stored_dtype
 from app.errors import CheckpointError
 from app.settings import Settings
@@ -192,18 +192,16 @@ def _place(pipe: StableDiffusionXLImg2ImgPipeline, device: torch.device, dtype: 
     """Every part to its device and dtype, and a large model in the form that is fast there."""
     # Diffusers casts such a VAE there and back in every call; it needs 0.17 GB more to leave it there.
     vae_dtype = torch.float32 if dtype == torch.float16 and pipe.vae.config.force_upcast else dtype
-    change = None
-    if may_pack and can_pack(pipe.unet, device, dtype):
-        change = packed
-        merge_doubling(pipe.unet)
-        merge_doubling(pipe.vae)
-    elif device.type == "cuda":
-        change = channels_last  # pragma: no cover
+    packs = may_pack and can_pack(pipe.unet, device, dtype)
+    if packs:
+        for model in (pipe.unet, pipe.vae):
+            prepare(model)
+        for encoder in (pipe.text_encoder, pipe.text_encoder_2):
+            keep_stored(encoder)
+    change = channels_last if packs or device.type == "cuda" else None
     place(pipe.unet, device, dtype, change)
     place(pipe.vae, device, vae_dtype, change)
     for encoder in (pipe.text_encoder, pipe.text_encoder_2):
-        if change is packed:
-            keep_stored(encoder)
         place(encoder, device, dtype)
 
 

@@ -14,11 +14,12 @@ import torch
 from diffusers import StableDiffusionXLImg2ImgPipeline
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
-from app.engine import checkpoint
+from app.engine import checkpoint, memory
 from app.engine.batch import capacity
 from app.engine.compiled import Batched, compile_parts, served_sizes
 from app.engine.encoders import Encoders, Prompt
 from app.engine.jobs import Job, Lookup, ModelInfo, Pixels, Result, Timings
+from app.engine.packed import unpacked
 from app.engine.stepping import Stepper, stepper, upload
 from app.settings import Settings
 
@@ -104,7 +105,17 @@ class SdxlDiffusion:
         self.dtype: torch.dtype = pipe.unet.dtype
         self.encoders = Encoders(pipe, device, cache_bytes)
         self.compiled = compiled
+        self._unpacked = unpacked(pipe.unet, pipe.vae)
         self._predict = Batched(self._unet, compiled) if compiled else self._unet
+
+    def settle(self) -> bool:
+        """Do a little of what makes pictures faster but can wait until the model is ready; False if all is done."""
+        layer = next(self._unpacked, None)
+        if layer is None:
+            return False
+        with memory.loading():
+            layer.pack()
+        return True
 
     @torch.inference_mode()
     def admit(self, job: Job) -> State:

@@ -3,9 +3,13 @@
 torch hands over a weight as it lies and has it reordered anew at every call, which for SDXL's 1280 channels at 16x16
 takes as long as half of the convolution. A packed one takes the room of the plain one. It sums up in another order: the
 results differ from the plain layer's in the last bits. `scripts/bench --case full` measures what it brings.
+
+Packing takes longer than everything else between a start and the first picture, so it can wait: until `pack`, a layer
+keeps its weight as the file has it, and casts it at each call.
 """
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -13,6 +17,8 @@ from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.upsampling import Upsample2D
 from torch import nn
 from torch.nn import functional
+
+from app.engine.weights import release
 
 _LARGE_MODEL = 100_000_000
 """Parameters from which on a model is packed. A small one gains nothing, and stays bit-equal to diffusers'."""
@@ -24,99 +30,123 @@ _ROWS = 256
 """Rows of the input that a linear layer is packed for: other numbers take the same order."""
 
 
-class PackedLinear(nn.Module):
-    """`nn.Linear`, for float32 `[..., in_features]`."""
+class Packed(nn.Module, ABC):
+    """A layer for float32, packed or yet to be. Its bias is a parameter as any.
 
-    def __init__(self, layer: nn.Linear) -> None:
+    Args:
+        weight: as it is stored, in any floating-point dtype.
+        bias: if the layer has one.
+    """
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         super().__init__()
-        self.bias = layer.bias
-        # No parameter, as its opaque kind of tensor can be neither moved nor cast.
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), _ROWS)
+        self.bias = bias
+        # No parameters: the one would be cast with the rest, the other's opaque kind can be neither moved nor cast.
+        self.stored: torch.Tensor | None = weight.detach()
+        self.packed: torch.Tensor | None = None
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def pack(self) -> None:
+        """Put the weight into its faster form, and give back the memory of the other."""
+        if self.stored is not None:
+            self.packed = self._reordered(self.stored.float())
+            release(self.stored)
+            self.stored = None
+
+    def forward(self, x: torch.Tensor, output_size: tuple[int, int] | None = None) -> torch.Tensor:
+        if output_size is not None:
+            raise ValueError("a packed model only doubles: sides must be multiples of 32 pixels")
+        if self.stored is not None:
+            return self._plain(x, self.stored.to(x.dtype))
+        return self._fast(x)
+
+    @abstractmethod
+    def _reordered(self, weight: torch.Tensor) -> torch.Tensor: ...
+    @abstractmethod
+    def _plain(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor: ...
+    @abstractmethod
+    def _fast(self, x: torch.Tensor) -> torch.Tensor: ...
+
+
+class PackedLinear(Packed):
+    """`nn.Linear`, for `[..., in_features]`."""
+
+    def _reordered(self, weight: torch.Tensor) -> torch.Tensor:
+        reordered: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS)
+        return reordered
+
+    def _plain(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return functional.linear(x, weight, self.bias)
+
+    def _fast(self, x: torch.Tensor) -> torch.Tensor:
         result: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
         return result
 
 
-class PackedConv2d(nn.Module):
-    """`nn.Conv2d` padded with zeros, for float32 `[n, c, h, w]`; its output is in channels-last order."""
+class PackedConv2d(Packed):
+    """`nn.Conv2d` padded with zeros, for `[n, c, h, w]`; its output is in channels-last order."""
 
     def __init__(self, layer: nn.Conv2d) -> None:
-        super().__init__()
-        self.bias = layer.bias
-        self._geometry = [list(map(int, pair)) for pair in (layer.padding, layer.stride, layer.dilation)]
-        self._groups = layer.groups
-        self.packed = torch.ops.mkldnn._reorder_convolution_weight(
-            layer.weight.detach(), *self._geometry, layer.groups, []
-        )
+        super().__init__(layer.weight, layer.bias)
+        padding, stride, dilation = (tuple(map(int, pair)) for pair in (layer.padding, layer.stride, layer.dilation))
+        self._geometry = padding, stride, dilation, layer.groups
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = x.contiguous(memory_format=torch.channels_last)
+    def _reordered(self, weight: torch.Tensor) -> torch.Tensor:
+        reordered: torch.Tensor = torch.ops.mkldnn._reorder_convolution_weight(weight, *self._geometry, [])
+        return reordered
+
+    def _plain(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        padding, stride, dilation, groups = self._geometry
+        return functional.conv2d(_channels_last(x), weight, self.bias, stride, padding, dilation, groups)
+
+    def _fast(self, x: torch.Tensor) -> torch.Tensor:
         result: torch.Tensor = torch.ops.mkldnn._convolution_pointwise(
-            x, self.packed, self.bias, *self._geometry, self._groups, "none", [], ""
+            _channels_last(x), self.packed, self.bias, *self._geometry, "none", [], ""
         )
         return result
 
 
-class Doubling(nn.Module):
-    """`Upsample2D`: each pixel becomes four, then a 3 x 3 convolution with weight `[out, in, 3, 3]`."""
+class PackedDoubling(Packed):
+    """`Upsample2D`, where each pixel becomes four that a 3 x 3 convolution sees, as one transposed convolution.
 
-    def __init__(self, convolution: nn.Conv2d) -> None:
-        super().__init__()
-        self.weight = convolution.weight
-        self.bias = convolution.bias
-
-    @staticmethod
-    def stands_for(block: nn.Module) -> bool:
-        """Whether a module does just that."""
-        if type(block) is not Upsample2D or block.norm is not None or not block.use_conv or not block.interpolate:
-            return False
-        convolution = _convolution(block)
-        return type(convolution) is nn.Conv2d and convolution.kernel_size == (3, 3) and convolution.padding == (1, 1)
-
-    def forward(self, x: torch.Tensor, output_size: tuple[int, int] | None = None) -> torch.Tensor:
-        larger = functional.interpolate(x, output_size, None if output_size else 2.0)
-        return functional.conv2d(larger, self.weight, self.bias, padding=1)
-
-
-class PackedDoubling(nn.Module):
-    """`Doubling` as one transposed convolution, which multiplies four times for each output pixel instead of nine.
-
-    Of the nine pixels that a 3 x 3 kernel sees in an enlarged picture, only four are different: weights that meet the
-    same one are added up beforehand. In one dimension, the weights `a b c` become `c, b + c, a + b, a` of stride 2.
+    That multiplies four times for each output pixel instead of nine: of the nine pixels that the kernel sees, only four
+    are different, and weights that meet the same one are added up beforehand. In one dimension, the weights `a b c`
+    become `c, b + c, a + b, a` of stride 2.
     """
 
     _SUMS = ((0.0, 0.0, 1.0), (0.0, 1.0, 1.0), (1.0, 1.0, 0.0), (1.0, 0.0, 0.0))
     _GEOMETRY = ([1, 1], [0, 0], [2, 2], [1, 1], 1)
     """Padding, output padding, stride, dilation, groups."""
 
-    def __init__(self, layer: Doubling) -> None:
-        super().__init__()
-        self.bias = layer.bias
-        sums = torch.tensor(self._SUMS)
-        weight = torch.einsum("yh,xw,oihw->ioyx", sums, sums, layer.weight.detach())
-        self.packed = torch.ops.mkldnn._reorder_convolution_transpose_weight(weight.contiguous(), *self._GEOMETRY, [])
+    @staticmethod
+    def stands_for(block: nn.Module) -> bool:
+        """Whether a module does just that."""
+        if type(block) is not Upsample2D or block.norm is not None or not block.use_conv or not block.interpolate:
+            return False
+        inner = _convolution(block)
+        return isinstance(inner, nn.Conv2d) and inner.kernel_size == (3, 3) and inner.padding == (1, 1)
 
-    def forward(self, x: torch.Tensor, output_size: tuple[int, int] | None = None) -> torch.Tensor:
-        if output_size is not None:
-            raise ValueError("a packed model doubles: sides must be multiples of 32 pixels")
-        x = x.contiguous(memory_format=torch.channels_last)
+    def _reordered(self, weight: torch.Tensor) -> torch.Tensor:
+        sums = torch.tensor(self._SUMS)
+        summed = torch.einsum("yh,xw,oihw->ioyx", sums, sums, weight).contiguous()
+        reordered: torch.Tensor = torch.ops.mkldnn._reorder_convolution_transpose_weight(summed, *self._GEOMETRY, [])
+        return reordered
+
+    def _plain(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return functional.conv2d(functional.interpolate(x, scale_factor=2.0), weight, self.bias, padding=1)
+
+    def _fast(self, x: torch.Tensor) -> torch.Tensor:
         result: torch.Tensor = torch.ops.mkldnn._convolution_transpose_pointwise(
-            x, self.packed, self.bias, *self._GEOMETRY, "none", [], ""
+            _channels_last(x), self.packed, self.bias, *self._GEOMETRY, "none", [], ""
         )
         return result
 
 
-def _convolution(block: Upsample2D) -> nn.Module:
+def _convolution(block: nn.Module) -> Any:
     return block.conv if block.name == "conv" else block.Conv2d_0
 
 
-def merge_doubling(model: nn.Module) -> None:
-    """Have each `Upsample2D` of a model be one layer with its convolution, which `packed` then knows."""
-    for parent in list(model.modules()):
-        for name, child in parent.named_children():
-            if Doubling.stands_for(child):
-                setattr(parent, name, Doubling(_convolution(child)))
+def _channels_last(x: torch.Tensor) -> torch.Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 class StoredLinear(nn.Module):
@@ -180,33 +210,39 @@ class Residual(nn.Module):
         return hidden
 
 
-_KINDS: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
-    nn.Linear: PackedLinear,
-    nn.Conv2d: PackedConv2d,
-    Doubling: PackedDoubling,
-}
-
-
 def can_pack(model: nn.Module, device: torch.device, dtype: torch.dtype) -> bool:
     """Whether a model is to be packed: it is large, on the CPU in float32, and torch has oneDNN."""
     here = device.type == "cpu" and dtype == torch.float32 and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     return here and sum(parameter.numel() for parameter in model.parameters()) >= _LARGE_MODEL
 
 
-def packed(layer: nn.Module) -> nn.Module:
-    """A layer of float32, or a block of such, in its faster form; itself if it has none, or would gain nothing.
+def prepare(model: nn.Module) -> None:
+    """Have every layer and block of a model that has a faster form take it; `unpacked` lists what is to pack."""
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            setattr(parent, name, _faster(child))
 
-    A small convolution gets channels-last order, in which its neighbours' pictures come.
-    """
+
+def unpacked(*models: nn.Module) -> Iterator[Packed]:
+    """The layers of some models that are yet to be packed."""
+    for model in models:
+        yield from (layer for layer in model.modules() if isinstance(layer, Packed) and layer.stored is not None)
+
+
+def _faster(layer: nn.Module) -> nn.Module:
+    """Itself if it has no faster form, or would gain nothing."""
     if Residual.stands_for(layer):
         return Residual(layer)
-    # Subclasses may compute something else.
-    kind, weight = _KINDS.get(type(layer)), getattr(layer, "weight", None)
-    if kind is None or weight is None or getattr(layer, "padding_mode", "zeros") != "zeros":
-        return layer
-    if weight.numel() >= _LARGE_WEIGHT and not isinstance(getattr(layer, "padding", None), str):
-        return kind(layer)
-    return channels_last(layer)
+    if PackedDoubling.stands_for(layer):
+        inner = _convolution(layer)
+        return PackedDoubling(inner.weight, inner.bias) if inner.weight.numel() >= _LARGE_WEIGHT else layer
+    if isinstance(layer, (nn.Linear, nn.Conv2d)) and layer.weight.numel() >= _LARGE_WEIGHT:
+        # Subclasses may compute something else.
+        if type(layer) is nn.Linear:
+            return PackedLinear(layer.weight, layer.bias)
+        if type(layer) is nn.Conv2d and layer.padding_mode == "zeros" and not isinstance(layer.padding, str):
+            return PackedConv2d(layer)
+    return layer
 
 
 def channels_last(layer: nn.Module) -> nn.Module:

@@ -68,14 +68,14 @@ def _move(module: nn.Module, device: torch.device, dtype: torch.dtype, shared: s
     for name, parameter in module.named_parameters(recurse=False):
         moved = parameter.detach().to(device, dtype if parameter.is_floating_point() else None)
         if parameter.data_ptr() not in {moved.data_ptr(), *shared}:
-            _release(parameter.detach())
+            release(parameter.detach())
         # Whether it needs gradients decides how torch multiplies by it, even where it keeps none.
         setattr(module, name, nn.Parameter(moved, parameter.requires_grad))
     for name, buffer in module.named_buffers(recurse=False):
         setattr(module, name, buffer.to(device, dtype if buffer.is_floating_point() else None))
 
 
-def _release(tensor: torch.Tensor) -> None:
+def release(tensor: torch.Tensor) -> None:
     """Give back the whole pages that a tensor's window covers; read again, they come from the file again."""
     page = mmap.PAGESIZE
     start = -(-tensor.data_ptr() // page) * page

@@ -51,8 +51,8 @@ _SMALL_SIDE = 64
 _SLOW_SECONDS = 0.5
 """A pass over so few pixels that takes longer is a large model's."""
 
-_SMALL_TO_REAL = 12.0
-"""Not 64: over few pixels, the reading of the weights takes most of the time. So it was for SDXL on two cores."""
+_SMALL_TO_REAL = 5.0
+"""Not 64: over few pixels, casting the weights takes most of the time. So it was for SDXL on two cores."""
 
 
 class State(Protocol):
@@ -80,6 +80,7 @@ class Diffusion(Protocol):
     def info(self) -> ModelInfo: ...
     @property
     def compiled(self) -> Sequence[int]: ...
+    def settle(self) -> bool: ...
     def admit(self, job: Job) -> Any: ...
     def tick(self, states: Sequence[Any]) -> None: ...
     def finish(self, states: Sequence[Any]) -> Sequence[Decoding]: ...
@@ -108,6 +109,7 @@ class Worker:
         self.inbox = inbox
         self.send = send
         self._decoding: deque[tuple[str, Decoding]] = deque()
+        self._settled = False
 
     def run(self) -> None:
         """Serve until the process ends."""
@@ -117,6 +119,9 @@ class Worker:
     def turn(self) -> None:
         """One round: at most one UNet call, which all jobs on board share."""
         self._receive()
+        if self.batch.idle and not self._decoding and not self._settled:
+            self._settled = not self.diffusion.settle()
+            return
         for job_id in self.batch.expired(time.monotonic()):
             self._fail(job_id, "expired")
         while job := self.batch.next():
@@ -130,7 +135,7 @@ class Worker:
         """Take all that has arrived; wait for something only if there is nothing to do."""
         try:
             while True:
-                message = self.inbox.get(block=self.batch.idle and not self._decoding)
+                message = self.inbox.get(block=self._settled and self.batch.idle and not self._decoding)
                 if isinstance(message, Cancel):
                     self.batch.leave(message.job_id)
                 else:
@@ -141,6 +146,8 @@ class Worker:
     def _admit(self, job: Job) -> None:
         self.send(Started(job.id))
         try:
+            while not self._settled:
+                self._settled = not self.diffusion.settle()
             self.batch.board(job.id, self.diffusion.admit(job))
         except Exception:
             logger.exception("job %s failed while its prompt and picture were encoded", job.id)

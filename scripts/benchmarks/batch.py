@@ -58,6 +58,8 @@ def measure(model: Path, jobs: int) -> dict[str, float]:
     """Medians of some rounds: pictures a second, seconds of a round and of a UNet call, peak memory in bytes."""
     with memory.loading():
         diffusion = load(Settings(model=str(model), cache_bytes=0), "auto")
+    while diffusion.settle():
+        pass
     rounds: list[tuple[float, float]] = []
     # A compiled model records its graphs at the second call.
     for _ in range(3 if diffusion.compiled else 1):
