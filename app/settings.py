@@ -55,8 +55,8 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="How much is logged.")
     max_batch: MaxBatch = Field(
         "auto",
-        description="`auto` (4 on CUDA, 1 on the CPU) or a number from 1 to 64: jobs that share a UNet call, "
-        "per device.",
+        description="`auto` (4, but 1 for a large model on the CPU) or a number from 1 to 64: jobs that share a UNet "
+        "call, per device.",
     )
     compile: Literal["off", "default", "max"] = Field(
         "off",

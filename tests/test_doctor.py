@@ -56,7 +56,8 @@ def test_the_report_names_device_model_disk_and_memory(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("setting", "said"), [("auto", "1 (max_batch is auto, and one picture fills a CPU)"), ("8", "8 (IMG2")]
+    ("setting", "said"),
+    [("auto", "4 for a small model, which a CPU runs faster so; 1 for a large one"), ("8", "8 (IMG2")],
 )
 def test_the_report_says_how_many_jobs_share_a_call_and_why(setting: str, said: str) -> None:
     assert said in run_doctor(IMG2IMG_MODEL="embedded", IMG2IMG_MAX_BATCH=setting).stdout

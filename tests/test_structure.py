@@ -23,11 +23,10 @@ LAYERS = [
         "app.logs",
         "app.client",
         "app.engine.memory",
-        "app.engine.packed",
         "app.engine.stepping",
         "app.engine.weights",
     ],
-    ["app.request", "app.metrics", "app.png", "app.engine.cache", "app.engine.compiled"],
+    ["app.request", "app.metrics", "app.png", "app.engine.cache", "app.engine.compiled", "app.engine.packed"],
     ["app.engine.jobs"],
     [
         "app.images",

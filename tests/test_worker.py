@@ -225,4 +225,4 @@ def test_a_warm_up_without_a_finite_picture_is_no_start() -> None:
 
 def test_messages_compare_by_value() -> None:
     info = FakeDiffusion("cpu").info
-    assert Ready(info, 1.0) == Ready(info, 1.0) != Ready(info, 2.0)
+    assert Ready(info, 1.0, 4) == Ready(info, 1.0, 4) != Ready(info, 2.0, 4)

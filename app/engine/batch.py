@@ -15,14 +15,19 @@ from app.engine.jobs import Job
 State = TypeVar("State")
 
 
-def capacity(max_batch: int | Literal["auto"], device: str) -> int:
-    """Jobs on board at once, for the setting `max_batch` and a device's resolved name.
+_SHARED = 4
+_LARGE_SECONDS = 1.0
+"""A pass of one step that takes longer on a CPU is a large model's, which fills it alone."""
 
-    One picture all but fills a CPU: jobs that share its calls are all done with the last of them, which gains little.
-    A GPU is expected to make more pictures a second together. `scripts/bench --case batch` measures it.
+
+def capacity(max_batch: int | Literal["auto"], device: str, pass_seconds: float = 0.0) -> int:
+    """Jobs on board at once, for the setting `max_batch`, a device's resolved name, and what one pass takes there.
+
+    Four small pictures together cost a CPU less than one by one; of a large model's, the first would be done with the
+    last, for nothing. A GPU is expected to gain with any. `scripts/bench --case load` and `--case batch` measure it.
     """
     if max_batch == "auto":
-        return 4 if device.startswith("cuda") else 1
+        return 1 if device == "cpu" and pass_seconds > _LARGE_SECONDS else _SHARED
     return max_batch
 
 

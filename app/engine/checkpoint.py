@@ -257,5 +257,6 @@ def _describe_batch(settings: Settings, device: str) -> str:
     jobs = capacity(settings.max_batch, device)
     if settings.max_batch != "auto":
         return f"{jobs} (IMG2IMG_MAX_BATCH says so)"
-    why = "one picture fills a CPU" if jobs == 1 else "a GPU makes more pictures a second together"
-    return f"{jobs} (max_batch is auto, and {why})"
+    if device == "cpu":
+        return f"{jobs} for a small model, which a CPU runs faster so; 1 for a large one (max_batch is auto)"
+    return f"{jobs} (max_batch is auto, and a GPU makes more pictures a second together)"

@@ -10,7 +10,6 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from app.engine.admission import Admission
-from app.engine.batch import capacity
 from app.engine.jobs import Broken, Done, Failed, Job, ModelInfo, Progress, Ready, Result, Start, Started, Ticked
 from app.engine.lane import Lane, Ticket
 from app.errors import (
@@ -118,14 +117,11 @@ class Engine:
     def _dispatch(self) -> None:
         """Hand waiting jobs to the ready worker with the fewest; each may hold a second batch in reserve."""
         while self._waiting:
-            ready = [lane for lane in self._lanes if lane.info and len(lane.tickets) < 2 * self._capacity(lane.info)]
+            ready = [lane for lane in self._lanes if lane.info and len(lane.tickets) < 2 * lane.capacity]
             if not ready:
                 break
             min(ready, key=lambda lane: len(lane.tickets)).send(self._waiting.popleft())
         self._count()
-
-    def _capacity(self, info: ModelInfo) -> int:
-        return capacity(self.settings.max_batch, info.device)
 
     def _forget(self, ticket: Ticket) -> None:
         """Nobody waits for this ticket any more: take it out of the queue, or off the worker."""
@@ -180,7 +176,7 @@ class Engine:
         """One message of a worker. Those about jobs that nobody waits for any more are dropped."""
         match message:
             case Ready():
-                lane.info = message.info
+                lane.info, lane.capacity = message.info, message.capacity
                 self.metrics.model.info(asdict(message.info))
                 if not self.admission.seconds_per_row:
                     self.admission.measured(1, message.pass_seconds)

@@ -126,10 +126,12 @@ class Ready:
     """From the worker: weights are on the device and a real pass succeeded.
 
     `pass_seconds` is what one step takes at the real size, encoding and decoding included: measured, or a guess.
+    `capacity` is how many jobs are on board at once.
     """
 
     info: ModelInfo
     pass_seconds: float
+    capacity: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,6 +59,7 @@ class Lane:
         self.start = start
         self.device = start.device
         self.info: ModelInfo | None = None
+        self.capacity = 1
         self.tickets: dict[str, Ticket] = {}
         self.deaths_in_a_row = 0
         self._metrics = metrics

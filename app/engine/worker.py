@@ -273,12 +273,13 @@ def main(fd: int) -> None:
     try:
         with memory.loading():
             diffusion: Diffusion = getattr(importlib.import_module(module), function)(start.settings, start.device)
-        ready = Ready(diffusion.info, _warm_up(diffusion, start.settings.compile))
+        seconds = _warm_up(diffusion, start.settings.compile)
     except CheckpointError as error:
         send(Broken(str(error)))
         sys.exit(1)
-    send(ready)
-    Worker(diffusion, capacity(start.settings.max_batch, diffusion.info.device), inbox, send).run()
+    jobs = capacity(start.settings.max_batch, diffusion.info.device, seconds)
+    send(Ready(diffusion.info, seconds, jobs))
+    Worker(diffusion, jobs, inbox, send).run()
 
 
 if __name__ == "__main__":
