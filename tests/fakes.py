@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from app.engine.batch import capacity
 from app.engine.jobs import Job, ModelInfo, Pixels, Result, Timings
 from app.errors import CheckpointError
 from app.settings import Settings
@@ -59,6 +60,7 @@ class FakeDiffusion:
     def __init__(self, device: str) -> None:
         self.info = ModelInfo("fake", "", "checkpoint", device, "float32", "it is a test")
         self.compiled: tuple[int, ...] = ()
+        self.max_jobs = 4
         self.ticks: list[list[str]] = []
         self.finished: list[list[str]] = []
         self.unsettled = 3
@@ -132,7 +134,9 @@ def load(settings: Settings, device: str) -> FakeDiffusion:
         os._exit(9)
     if settings.model == "slow":
         time.sleep(1)
-    return FakeDiffusion(device)
+    diffusion = FakeDiffusion(device)
+    diffusion.max_jobs = capacity(settings.max_batch, device, large=False)
+    return diffusion
 
 
 def hang(settings: Settings, device: str) -> FakeDiffusion:

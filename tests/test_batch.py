@@ -118,16 +118,16 @@ def test_a_job_expires_at_its_deadline_wherever_it_is(now: float, expired: list[
 
 
 @pytest.mark.parametrize(
-    ("max_batch", "device", "seconds", "jobs"),
+    ("max_batch", "device", "large", "jobs"),
     [
-        ("auto", "cpu", 0.1, 4),
-        ("auto", "cpu", 20.0, 1),
-        ("auto", "cuda", 0.1, 4),
-        ("auto", "cuda:1", 20.0, 4),
-        (3, "cpu", 20.0, 3),
+        ("auto", "cpu", False, 4),
+        ("auto", "cpu", True, 1),
+        ("auto", "cuda", False, 4),
+        ("auto", "cuda:1", True, 4),
+        (3, "cpu", True, 3),
     ],
 )
-def test_how_many_share_a_call_follows_from_the_device_and_its_speed_unless_it_is_set(
-    max_batch: Any, device: str, seconds: float, jobs: int
+def test_how_many_share_a_call_follows_from_the_device_and_the_model_unless_it_is_set(
+    max_batch: Any, device: str, large: bool, jobs: int
 ) -> None:
-    assert capacity(max_batch, device, seconds) == jobs
+    assert capacity(max_batch, device, large=large) == jobs

@@ -76,7 +76,7 @@ def test_a_compiled_model_gives_the_pictures_of_the_plain_one(
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "another"))
     cache = tmp_path / "not" / "yet"
     plain = load(Settings(model=str(tiny_checkpoint)), "cpu")
-    other = load(Settings(model=str(tiny_checkpoint), compile="default", compile_cache=cache), "cpu")
+    other = load(Settings(model=str(tiny_checkpoint), compile="default", compile_cache=cache, max_batch=1), "cpu")
     jobs = [job(steps=2, strength=1.0), job("a cat", 1, 1.0, seed=1, guidance=2.0), job("a dog", 4, 0.5, seed=2)]
     assert other.compiled == (1,)
     for ours, theirs in zip(together(other, jobs), together(plain, jobs), strict=True):
@@ -91,6 +91,9 @@ def test_a_cache_that_cannot_be_written_is_told_and_no_hindrance(
     monkeypatch.setattr(compiled, "has_compiler", lambda: True)
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     (tmp_path / "file").touch()
-    load(Settings(model=str(tiny_checkpoint), compile="default", compile_cache=tmp_path / "file" / "below"), "cpu")
-    assert "compiled code is not kept for the next start, IMG2IMG_COMPILE_CACHE: " in caplog.text
+    # A folder that cannot be made, and one that is there and takes no files.
+    for folder in (tmp_path / "file" / "below", Path("/proc/self")):
+        caplog.clear()
+        load(Settings(model=str(tiny_checkpoint), compile="default", compile_cache=folder), "cpu")
+        assert "compiled code is not kept for the next start, IMG2IMG_COMPILE_CACHE: " in caplog.text
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path)

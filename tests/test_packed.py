@@ -9,6 +9,7 @@ import pytest
 import torch
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.upsampling import Upsample2D
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from app.engine import packed as module
@@ -210,3 +211,35 @@ def test_a_large_checkpoint_is_packed_layer_by_layer_and_a_small_one_is_not(
     small = load(Settings(model=str(tiny_checkpoint)), "cpu")
     assert not kinds_of_packed & kinds(small)
     assert not small.settle()
+
+
+def test_a_layer_that_cannot_be_packed_stays_as_it_is_stored(
+    prepared: SdxlDiffusion, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(self: Packed) -> None:
+        raise RuntimeError("can't allocate memory")
+
+    monkeypatch.setattr(Packed, "pack", fail)
+    while prepared.settle():
+        pass
+    assert "a layer stays as it is stored" in caplog.text
+    assert list(unpacked(prepared.pipe.unet))
+    assert len(together(prepared, MIXED)) == len(MIXED)
+
+
+def test_one_layer_of_each_kind_is_packed_from_the_start(prepared: SdxlDiffusion) -> None:
+    parts = prepared.pipe.unet, prepared.pipe.vae
+    done = [layer for part in parts for layer in part.modules() if isinstance(layer, Packed) and layer.stored is None]
+    assert sorted(type(layer).__name__ for layer in done) == ["PackedConv2d", "PackedDoubling", "PackedLinear"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@torch.inference_mode()
+def test_weights_in_a_file_are_packed_in_whatever_dtype_they_are_stored(tmp_path: Path, dtype: torch.dtype) -> None:
+    plain = nn.Linear(512, 512).to(dtype)
+    save_file(dict(plain.state_dict()), tmp_path / "layer.safetensors")
+    weights = load_file(tmp_path / "layer.safetensors")
+    layer = PackedLinear(weights["weight"], weights["bias"].float())
+    layer.pack()
+    x = torch.randn(3, 512)
+    torch.testing.assert_close(layer(x), plain.float()(x), rtol=1e-4, atol=1e-5)

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from app.engine.jobs import Cancel, Done, Failed, Job, Pixels, Progress, Ready, Started, Ticked
+from app.engine.jobs import Cancel, Done, Failed, Job, Pixels, Progress, Ready, Settling, Started, Ticked
 from app.engine.worker import Worker, _warm_up, warm_up
 from app.errors import CheckpointError
 from tests.fakes import FakeDecoding, FakeDiffusion, FakeState
@@ -17,11 +17,14 @@ def job(name: str, prompt: str = "", steps: int = 4, strength: float = 0.9, dead
 class Bench:
     """A worker in this process, turned by hand."""
 
-    def __init__(self, *jobs: Job, max_batch: int = 4) -> None:
+    def __init__(self, *jobs: Job, max_batch: int = 4, settled: bool = True) -> None:
         self.diffusion = FakeDiffusion("cpu")
         self.inbox: SimpleQueue[Any] = SimpleQueue()
         self.sent: list[Any] = []
         self.worker = Worker(self.diffusion, max_batch, self.inbox, self.sent.append)
+        if settled:
+            self.turn(4)
+            self.sent.clear()
         self.put(*jobs)
 
     def put(self, *messages: Any) -> None:
@@ -49,24 +52,27 @@ def test_a_job_is_started_ticked_step_by_step_and_done() -> None:
     assert [(m.step, m.steps) for m in bench.sent if isinstance(m, Progress)] == [(1, 3), (2, 3), (3, 3)]
 
 
-def test_what_can_wait_is_done_bit_by_bit_while_there_is_no_job() -> None:
-    bench = Bench()
+def test_what_can_wait_is_done_bit_by_bit_with_a_sign_of_life_each() -> None:
+    bench = Bench(settled=False)
     bench.turn(2)
     assert bench.diffusion.unsettled == 1
     bench.turn(2)
     assert bench.diffusion.unsettled == -1
+    assert bench.sent == [Settling()] * 4
     bench.put(job("a"))
     bench.run()
     assert bench.diffusion.unsettled == -1
 
 
-def test_what_can_wait_is_done_before_the_first_job_if_that_comes_early() -> None:
-    bench = Bench()
+def test_a_job_that_comes_early_waits_for_it_and_can_be_cancelled_or_expire_meanwhile() -> None:
+    bench = Bench(job("a"), job("gone"), job("late", deadline=0.0), settled=False)
     bench.turn()
-    bench.put(job("a"))
-    bench.turn()
+    bench.put(Cancel("gone"))
+    assert bench.names(Started) == []
+    bench.run()
     assert bench.diffusion.unsettled == -1
-    assert bench.run().names(Done) == ["a"]
+    assert bench.names(Started) == bench.names(Done) == ["a"]
+    assert bench.names(Failed) == ["late"]
 
 
 def test_jobs_of_different_lengths_share_their_calls_and_leave_when_they_are_done() -> None:
@@ -181,7 +187,7 @@ def test_the_warm_up_is_a_real_pass() -> None:
 def test_where_that_would_take_long_a_small_picture_must_do() -> None:
     diffusion = Sized("cpu", seconds=0.6)
     # It must be known as slow all the same, or the first request would get too little time.
-    assert warm_up(diffusion) > 5
+    assert warm_up(diffusion) > 4 * 0.6
     assert diffusion.widths == [64]
     assert diffusion.finished == [["warm-up"]]
 

@@ -16,18 +16,16 @@ State = TypeVar("State")
 
 
 _SHARED = 4
-_LARGE_SECONDS = 1.0
-"""A pass of one step that takes longer on a CPU is a large model's, which fills it alone."""
 
 
-def capacity(max_batch: int | Literal["auto"], device: str, pass_seconds: float = 0.0) -> int:
-    """Jobs on board at once, for the setting `max_batch`, a device's resolved name, and what one pass takes there.
+def capacity(max_batch: int | Literal["auto"], device: str, *, large: bool) -> int:
+    """Jobs on board at once, for the setting `max_batch`, a device's resolved name, and a model that is large or not.
 
     Four small pictures together cost a CPU less than one by one; of a large model's, the first would be done with the
     last, for nothing. A GPU is expected to gain with any. `scripts/bench --case load` and `--case batch` measure it.
     """
     if max_batch == "auto":
-        return 1 if device == "cpu" and pass_seconds > _LARGE_SECONDS else _SHARED
+        return 1 if large and device == "cpu" else _SHARED
     return max_batch
 
 

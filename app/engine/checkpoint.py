@@ -254,9 +254,9 @@ def describe(settings: Settings) -> dict[str, str]:
 
 
 def _describe_batch(settings: Settings, device: str) -> str:
-    jobs = capacity(settings.max_batch, device)
+    small, large = (capacity(settings.max_batch, device, large=large) for large in (False, True))
     if settings.max_batch != "auto":
-        return f"{jobs} (IMG2IMG_MAX_BATCH says so)"
-    if device == "cpu":
-        return f"{jobs} for a small model, which a CPU runs faster so; 1 for a large one (max_batch is auto)"
-    return f"{jobs} (max_batch is auto, and a GPU makes more pictures a second together)"
+        return f"{small} (IMG2IMG_MAX_BATCH says so)"
+    if small != large:
+        return f"{small} for a small model, which a CPU runs faster so; {large} for a large one (max_batch is auto)"
+    return f"{small} (max_batch is auto, and a GPU makes more pictures a second together)"

@@ -3,6 +3,7 @@
 import logging
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -60,10 +61,11 @@ def _keep_in(cache: Path) -> None:
     """Not in the environment from the start: torch then makes the folder when it is imported, or fails to."""
     try:
         cache.mkdir(parents=True, exist_ok=True)
+        # The only sure way to know, whatever the mode bits say.
+        with tempfile.TemporaryFile(dir=cache):
+            os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache)
     except OSError as error:
         logger.warning("compiled code is not kept for the next start, IMG2IMG_COMPILE_CACHE: %s", error)
-    else:
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache)
 
 
 def _fuse(pipe: StableDiffusionXLImg2ImgPipeline) -> None:

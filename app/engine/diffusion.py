@@ -5,6 +5,7 @@ The loop is our own, so that jobs at different steps share a UNet call; its numb
 job's own CPU generator first the VAE's posterior sample, then the initial noise, then one draw per ancestral step.
 """
 
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,9 +20,11 @@ from app.engine.batch import capacity
 from app.engine.compiled import Batched, compile_parts, served_sizes
 from app.engine.encoders import Encoders, Prompt
 from app.engine.jobs import Job, Lookup, ModelInfo, Pixels, Result, Timings
-from app.engine.packed import unpacked
+from app.engine.packed import is_large, pack_one_of_each, unpacked
 from app.engine.stepping import Stepper, stepper, upload
 from app.settings import Settings
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
@@ -89,6 +92,7 @@ class SdxlDiffusion:
         info: what was loaded, for people.
         cache_bytes: how much of what the encoders make of prompts and pictures is kept on the device.
         compiled: the batch sizes that a compiled UNet is called with; none for one that takes any.
+        max_jobs: how many jobs are to be on board at once.
     """
 
     def __init__(
@@ -98,6 +102,7 @@ class SdxlDiffusion:
         info: ModelInfo,
         cache_bytes: int = 0,
         compiled: Sequence[int] = (),
+        max_jobs: int = 1,
     ) -> None:
         self.pipe = pipe
         self.device = device
@@ -105,6 +110,7 @@ class SdxlDiffusion:
         self.dtype: torch.dtype = pipe.unet.dtype
         self.encoders = Encoders(pipe, device, cache_bytes)
         self.compiled = compiled
+        self.max_jobs = max_jobs
         self._unpacked = unpacked(pipe.unet, pipe.vae)
         self._predict = Batched(self._unet, compiled) if compiled else self._unet
 
@@ -113,8 +119,11 @@ class SdxlDiffusion:
         layer = next(self._unpacked, None)
         if layer is None:
             return False
-        with memory.loading():
-            layer.pack()
+        try:
+            with memory.loading():
+                layer.pack()
+        except RuntimeError:
+            logger.exception("a layer stays as it is stored, which is slower")
         return True
 
     @torch.inference_mode()
@@ -322,8 +331,10 @@ def load(settings: Settings, device: str) -> SdxlDiffusion:
     """
     pipe, info = checkpoint.load_pipeline(settings, device)
     torch.backends.cuda.matmul.allow_fp16_accumulation = settings.fp16_accumulation
+    max_jobs = capacity(settings.max_batch, info.device, large=is_large(pipe.unet))
     sizes: tuple[int, ...] = ()
     if settings.compile != "off":
         compile_parts(pipe, settings.compile, settings.compile_cache)
-        sizes = served_sizes(capacity(settings.max_batch, info.device))
-    return SdxlDiffusion(pipe, torch.device(info.device), info, settings.cache_bytes, sizes)
+        sizes = served_sizes(max_jobs)
+    pack_one_of_each(pipe.unet, pipe.vae)
+    return SdxlDiffusion(pipe, torch.device(info.device), info, settings.cache_bytes, sizes, max_jobs)

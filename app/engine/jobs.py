@@ -135,6 +135,11 @@ class Ready:
 
 
 @dataclass(frozen=True, slots=True)
+class Settling:
+    """From the worker: a sign of life while it prepares what could wait until it was ready, and jobs wait for it."""
+
+
+@dataclass(frozen=True, slots=True)
 class Started:
     """From the worker: the job is about to be encoded; it is on board from now on."""
 
@@ -184,7 +189,7 @@ class Broken:
 
 
 ToWorker = Job | Cancel
-FromWorker = Ready | Started | Ticked | Progress | Done | Failed | Broken
+FromWorker = Ready | Settling | Started | Ticked | Progress | Done | Failed | Broken
 
 
 def pack(message: object) -> bytes:

@@ -32,6 +32,8 @@ def loading() -> Iterator[None]:
     Afterwards the room of all but the largest activations is kept from one call to the next.
     """
     _set(_M_MMAP_THRESHOLD, _SMALL)
-    yield
-    _set(_M_MMAP_THRESHOLD, _LARGE)
-    _set(_M_TRIM_THRESHOLD, _KEPT)
+    try:
+        yield
+    finally:
+        _set(_M_MMAP_THRESHOLD, _LARGE)
+        _set(_M_TRIM_THRESHOLD, _KEPT)

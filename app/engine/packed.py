@@ -123,7 +123,7 @@ class PackedDoubling(Packed):
         if type(block) is not Upsample2D or block.norm is not None or not block.use_conv or not block.interpolate:
             return False
         inner = _convolution(block)
-        return isinstance(inner, nn.Conv2d) and inner.kernel_size == (3, 3) and inner.padding == (1, 1)
+        return type(inner) is nn.Conv2d and inner.kernel_size == (3, 3) and inner.padding == (1, 1)
 
     def _reordered(self, weight: torch.Tensor) -> torch.Tensor:
         sums = torch.tensor(self._SUMS)
@@ -210,10 +210,16 @@ class Residual(nn.Module):
         return hidden
 
 
+def is_large(model: nn.Module) -> bool:
+    """Whether a model has so many weights that one picture fills a CPU."""
+    packed = (layer.stored if layer.stored is not None else layer.packed for layer in _layers(model))
+    return sum(one.numel() for one in (*model.parameters(), *packed) if one is not None) >= _LARGE_MODEL
+
+
 def can_pack(model: nn.Module, device: torch.device, dtype: torch.dtype) -> bool:
     """Whether a model is to be packed: it is large, on the CPU in float32, and torch has oneDNN."""
     here = device.type == "cpu" and dtype == torch.float32 and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    return here and sum(parameter.numel() for parameter in model.parameters()) >= _LARGE_MODEL
+    return here and is_large(model)
 
 
 def prepare(model: nn.Module) -> None:
@@ -225,8 +231,22 @@ def prepare(model: nn.Module) -> None:
 
 def unpacked(*models: nn.Module) -> Iterator[Packed]:
     """The layers of some models that are yet to be packed."""
-    for model in models:
-        yield from (layer for layer in model.modules() if isinstance(layer, Packed) and layer.stored is not None)
+    return (layer for layer in _layers(*models) if layer.stored is not None)
+
+
+def pack_one_of_each(*models: nn.Module) -> None:
+    """Pack the smallest layer of each kind, so that the first pass goes through all kernels that are to come."""
+    smallest: dict[type[Packed], tuple[int, Packed]] = {}
+    for layer in unpacked(*models):
+        size = layer.stored.numel() if layer.stored is not None else 0
+        if type(layer) not in smallest or size < smallest[type(layer)][0]:
+            smallest[type(layer)] = size, layer
+    for _, layer in smallest.values():
+        layer.pack()
+
+
+def _layers(*models: nn.Module) -> Iterator[Packed]:
+    return (layer for model in models for layer in model.modules() if isinstance(layer, Packed))
 
 
 def _faster(layer: nn.Module) -> nn.Module:

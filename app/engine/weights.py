@@ -76,7 +76,10 @@ def _move(module: nn.Module, device: torch.device, dtype: torch.dtype, shared: s
 
 
 def release(tensor: torch.Tensor) -> None:
-    """Give back the whole pages that a tensor's window covers; read again, they come from the file again."""
+    """Give back the whole pages that a tensor's window covers; read again, they come from the file again.
+
+    A tensor that is no window onto a file must not be read any more.
+    """
     page = mmap.PAGESIZE
     start = -(-tensor.data_ptr() // page) * page
     length = (tensor.data_ptr() + tensor.nbytes) // page * page - start

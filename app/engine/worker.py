@@ -19,7 +19,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
 from app.engine import memory
-from app.engine.batch import Batch, capacity
+from app.engine.batch import Batch
 from app.engine.jobs import (
     HEADER_SIZE,
     Broken,
@@ -33,6 +33,7 @@ from app.engine.jobs import (
     Progress,
     Ready,
     Result,
+    Settling,
     Start,
     Started,
     Ticked,
@@ -80,6 +81,8 @@ class Diffusion(Protocol):
     def info(self) -> ModelInfo: ...
     @property
     def compiled(self) -> Sequence[int]: ...
+    @property
+    def max_jobs(self) -> int: ...
     def settle(self) -> bool: ...
     def admit(self, job: Job) -> Any: ...
     def tick(self, states: Sequence[Any]) -> None: ...
@@ -119,11 +122,13 @@ class Worker:
     def turn(self) -> None:
         """One round: at most one UNet call, which all jobs on board share."""
         self._receive()
-        if self.batch.idle and not self._decoding and not self._settled:
-            self._settled = not self.diffusion.settle()
-            return
         for job_id in self.batch.expired(time.monotonic()):
             self._fail(job_id, "expired")
+        if not self._settled:
+            # No job is on board yet: those that wait can still be cancelled, and it does not count as theirs.
+            self._settled = not self.diffusion.settle()
+            self.send(Settling())
+            return
         while job := self.batch.next():
             self._admit(job)
         if self.batch.on_board:
@@ -146,8 +151,6 @@ class Worker:
     def _admit(self, job: Job) -> None:
         self.send(Started(job.id))
         try:
-            while not self._settled:
-                self._settled = not self.diffusion.settle()
             self.batch.board(job.id, self.diffusion.admit(job))
         except Exception:
             logger.exception("job %s failed while its prompt and picture were encoded", job.id)
@@ -277,9 +280,8 @@ def main(fd: int) -> None:
     except CheckpointError as error:
         send(Broken(str(error)))
         sys.exit(1)
-    jobs = capacity(start.settings.max_batch, diffusion.info.device, seconds)
-    send(Ready(diffusion.info, seconds, jobs))
-    Worker(diffusion, jobs, inbox, send).run()
+    send(Ready(diffusion.info, seconds, diffusion.max_jobs))
+    Worker(diffusion, diffusion.max_jobs, inbox, send).run()
 
 
 if __name__ == "__main__":

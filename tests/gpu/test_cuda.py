@@ -136,7 +136,7 @@ def full_size() -> SdxlDiffusion:
 def test_the_full_size_model_with_a_full_batch_fits_an_a10g() -> None:
     torch.cuda.reset_peak_memory_stats()
     diffusion = full_size()
-    states = [diffusion.admit(demo_job(f"j{i}")) for i in range(capacity("auto", "cuda"))]
+    states = [diffusion.admit(demo_job(f"j{i}")) for i in range(capacity("auto", "cuda", large=True))]
     while not states[0].done:
         diffusion.tick(states)
     finished(diffusion, states)
