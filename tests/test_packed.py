@@ -26,7 +26,7 @@ from app.engine.packed import (
     prepare,
     unpacked,
 )
-from app.engine.weights import place
+from app.engine.weights import MOST_THREADS, place
 from app.settings import Settings
 from tests.test_diffusion import MIXED, together
 
@@ -178,7 +178,7 @@ def prepared(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, all_are_lar
     return load(Settings(model=str(tiny_checkpoint)), "cpu")
 
 
-@pytest.mark.parametrize("settled", [0, 10, 1000])
+@pytest.mark.parametrize("settled", [0, 2, 1000])
 def test_however_much_is_packed_a_picture_differs_by_at_most_one(
     tiny_checkpoint: Path, prepared: SdxlDiffusion, monkeypatch: pytest.MonkeyPatch, settled: int
 ) -> None:
@@ -203,9 +203,9 @@ def test_a_large_checkpoint_is_packed_layer_by_layer_and_a_small_one_is_not(
         return len(list(unpacked(prepared.pipe.unet, prepared.pipe.vae)))
 
     assert kinds_of_packed <= kinds(prepared)
-    for left in reversed(range(waiting())):
+    while before := waiting():
         assert prepared.settle()
-        assert waiting() == left
+        assert waiting() == max(0, before - MOST_THREADS)
     assert not prepared.settle()
     monkeypatch.setattr(module, "_LARGE_MODEL", 2**40)
     small = load(Settings(model=str(tiny_checkpoint)), "cpu")
@@ -222,7 +222,7 @@ def test_a_layer_that_cannot_be_packed_stays_as_it_is_stored(
     monkeypatch.setattr(Packed, "pack", fail)
     while prepared.settle():
         pass
-    assert "a layer stays as it is stored" in caplog.text
+    assert "layers stay as they are stored" in caplog.text
     assert list(unpacked(prepared.pipe.unet))
     assert len(together(prepared, MIXED)) == len(MIXED)
 

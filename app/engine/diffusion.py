@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import torch
@@ -20,8 +21,9 @@ from app.engine.batch import capacity
 from app.engine.compiled import Batched, compile_parts, served_sizes
 from app.engine.encoders import Encoders, Prompt
 from app.engine.jobs import Job, Lookup, ModelInfo, Pixels, Result, Timings
-from app.engine.packed import is_large, pack_one_of_each, unpacked
+from app.engine.packed import Packed, is_large, pack_one_of_each, unpacked
 from app.engine.stepping import Stepper, stepper, upload
+from app.engine.weights import MOST_THREADS, side_by_side
 from app.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -116,15 +118,13 @@ class SdxlDiffusion:
 
     def settle(self) -> bool:
         """Do a little of what makes pictures faster but can wait until the model is ready; False if all is done."""
-        layer = next(self._unpacked, None)
-        if layer is None:
-            return False
+        layers = list(islice(self._unpacked, MOST_THREADS))
         try:
             with memory.loading():
-                layer.pack()
+                side_by_side(Packed.pack, layers)
         except RuntimeError:
-            logger.exception("a layer stays as it is stored, which is slower")
-        return True
+            logger.exception("layers stay as they are stored, which is slower")
+        return bool(layers)
 
     @torch.inference_mode()
     def admit(self, job: Job) -> State:

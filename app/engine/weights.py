@@ -7,18 +7,21 @@ and moved, by several threads, and its pages are given back at once, so that no 
 import ctypes
 import mmap
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors import safe_open
 from torch import nn
 
+T = TypeVar("T")
+
 _STORED = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 
 
-_MOST_THREADS = 8
+MOST_THREADS = 8
 """More gain nothing, and each holds a tensor of up to 60 MB while it is cast and changed."""
 
 
@@ -44,9 +47,6 @@ def place(
     places = [(parent, name) for parent in model.modules() for name, _ in parent.named_children()]
     addresses = Counter(one.data_ptr() for _, one in model.named_parameters(remove_duplicate=False))
     shared = {address for address, count in addresses.items() if count > 1}
-    before = torch.get_num_threads()
-    # Each thread its own tensor: two threads of one cast wait for each other while pages are found for what they write.
-    torch.set_num_threads(1)
 
     def move(where: tuple[nn.Module, str]) -> None:
         parent, name = where
@@ -55,10 +55,20 @@ def place(
         if change:
             setattr(parent, name, change(child))
 
+    _move(model, device, dtype, shared)
+    side_by_side(move, places)
+
+
+def side_by_side(function: Callable[[T], None], items: Sequence[T]) -> None:
+    """Call a function of torch's for each of some items, on as many threads as torch computes with, each by itself.
+
+    Two threads of one cast wait for each other while pages are found for what they write; those of two casts do not.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
     try:
-        with ThreadPoolExecutor(min(before, _MOST_THREADS)) as pool:
-            _move(model, device, dtype, shared)
-            list(pool.map(move, places))
+        with ThreadPoolExecutor(min(before, MOST_THREADS)) as pool:
+            list(pool.map(function, items))
     finally:
         torch.set_num_threads(before)
 
