@@ -258,5 +258,8 @@ def _describe_batch(settings: Settings, device: str) -> str:
     if settings.max_batch != "auto":
         return f"{small} (IMG2IMG_MAX_BATCH says so)"
     if small != large:
-        return f"{small} for a small model, which a CPU runs faster so; {large} for a large one (max_batch is auto)"
-    return f"{small} (max_batch is auto, and a GPU makes more pictures a second together)"
+        return (
+            f"{small} for a small model, which a CPU runs faster so; {large} for a large one, where the first "
+            "job would be done with the last (max_batch is auto)"
+        )
+    return f"{small} (max_batch is auto, and a GPU is expected to make more pictures a second together)"

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from rich.console import Console
 
 from app.engine.checkpoint import EMBEDDED
@@ -39,6 +40,7 @@ def main() -> int:
     )
     parser.add_argument("--log", action="store_true", help="append to scripts/benchmarks/LOG.md")
     options = parser.parse_args()
+    _check(parser, options)
     cases: dict[str, Callable[[], report.Outcome]] = {
         "flops": counted.case,
         "png": codecs.png,
@@ -55,14 +57,34 @@ def main() -> int:
         report.show(outcomes[-1], console)
     if options.plot:
         drawn = growth.case(options.model)
-        growth.draw(drawn, options.plot)
         for outcome in drawn:
             report.show(outcome, console)
         outcomes += drawn
     if options.log:
         report.keep(outcomes)
     print(report.line(outcomes))
+    if options.plot:
+        growth.draw(drawn, options.plot)
     return 0 if all(goal.met for one in outcomes for goal in one.goals) else 1
+
+
+def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Refuse now what would else fail after minutes of measuring."""
+    cases = options.case or []
+    if not options.model.is_dir() and set(cases) != {"gpu"}:
+        parser.error(f"--model {options.model} is no folder")
+    if "full" in cases and options.model == EMBEDDED:
+        parser.error("--case full needs a --model, as scripts/make_checkpoint --size full writes it")
+    if "gpu" in cases and not torch.cuda.is_available():
+        parser.error("--case gpu needs a CUDA device")
+    if options.peer and cases and "load" not in cases:
+        parser.error("--peer goes with --case load")
+    if options.plot:
+        from matplotlib.backend_bases import FigureCanvasBase
+
+        known = FigureCanvasBase.get_supported_filetypes()
+        if not options.plot.absolute().parent.is_dir() or options.plot.suffix.removeprefix(".") not in known:
+            parser.error(f"--plot takes a file in a folder that is there, ending in one of: {', '.join(sorted(known))}")
 
 
 if __name__ == "__main__":

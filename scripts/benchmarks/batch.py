@@ -30,6 +30,10 @@ MOST_SECONDS = 60.0
 """After so long, no further round begins."""
 
 
+class Failed(Exception):
+    """A measurement ended with an error, whose last line this is."""
+
+
 def case(model: Path) -> Outcome:
     """The device that `auto` means here."""
     return Outcome(
@@ -46,10 +50,11 @@ def run(model: Path, jobs: int, settings: Mapping[str, str] | None = None) -> tu
         [sys.executable, "-m", "scripts.benchmarks.batch", str(model), str(jobs)],
         cwd=ROOT,
         env={**environment(), "IMG2IMG_MAX_BATCH": str(jobs), **(settings or {})},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        check=True,
+        capture_output=True,
+        check=False,
     )
+    if done.returncode:
+        raise Failed((done.stderr.decode(errors="replace").strip() or "no message").splitlines()[-1])
     said = json.loads(done.stdout.splitlines()[-1])
     return said["pictures"], said["seconds"], said["tick"] / jobs, said["peak"] / 2**20
 

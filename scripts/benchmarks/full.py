@@ -77,7 +77,6 @@ def _bare(model: Path) -> dict[str, float]:
         cwd=ROOT,
         env={**os.environ, "MODEL": str(model), "ROUNDS": str(PICTURES)},
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
         check=True,
     )
     said = json.loads(done.stdout.splitlines()[-1])

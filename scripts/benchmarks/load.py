@@ -144,6 +144,7 @@ def case(model: Path, peers: Sequence[str] = ()) -> Outcome:
         rows,
         [
             Goal("pictures/s, of the best peer's", ours[1] / max(row[1] for row in others), at_least=1.3),
+            Goal("p95 at saturation, of the best peer's", ours[2] / min(row[2] for row in others), at_most=0.6),
             Goal("p95 of arrivals, of the best peer's", ours[4] / min(row[4] for row in others), at_most=0.6),
         ],
     )
