@@ -257,8 +257,8 @@ class TestServe:
             "img2img: --port cannot be '77777': input should be less than or equal to 65535.",
             "img2img: IMG2IMG_DEVICES cannot be 'gpu': give `auto` (the first CUDA device, else the CPU) or a list "
             "like `cuda:0,cuda:1`: one worker for each.",
-            "img2img: IMG2IMG_MAX_BATCH cannot be '0': give `auto` (4 on CUDA, 1 on the CPU) or a number from "
-            "1 to 64: jobs that share a UNet call, per device.",
+            "img2img: IMG2IMG_MAX_BATCH cannot be '0': give `auto` (4, but 1 for a large model on the CPU) or a "
+            "number from 1 to 64: jobs that share a UNet call, per device.",
         ]
 
     def test_a_service_listens_where_it_is_told_and_stops_cleanly_even_while_it_loads(self) -> None:
