@@ -188,3 +188,7 @@ def test_describe_names_device_and_model_and_whether_the_files_are_here(tmp_path
     missing = checkpoint.describe(Settings(devices="cpu", model=TURBO, hub_cache=tmp_path))
     assert "not all here yet" in missing["files"]
     assert "img2img download" in missing["files"]
+
+
+def test_for_a_gpu_the_same_number_is_said_whatever_the_model() -> None:
+    assert checkpoint._describe_batch(Settings(), "cuda:0").startswith("4 (max_batch is auto, and a GPU is expected")

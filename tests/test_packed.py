@@ -22,6 +22,7 @@ from app.engine.packed import (
     Residual,
     StoredLinear,
     can_pack,
+    channels_last,
     keep_stored,
     prepare,
     unpacked,
@@ -243,3 +244,12 @@ def test_weights_in_a_file_are_packed_in_whatever_dtype_they_are_stored(tmp_path
     layer.pack()
     x = torch.randn(3, 512)
     torch.testing.assert_close(layer(x), plain.float()(x), rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_not_packed_computes_in_the_order_of_what_is() -> None:
+    convolution, linear = nn.Conv2d(4, 8, 3), nn.Linear(4, 8)
+    before = convolution.weight.detach().clone()
+    assert channels_last(convolution) is convolution
+    assert convolution.weight.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(convolution.weight, before)
+    assert channels_last(linear) is linear
