@@ -41,6 +41,7 @@ class Packed(nn.Module, ABC):
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         super().__init__()
         self.bias = bias
+        self.elements = weight.numel()
         # No parameters: the one would be cast with the rest, the other's opaque kind can be neither moved nor cast.
         self.stored: torch.Tensor | None = weight.detach()
         self.packed: torch.Tensor | None = None
@@ -212,8 +213,8 @@ class Residual(nn.Module):
 
 def is_large(model: nn.Module) -> bool:
     """Whether a model has so many weights that one picture fills a CPU."""
-    packed = (layer.stored if layer.stored is not None else layer.packed for layer in _layers(model))
-    return sum(one.numel() for one in (*model.parameters(), *packed) if one is not None) >= _LARGE_MODEL
+    plain = sum(parameter.numel() for parameter in model.parameters())
+    return plain + sum(layer.elements for layer in _layers(model)) >= _LARGE_MODEL
 
 
 def can_pack(model: nn.Module, device: torch.device, dtype: torch.dtype) -> bool:
@@ -236,12 +237,8 @@ def unpacked(*models: nn.Module) -> Iterator[Packed]:
 
 def pack_one_of_each(*models: nn.Module) -> None:
     """Pack the smallest layer of each kind, so that the first pass goes through all kernels that are to come."""
-    smallest: dict[type[Packed], tuple[int, Packed]] = {}
-    for layer in unpacked(*models):
-        size = layer.stored.numel() if layer.stored is not None else 0
-        if type(layer) not in smallest or size < smallest[type(layer)][0]:
-            smallest[type(layer)] = size, layer
-    for _, layer in smallest.values():
+    largest_first = sorted(unpacked(*models), key=lambda layer: layer.elements, reverse=True)
+    for layer in {type(layer): layer for layer in largest_first}.values():
         layer.pack()
 
 
