@@ -82,9 +82,10 @@ def environment() -> dict[str, str]:
     return {
         # torch then asks for huge pages: a large model's pass spends a tenth of its time on faults for small ones.
         "THP_MEM_ALLOC_ENABLE": "1",
-        # About a millisecond of looking out for the next piece of work, not the 17 of libgomp's default: that long a
-        # worker's threads would hold the cores on which its last picture is written and sent.
-        "GOMP_SPINCOUNT": "20000",
+        # A fifth of a millisecond of looking out for the next piece of work, not the 17 of libgomp's default: that long
+        # a worker's threads would hold the cores on which its last picture is written and sent, and where any other
+        # process wants one of them, a picture would take forty times as long.
+        "GOMP_SPINCOUNT": "4000",
         **os.environ,
         # The modules of this process, not those of whatever folder it was started in.
         "PYTHONPATH": os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path),

@@ -23,7 +23,10 @@ def main() -> int:
         "gpu a CUDA device",
     )
     parser.add_argument(
-        "--model", type=Path, default=EMBEDDED, help="a checkpoint's folder; by default the embedded one"
+        "--model",
+        type=Path,
+        default=EMBEDDED,
+        help="a checkpoint's folder, from the project's own; by default the embedded one",
     )
     parser.add_argument(
         "--peer",
@@ -33,10 +36,18 @@ def main() -> int:
         help="for load, beside the reference; each gets an environment of its own, of 1.5 GB",
     )
     parser.add_argument(
+        "--policy",
+        type=int,
+        action="append",
+        default=[],
+        metavar="JOBS",
+        help="for load: also ours with at most so many jobs in a UNet call",
+    )
+    parser.add_argument(
         "--plot",
         type=Path,
         metavar="FILE",
-        help="measure how cost grows with load and batch size, and draw it into this picture",
+        help="measure how cost grows with load and batch size, and draw that into this file, from the project's folder",
     )
     parser.add_argument("--log", action="store_true", help="append to scripts/benchmarks/LOG.md")
     options = parser.parse_args()
@@ -46,7 +57,7 @@ def main() -> int:
         "png": codecs.png,
         "decode": codecs.decode,
         "request": lambda: single.case(options.model),
-        "load": lambda: load.case(options.model, options.peer),
+        "load": lambda: load.case(options.model, options.peer, options.policy),
         "batch": lambda: batch.case(options.model),
         "full": lambda: full.case(options.model),
         "gpu": lambda: gpu.case(options.model),
@@ -77,8 +88,8 @@ def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None
         parser.error("--case full needs a --model, as scripts/make_checkpoint --size full writes it")
     if "gpu" in cases and not torch.cuda.is_available():
         parser.error("--case gpu needs a CUDA device")
-    if options.peer and cases and "load" not in cases:
-        parser.error("--peer goes with --case load")
+    if (options.peer or options.policy) and (options.plot if not cases else "load" not in cases):
+        parser.error("--peer and --policy go with --case load")
     if options.plot:
         from matplotlib.backend_bases import FigureCanvasBase
 

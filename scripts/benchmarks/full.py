@@ -28,7 +28,7 @@ from scripts.make_checkpoint import tiny_vae_config
 
 TURNS = 2
 PICTURES = 3
-"""Of each turn; the first is counted by itself."""
+"""Of each turn; the first is asked for in the moment of readiness, and counted from the start."""
 
 
 def case(model: Path) -> Outcome:
@@ -50,12 +50,22 @@ def case(model: Path) -> Outcome:
     return Outcome(
         "full",
         f"{model.name}, {weights / 4e9:.2f} billion parameters in float32 on the CPU: 4 steps, strength 0.9",
-        ("what", "s a picture", "of bare", "s the first", "s to ready", "of bare", "peak memory, of the weights"),
+        (
+            "what",
+            "s a picture",
+            "of bare",
+            "s to ready",
+            "of bare",
+            "s to the first picture",
+            "of bare",
+            "peak memory, of the weights",
+        ),
         [
             (
                 name,
-                *(one["picture"], one["picture"] / bare["picture"], one["first"]),
+                *(one["picture"], one["picture"] / bare["picture"]),
                 *(one["ready"], one["ready"] / bare["ready"]),
+                *(one["first"], one["first"] / bare["first"]),
                 one["peak"] / weights,
             )
             for name, one in medians.items()
@@ -81,13 +91,14 @@ def _bare(model: Path) -> dict[str, float]:
     )
     said = json.loads(done.stdout.splitlines()[-1])
     first, *others = said["pictures"]
-    return {"picture": statistics.median(others), "first": first, "ready": said["loaded"], "peak": said["peak"]}
+    ready = said["loaded"]
+    return {"picture": statistics.median(others), "ready": ready, "first": ready + first, "peak": said["peak"]}
 
 
 def _ours(model: Path, vae: str) -> dict[str, float]:
     _read(model)
     start = time.perf_counter()
-    with running(replace(OURS, ready="/health/live"), model, {"IMG2IMG_VAE": vae}) as url:
+    with running(replace(OURS, ready="/health/live", environment={"IMG2IMG_VAE": vae}), model) as url:
         live = time.perf_counter() - start
         with httpx2.Client(base_url=url, trust_env=False, timeout=3600) as client:
             while client.get("/health/ready").is_error:
@@ -103,8 +114,8 @@ def _ours(model: Path, vae: str) -> dict[str, float]:
     peak = re.search(r"^img2img_worker_peak_memory_bytes\{.*\} (.*)$", metrics, re.MULTILINE)
     return {
         "picture": statistics.median(pictures[1:]),
-        "first": pictures[0],
         "ready": ready,
+        "first": ready + pictures[0],
         "peak": float(peak[1]) if peak else 0.0,
         "live": live,
     }

@@ -4,7 +4,7 @@ import asyncio
 import math
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,12 +12,12 @@ import httpx2
 import numpy as np
 
 from scripts.benchmarks.report import Goal, Outcome
-from scripts.benchmarks.servers import KINDS, OURS, REFERENCE, Kind, running
+from scripts.benchmarks.servers import KINDS, OURS, REFERENCE, Kind, ours_sharing, running
 from scripts.benchmarks.single import upload
 
 CLIENTS = 16
 JOBS = 64
-ROUNDS = 2
+ROUNDS = 3
 PROMPTS = ("wizard", "dog", "castle", "rose", "rocket", "pizza", "cat", "owl")
 
 
@@ -112,9 +112,10 @@ async def opened(url: str, todo: Sequence[Request], rate: float, seed: int = 0) 
         return Load(time.perf_counter() - start, latencies)
 
 
-def case(model: Path, peers: Sequence[str] = ()) -> Outcome:
-    """Ours and the peers, one after the other, in rounds."""
-    kinds = [OURS, REFERENCE, *(KINDS[name] for name in peers)]
+def case(model: Path, peers: Sequence[str] = (), policies: Sequence[int] = ()) -> Outcome:
+    """Ours and the peers, one after the other, in rounds; also ours at other numbers of jobs that share calls."""
+    others = [REFERENCE, *(KINDS[name] for name in peers)]
+    kinds = [OURS, *others, *(ours_sharing(jobs) for jobs in policies)]
     saturated: dict[str, list[Load]] = {kind.name: [] for kind in kinds}
     arriving: dict[str, list[Load]] = {kind.name: [] for kind in kinds}
     for _ in range(ROUNDS):
@@ -124,30 +125,30 @@ def case(model: Path, peers: Sequence[str] = ()) -> Outcome:
     for _ in range(ROUNDS):
         for kind in kinds:
             arriving[kind.name].append(_run(kind, model, rate))
-    rows = []
-    for kind in kinds:
-        full, open_loop = saturated[kind.name], arriving[kind.name]
-        rows.append(
-            (
-                kind.name,
-                statistics.median(load.throughput for load in full),
-                statistics.median(load.percentile(95) for load in full),
-                statistics.median(load.percentile(50) for load in open_loop),
-                statistics.median(load.percentile(95) for load in open_loop),
-            )
+    rows = {
+        kind.name: (
+            statistics.median(load.throughput for load in saturated[kind.name]),
+            statistics.median(load.percentile(95) for load in saturated[kind.name]),
+            statistics.median(load.percentile(50) for load in arriving[kind.name]),
+            statistics.median(load.percentile(95) for load in arriving[kind.name]),
         )
-    ours, others = rows[0], rows[1:]
+        for kind in kinds
+    }
     return Outcome(
         "load",
         f"{CLIENTS} clients, {JOBS} mixed jobs of 1 to 8 steps; then arrivals at {rate:.2f} per second",
         ("server", "pictures/s, saturated", "p95 s, saturated", "p50 s, arrivals", "p95 s, arrivals"),
-        rows,
-        [
-            Goal("pictures/s, of the best peer's", ours[1] / max(row[1] for row in others), at_least=1.3),
-            Goal("p95 at saturation, of the best peer's", ours[2] / min(row[2] for row in others), at_most=0.6),
-            Goal("p95 of arrivals, of the best peer's", ours[4] / min(row[4] for row in others), at_most=0.6),
-        ],
+        [(name, *found) for name, found in rows.items()],
+        list(_goals(rows[OURS.name], {kind.name: rows[kind.name] for kind in others})),
     )
+
+
+def _goals(ours: Sequence[float], others: Mapping[str, Sequence[float]]) -> Iterator[Goal]:
+    best = max(others, key=lambda name: others[name][0])
+    yield Goal(f"pictures/s, of the best peer's ({best})", ours[0] / others[best][0], at_least=1.3)
+    for column, when in ((1, "at saturation"), (3, "of arrivals")):
+        best = min(others, key=lambda name: others[name][column])
+        yield Goal(f"p95 {when}, of the best peer's ({best})", ours[column] / others[best][column], at_most=0.6)
 
 
 def _run(kind: Kind, model: Path, rate: float | None) -> Load:

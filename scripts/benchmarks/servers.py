@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import httpx2
@@ -34,12 +34,14 @@ class Kind:
         command: its arguments; `{port}` and `{python}` are filled in.
         requirements: the file of its own environment; None for ours.
         ready: the path that answers 200 once it can work.
+        environment: variables of its own.
     """
 
     name: str
     command: tuple[str, ...]
     requirements: str | None
     ready: str
+    environment: dict[str, str] = field(default_factory=dict)
 
 
 OURS = Kind("ours", ("{python}", "-m", "app", "serve", "--port", "{port}"), None, "/health/ready")
@@ -66,6 +68,11 @@ RAY = Kind("ray", ("{python}", str(PEERS / "raysrv.py")), "ray.txt", "/health")
 KINDS = {kind.name: kind for kind in (OURS, REFERENCE, LITSERVE, BENTOML, RAY)}
 
 
+def ours_sharing(jobs: int) -> Kind:
+    """Ours with at most so many jobs in a UNet call."""
+    return replace(OURS, name=f"ours, at most {jobs} on board", environment={"IMG2IMG_MAX_BATCH": str(jobs)})
+
+
 def python(kind: Kind) -> str:
     """The interpreter of a kind's environment, which is made if it is not there."""
     if kind.requirements is None:
@@ -82,7 +89,7 @@ def python(kind: Kind) -> str:
 
 
 @contextmanager
-def running(kind: Kind, model: Path, environment: dict[str, str] | None = None) -> Iterator[str]:
+def running(kind: Kind, model: Path) -> Iterator[str]:
     """The base URL of a server that is ready; stopped afterwards."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -96,7 +103,7 @@ def running(kind: Kind, model: Path, environment: dict[str, str] | None = None) 
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            env={**os.environ, **variables, **(environment or {})},
+            env={**os.environ, **variables, **kind.environment},
             start_new_session=True,
         )
         try:

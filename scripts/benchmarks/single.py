@@ -3,6 +3,7 @@
 import io
 import statistics
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import httpx2
@@ -42,8 +43,8 @@ def case(model: Path) -> Outcome:
     image = upload()
     times: dict[str, list[float]] = {"ours": [], "ours, picture and prompt known": [], "reference": []}
     overhead: list[float] = []
-    fresh = {"IMG2IMG_CACHE_BYTES": "0"}
-    with running(OURS, model, fresh) as plain, running(OURS, model) as cached, running(REFERENCE, model) as reference:
+    fresh = replace(OURS, environment={"IMG2IMG_CACHE_BYTES": "0"})
+    with running(fresh, model) as plain, running(OURS, model) as cached, running(REFERENCE, model) as reference:
         clients = [httpx2.Client(base_url=url, trust_env=False, timeout=600) for url in (plain, cached, reference)]
         for seed in range(ROUNDS + 1):
             for (name, kept), client in zip(times.items(), clients, strict=True):
