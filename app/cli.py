@@ -72,8 +72,12 @@ def serve(
     """Run the service until SIGTERM or Ctrl-C. All other settings are read from IMG2IMG_* in the environment."""
     settings = read_settings(host=host, port=port, model=model, devices=devices, log_level=log_level)
     from app import server
+    from app.errors import Misconfigured
 
-    raise typer.Exit(server.serve(settings))
+    try:
+        raise typer.Exit(server.serve(settings))
+    except Misconfigured as error:
+        fail(str(error), ExitCode.USAGE)
 
 
 @app.command()
@@ -185,7 +189,8 @@ def health(url: UrlOption = None) -> None:
     except ValueError as error:
         fail(str(error), ExitCode.USAGE)
     if state["status"] != "ready":
-        fail(f"The service at {address} is still loading its model.", ExitCode.FAILED)
+        why = "is shutting down" if state["status"] == "draining" else "is still loading its model, or another worker"
+        fail(f"The service at {address} {why}.", ExitCode.FAILED)
     say(f"Ready: {state['model']['model']} on {state['model']['device']}.")
 
 

@@ -8,6 +8,7 @@
 Every call raises `Img2ImgError` for what the service refuses, and `NoService` if there is none.
 """
 
+import os
 import re
 import time
 from dataclasses import dataclass, field
@@ -94,18 +95,29 @@ class Img2Img:
     Args:
         base_url: where the service is, as `http://host:port`.
         timeout: seconds to wait for an answer.
-        retries: how often a request is sent again that the service was too busy for (503 with `Retry-After`).
+        retries: how often a request is sent again that the service was too busy for (503 or 429 with `Retry-After`).
+        api_key: for a service that asks for one; by default the variable `IMG2IMG_API_KEY`.
 
     Raises:
-        ValueError: `base_url` is no http:// or https:// URL.
+        ValueError: `base_url` is no http:// or https:// URL, or the key holds what no header can carry.
     """
 
-    def __init__(self, base_url: str = "http://127.0.0.1:8000", timeout: float = 600.0, retries: int = 2) -> None:
+    def __init__(
+        self,
+        base_url: str = "http://127.0.0.1:8000",
+        timeout: float = 600.0,
+        retries: int = 2,
+        api_key: str | None = None,
+    ) -> None:
         self.base_url = base_url.rstrip("/")
         self.retries = retries
         self._timeout = timeout
+        key = os.environ.get("IMG2IMG_API_KEY", "") if api_key is None else api_key
+        if not (key.isascii() and key.isprintable() and " " not in key):
+            raise ValueError("The API key may hold ASCII letters, digits and signs only.")
         self._client = httpx2.Client(
             base_url=self.base_url,
+            headers={"X-API-Key": key} if key else {},
             timeout=httpx2.Timeout(timeout, connect=min(timeout, _CONNECT_SECONDS)),
             # A proxy in the environment is for other machines: it would look for the service on its own.
             trust_env=_host(self.base_url) not in _LOOPBACK,
@@ -171,13 +183,15 @@ class Img2Img:
         return _edited(response)
 
     def health(self) -> dict[str, Any]:
-        """What `/health/ready` says: `{"status": "ready", "model": {…}}` or `{"status": "starting"}`.
+        """What `/health/ready` says.
+
+        `{"status": "ready", "model": {…}}`, `{"status": "starting"}` or, while it ends, `{"status": "draining"}`.
 
         Raises:
             NoService: there is no service.
         """
         body = _json_object(self._send("GET", "/health/ready"))
-        if body.get("status") not in ("ready", "starting"):
+        if body.get("status") not in ("ready", "starting", "draining"):
             self._stranger()
         return body
 
@@ -206,7 +220,7 @@ class Img2Img:
         left = self.retries
         while not (response := self._send("POST", "/img2img", data=form, files=files)).is_success:
             error = _error(response, self.base_url)
-            wanted = response.status_code == 503 and response.headers.get("X-Should-Retry") != "false"
+            wanted = response.status_code in (429, 503) and response.headers.get("X-Should-Retry") != "false"
             if left < 1 or not wanted or error.retry_after is None or error.retry_after > LONGEST_WAIT:
                 raise error
             left -= 1

@@ -24,7 +24,7 @@ class ExitCode(IntEnum):
     @classmethod
     def of_status(cls, status: int) -> "ExitCode":
         """The one for an HTTP status from 400 on."""
-        if status == 503:
+        if status in (429, 503):
             return cls.UNAVAILABLE
         return cls.REFUSED if status < 500 else cls.INTERNAL
 
@@ -56,7 +56,8 @@ def read_settings(**options: Any) -> "Settings":
             advice = problem["msg"][0].lower() + problem["msg"][1:]
             if problem["type"] == "string_pattern_mismatch" or len(problem["loc"]) > 1:
                 advice = f"give {Settings.model_fields[name].description}"
-            say(f"img2img: {variable} cannot be {str(problem['input'])!r}: {advice.rstrip('.')}.")
+            what = "" if name == "api_keys" else f" {str(problem['input'])!r}"
+            say(f"img2img: {variable} cannot be{what}: {advice.rstrip('.')}.")
         raise typer.Exit(ExitCode.USAGE) from None
 
 

@@ -134,16 +134,17 @@ async def _run_service(
     from app.main import open_service
     from app.metrics import Metrics
     from app.request import parse_request
+    from app.service import Call
 
     request, request_id = parse_request(fields), secrets.token_hex(16)
     failures: list[EngineStopped] = []
     async with open_service(settings, Metrics(), loader or LOADER, failures.append) as service:
         # Loading may take far longer than a request's deadline, which starts to count when it is admitted.
-        while not service.model:
+        while service.status != "ready":
             if failures:
                 raise failures[0]
             await asyncio.sleep(0.02)
-        picture = await service.edit(data, request, request_id, lambda done: on_step(done.step, done.steps))
+        picture = await service.edit(data, request, Call(request_id), lambda done: on_step(done.step, done.steps))
     return Edited(
         data=picture.data,
         media_type=picture.output_format.media_type,

@@ -2,6 +2,9 @@
 
     ServiceError
     ├── BodyTimeout             408  body_timeout
+    ├── Unauthorized            401  unauthorized
+    ├── OriginNotAllowed        403  origin_not_allowed
+    ├── TooManyRequests         429  too_many_requests
     ├── InvalidImage            422  invalid_image
     ├── InvalidParameter        422  invalid_parameter
     ├── MalformedBody           400  malformed_body
@@ -15,10 +18,12 @@
     │   └── WorkerLost          500  worker_lost
     └── Unavailable             503  unavailable
         ├── DeadlineExceeded    503  deadline_exceeded
+        ├── OutOfMemory         503  out_of_memory
         ├── QueueFull           503  queue_full
         └── ShuttingDown        503  shutting_down
 
-`CheckpointError` and `EngineStopped` stand beside the tree: they end the program, no request ever sees them.
+`CheckpointError`, `EngineStopped` and `Misconfigured` stand beside the tree: they end the program, no request ever sees
+them.
 A message says what to do, and never holds a prompt, a picture or a traceback.
 """
 
@@ -51,6 +56,27 @@ class BodyTimeout(ServiceError):
     """The request body did not arrive in time."""
 
     status, code = 408, "body_timeout"
+
+
+class Unauthorized(ServiceError):
+    """The request has no API key, or one that is not known."""
+
+    status, code = 401, "unauthorized"
+
+
+class OriginNotAllowed(ServiceError):
+    """A browser sent the request for a page of an origin that is not listed."""
+
+    status, code = 403, "origin_not_allowed"
+
+
+class TooManyRequests(ServiceError):
+    """The caller has more than its share of the queue, and others are there."""
+
+    status, code, retryable = 429, "too_many_requests", True
+
+    def __init__(self, message: str, *, param: str | None = None, retry_after: float = 1.0) -> None:
+        super().__init__(message, param=param, retry_after=retry_after)
 
 
 class InvalidParameter(ServiceError):
@@ -134,6 +160,12 @@ class DeadlineExceeded(Unavailable):
     code = "deadline_exceeded"
 
 
+class OutOfMemory(Unavailable):
+    """The device had too little memory for this one picture, twice."""
+
+    code = "out_of_memory"
+
+
 class QueueFull(Unavailable):
     """As many requests wait as may wait."""
 
@@ -152,6 +184,10 @@ class CheckpointError(Exception):
 
 class EngineStopped(Exception):
     """The engine gave up: its worker cannot be started, or died too often in a row."""
+
+
+class Misconfigured(Exception):
+    """A setting cannot be followed; the message names it and says what to change."""
 
 
 _RFC_9110 = {413: "Content Too Large", 422: "Unprocessable Content"}
@@ -177,11 +213,16 @@ def problem(error: ServiceError, request_id: str) -> dict[str, Any]:
 
 def error_headers(error: ServiceError) -> dict[str, str]:
     """Headers that every dialect sends with an error: for people, for retry loops, for Hugging Face's client."""
-    headers = {"X-Error-Message": " ".join(error.message.encode("ascii", "replace").decode().split())}
+    # The message may quote what was sent, and a header takes neither what is no ASCII nor what is no character.
+    words = " ".join(error.message.split())
+    headers = {"X-Error-Message": "".join(sign if " " <= sign <= "~" else "?" for sign in words)}
     if error.retry_after is not None:
         headers["Retry-After"] = str(retry_after_seconds(error))
     if error.retryable is not None:
         headers["X-Should-Retry"] = str(error.retryable).lower()
+    if isinstance(error, Unauthorized):
+        # Basic too: it makes a browser ask for the key, as the password.
+        headers["WWW-Authenticate"] = 'Basic realm="img2img", Bearer realm="img2img"'
     return headers
 
 

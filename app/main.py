@@ -7,14 +7,18 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 
 from app import __version__
 from app.engine.engine import LOADER, Engine
 from app.errors import EngineStopped, ServiceError
+from app.gate import Gate
+from app.keys import Keys
 from app.metrics import Metrics
 from app.middleware import BodyLimits, RequestContext, problem_response
 from app.routes import img2img, system
+from app.routes.schema import IMG2IMG_RESPONSES
 from app.service import Service
 from app.settings import Settings
 
@@ -53,6 +57,9 @@ def create_app(
         settings: read from the environment if None.
         loader: `module:function` that a worker calls to get its model.
         on_failure: called once if no worker can be kept running.
+
+    Raises:
+        Misconfigured: the API keys cannot be used.
     """
     settings = settings or Settings()
     metrics = Metrics()
@@ -68,10 +75,23 @@ def create_app(
         summary="A picture and a prompt in, a picture out.",
         version=__version__,
         lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
         # Its records would hold what callers sent.
         telemetry={"logs": False},
     )
+    origins = frozenset(filter(None, settings.cors_origins.split(",")))
+    # The last one added is the first that a request meets.
     app.add_middleware(BodyLimits, max_bytes=settings.max_body_bytes, seconds=settings.body_timeout_seconds)
+    app.add_middleware(Gate, keys=Keys(settings), origins=origins, metrics=metrics)
+    if origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=sorted(origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type", "X-API-Key", "X-Request-Id", "X-Request-Timeout"],
+            expose_headers=[*IMG2IMG_RESPONSES[200]["headers"], "Retry-After", "X-Error-Message", "X-Should-Retry"],
+        )
     app.add_middleware(RequestContext, metrics=metrics)
     _handle_errors(app, metrics)
     app.include_router(img2img.router)

@@ -47,16 +47,25 @@ class Metrics:
         self.batch_size = Histogram(
             "img2img_batch_size", "Jobs that shared a UNet call.", buckets=(1, 2, 4, 8, 16, 32, 64), registry=registry
         )
+        self.batch_limit = Gauge(
+            "img2img_batch_limit",
+            "Jobs that share a UNet call at most: as set, or fewer where memory was too short.",
+            ["device"],
+            registry=registry,
+        )
         self.tick_seconds = Histogram(
             "img2img_tick_duration_seconds", "One UNet call.", buckets=_SECONDS, registry=registry
         )
         self.worker_deaths = Counter(
             "img2img_worker_deaths", "Worker processes that ended unasked, by cause.", ["cause"], registry=registry
         )
+        self.decoder_deaths = Counter(
+            "img2img_decoder_deaths", "Decoder processes that ended at a picture.", registry=registry
+        )
         self.worker_memory = Gauge(
             "img2img_worker_peak_memory_bytes", "Largest resident size of a worker.", ["device"], registry=registry
         )
-        self.ready = Gauge("img2img_ready", "1 while a warmed-up worker is there.", registry=registry)
+        self.ready = Gauge("img2img_ready", "1 while a picture that is asked for can be made.", registry=registry)
         self.model = Info("img2img_model", "What the workers loaded.", registry=registry)
         Info("img2img_build", "This program.", registry=registry).info({"version": __version__})
 

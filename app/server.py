@@ -5,22 +5,59 @@ import logging
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 import uvicorn
+from fastapi import FastAPI
 
 from app.errors import EngineStopped
 from app.logs import configure
 from app.main import create_app
+from app.service import Service
 from app.settings import Settings
 
 logger = logging.getLogger(__name__)
 
 
-class Server(uvicorn.Server):
-    """Uvicorn's server, except that a signal which it obeyed in full does not end the process a second time.
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
-    Uvicorn raises the signal again after its shutdown, so that `docker stop` would report 143 for a clean exit.
+_LAST_BYTES_SECONDS = 5
+"""Time for answers to reach their callers, once the work is over."""
+
+
+class Server(uvicorn.Server):
+    """Uvicorn's server, except for what a signal does.
+
+    Uvicorn closes its listener at once: whoever comes a moment later finds nobody. Here new requests are answered with
+    503 for as long as old ones run, and the listener closes when those are done. A second SIGINT does not wait.
+
+    And it raises the signal again after its shutdown, so that `docker stop` would report 143 for a clean exit. Here a
+    signal that was obeyed in full does not end the process a second time.
+
+    Args:
+        config: uvicorn's; its app is one of `create_app`.
+        app: the same.
     """
+
+    def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
+        super().__init__(config)
+        self._app = app
+        self._draining: asyncio.Task[None] | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        service: Service | None = getattr(self._app.state, "service", None)
+        if self._draining or not service:
+            self.force_exit = self.should_exit and sig == signal.SIGINT
+            self.should_exit = True
+            return
+        logger.info("told to end by %s: what runs is finished, what comes is refused", signal.Signals(sig).name)
+        self._draining = asyncio.get_running_loop().create_task(self._drain(service))
+
+    async def _drain(self, service: Service) -> None:
+        try:
+            await service.drain()
+        finally:
+            self.should_exit = True
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -41,6 +78,7 @@ def serve(settings: Settings, loader: str | None = None) -> int:
         The exit code: 0 after a signal, 1 if the engine gave up.
 
     Raises:
+        Misconfigured: the API keys cannot be used.
         SystemExit: the address cannot be listened on; uvicorn has logged why.
     """
     configure(settings.log_level)
@@ -51,19 +89,33 @@ def serve(settings: Settings, loader: str | None = None) -> int:
         server.should_exit = True
 
     arguments = {"loader": loader} if loader else {}
+    app = create_app(settings, on_failure=give_up, **arguments)
+    warn_if_open(settings)
     config = uvicorn.Config(
-        create_app(settings, on_failure=give_up, **arguments),
+        app,
         host=settings.host,
         port=settings.port,
         # Uvicorn's own access log would hold the query, and with it the prompt.
         access_log=False,
         log_config=None,
         server_header=False,
-        timeout_graceful_shutdown=int(settings.drain_seconds) or 1,
+        timeout_graceful_shutdown=_LAST_BYTES_SECONDS,
     )
-    server = Server(config)
+    server = Server(config, app)
     server.run()
     for failure in failures:
         # Last in the log, where whoever finds the process gone looks first.
         logger.critical("ended: %s", failure)
     return 1 if failures else 0
+
+
+def warn_if_open(settings: Settings) -> None:
+    """Say loudly that anybody may come in, if so it is."""
+    keys = settings.api_keys.get_secret_value() or settings.api_keys_file
+    if not keys and settings.host not in _LOOPBACK:
+        logger.warning(
+            "LISTENING ON %s WITHOUT AN API KEY: whoever reaches port %d may use this service. "
+            "Set IMG2IMG_API_KEYS or IMG2IMG_API_KEYS_FILE, unless something in front of it asks who comes.",
+            settings.host or "every address",
+            settings.port,
+        )

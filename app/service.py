@@ -7,16 +7,33 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from app import __version__, images
+from app.decoder import BACKGROUND
 from app.engine.engine import Engine
 from app.engine.jobs import Job, Progress
 from app.metrics import Metrics
 from app.request import Img2ImgRequest, OutputFormat
+from app.sandbox import Sandbox
 from app.settings import Settings
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A request besides what it asks for.
+
+    Attributes:
+        request_id: names it in the log.
+        caller: who has to share with other callers.
+        timeout: seconds that the caller will wait; None leaves it to the service.
+    """
+
+    request_id: str
+    caller: str = ""
+    timeout: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +55,7 @@ class Picture:
 
 
 class Service:
-    """Ties the engine to picture formats, which are handled on threads of its own.
+    """Ties the engine to picture formats: they are read by processes and written by threads of its own.
 
     Args:
         settings: limits of the pictures.
@@ -51,17 +68,21 @@ class Service:
         self.engine = engine
         self.metrics = metrics
         # As many as there are cores: decoding a large picture holds up to 200 MB, and more at once is no faster.
-        self._threads = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="images")
+        count = os.cpu_count() or 1
+        self._threads = ThreadPoolExecutor(count, "images", _stand_back)
+        self._sandbox = Sandbox(settings.max_image_pixels, metrics.decoder_deaths.inc)
+        self._threads.submit(self._sandbox.warm, count)
 
     def close(self) -> None:
-        """Let the threads go."""
+        """Let the threads and the decoders go."""
         self._threads.shutdown(wait=False, cancel_futures=True)
+        self._sandbox.close()
 
     async def edit(
         self,
         upload: bytes,
         request: Img2ImgRequest,
-        request_id: str,
+        call: Call,
         on_progress: Callable[[Progress], None] | None = None,
     ) -> Picture:
         """Make one picture of an uploaded one.
@@ -69,7 +90,7 @@ class Service:
         Args:
             upload: a PNG, JPEG or WebP file.
             request: what to make of it; `output_format` None means PNG.
-            request_id: names the job in the log.
+            call: whose request it is, and how long there is for it.
             on_progress: called on the event loop after each UNet call of this picture.
 
         Raises:
@@ -77,13 +98,13 @@ class Service:
         """
         output_format = request.output_format or OutputFormat.PNG
         seed = secrets.randbelow(2**32) if request.seed is None else request.seed
-        with self.engine.admit(request.unet_rows) as deadline:
+        with self.engine.admit(request.unet_rows, call.caller, call.timeout) as deadline:
             start = time.perf_counter()
-            pixels = await self._on_thread(images.decode, upload, request.fit, self.settings.max_image_pixels)
+            pixels = await self._on_thread(self._sandbox.decode, upload, request.fit)
             decoded = time.perf_counter()
             job = Job(
                 # The engine needs a name that no other job has; the caller chose the request's.
-                id=f"{request_id}.{secrets.token_hex(4)}",
+                id=f"{call.request_id}.{secrets.token_hex(4)}",
                 pixels=pixels,
                 prompt=request.prompt,
                 negative_prompt=request.negative_prompt or None,
@@ -93,7 +114,7 @@ class Service:
                 seed=seed,
                 deadline=deadline,
             )
-            result = await self.engine.run(job, on_progress)
+            result = await self.engine.run(job, on_progress, call.caller)
         finished = time.perf_counter()
         text = self._infotext(request, seed) if self.settings.embed_parameters else None
         data = await self._on_thread(images.encode, result.pixels, output_format, text)
@@ -118,9 +139,22 @@ class Service:
             seconds=seconds,
         )
 
+    async def drain(self) -> None:
+        """Refuse new requests, let those that run finish, and return; the settings say how long either may take."""
+        await asyncio.gather(
+            self.engine.drain(self.settings.drain_seconds), asyncio.sleep(self.settings.drain_delay_seconds)
+        )
+
+    @property
+    def status(self) -> Literal["ready", "starting", "draining"]:
+        """`ready` if a picture can be asked for now."""
+        if self.engine.draining:
+            return "draining"
+        return "ready" if self.engine.ready else "starting"
+
     @property
     def model(self) -> dict[str, str] | None:
-        """What the workers loaded, and where; None while no worker is ready."""
+        """What the workers loaded, and where; None until one has."""
         return asdict(self.engine.info) if self.engine.info else None
 
     def _infotext(self, request: Img2ImgRequest, seed: int) -> str:
@@ -129,3 +163,8 @@ class Service:
 
     async def _on_thread(self, function: Callable[..., T], *arguments: object) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
+
+
+def _stand_back() -> None:
+    """Let the model go first, where it needs this processor too. On Linux this is the calling thread's own rank."""
+    os.setpriority(os.PRIO_PROCESS, 0, BACKGROUND)

@@ -6,7 +6,7 @@ Each is read from the environment variable `IMG2IMG_<NAME>`; nothing is read unt
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AliasChoices, Discriminator, Field, Tag
+from pydantic import AliasChoices, Discriminator, Field, SecretStr, Tag
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 MaxBatch = Annotated[
@@ -52,6 +52,19 @@ class Settings(BaseSettings):
         validation_alias=AliasChoices("IMG2IMG_PORT", "PORT"),
         description="The port that it listens on; `PORT` is honoured too.",
     )
+    api_keys: SecretStr = Field(
+        SecretStr(""),
+        description="API keys, separated by commas; with any, all but health asks for one.",
+    )
+    api_keys_file: Path | None = Field(
+        None, description="A file with one more API key on each line; it is read again when it changes."
+    )
+    cors_origins: str = Field(
+        "",
+        pattern=r"^([^\s,/]+(://[^\s,/]+)?(,[^\s,/]+(://[^\s,/]+)?)*)?$",
+        description="Origins of web pages that may use the service from a browser, like `https://example.org`, "
+        "separated by commas; its own may.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="How much is logged.")
     max_batch: MaxBatch = Field(
         "auto",
@@ -90,6 +103,19 @@ class Settings(BaseSettings):
         5,
         ge=1,
         description="Deaths in a row, without one finished picture, after which the process gives up and exits.",
+    )
+    idle_unload_seconds: float = Field(
+        0.0,
+        ge=0,
+        description="A worker without work for so long is ended, and its memory free; the next request starts it "
+        "again. 0: never.",
+    )
+    drain_delay_seconds: float = Field(
+        0.0,
+        ge=0,
+        le=3600,
+        description="After SIGTERM, for how long the service goes on refusing requests with 503 before it closes: "
+        "time for a load balancer to look away.",
     )
     drain_seconds: float = Field(
         30.0, gt=0, le=3600, description="How long running requests may take to finish after SIGTERM."

@@ -11,6 +11,9 @@ The prompt says what it does: words `name=value`, in any order.
     exit_at=N    the process ends with code 7 in the UNet call after N steps
     once=PATH    what it does, it does only while PATH is not there, which it then makes
     hang_at=N    that call never returns
+    sick_at=N    that call finds the device lost
+    oom_at=N     that call finds too little memory;  oom=admit, oom=finish, oom=collect  encoding, decoding, fetching do
+    oom_above=N  so does every call that more than N jobs share
 """
 
 import os
@@ -21,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from app.engine.batch import capacity
-from app.engine.jobs import Job, ModelInfo, Pixels, Result, Timings
+from app.engine.jobs import Fault, Job, ModelInfo, Pixels, Result, Timings
 from app.errors import CheckpointError
 from app.settings import Settings
 
@@ -64,6 +67,8 @@ class FakeDiffusion:
         self.ticks: list[list[str]] = []
         self.finished: list[list[str]] = []
         self.unsettled = 3
+        self.freed = 0
+        self.broken: Path | None = None
 
     def settle(self) -> bool:
         self.unsettled -= 1
@@ -73,11 +78,16 @@ class FakeDiffusion:
         state = FakeState(job, words=dict(word.split("=", 1) for word in job.prompt.split() if "=" in word))
         if state.words.get("admit") == "fail":
             raise ValueError("told to fail in admit")
+        self._starve(state, "admit")
+        if self.broken and self.broken.exists():
+            raise ValueError("told to make no pictures any more")
         return state
 
     def tick(self, states: Sequence[FakeState]) -> None:
         self.ticks.append([state.job.id for state in states])
         for state in states:
+            if len(states) > int(state.words.get("oom_above", 99)):
+                raise MemoryError("told to find too little memory for so many")
             self._misbehave(state)
         time.sleep(max(float(state.words.get("tick", 0)) for state in states))
         for state in states:
@@ -88,23 +98,47 @@ class FakeDiffusion:
         for state in states:
             if state.words.get("finish") == "fail":
                 raise ValueError("told to fail in finish")
+            self._starve(state, "finish")
         return [FakeDecoding(state, int(state.words.get("way", 0))) for state in states]
 
     def collect(self, decoding: FakeDecoding) -> Result | None:
         if decoding.state.words.get("collect") == "fail":
             raise ValueError("told to fail in collect")
+        self._starve(decoding.state, "collect")
         return None if decoding.state.words.get("finish") == "nan" else self._result(decoding.state)
 
+    def fault(self, error: Exception) -> Fault:
+        if isinstance(error, MemoryError):
+            return "memory"
+        return "device" if isinstance(error, OSError) else "job"
+
+    def free(self) -> None:
+        self.freed += 1
+
     @staticmethod
-    def _misbehave(state: FakeState) -> None:
+    def _again(words: dict[str, str]) -> bool:
+        """Whether this is not the first time, of what is to happen once."""
+        if "once" not in words:
+            return False
+        there = Path(words["once"]).exists()
+        Path(words["once"]).touch()
+        return there
+
+    def _starve(self, state: FakeState, where: str) -> None:
+        if state.words.get("oom") == where and not self._again(state.words):
+            raise MemoryError("told to find too little memory")
+
+    def _misbehave(self, state: FakeState) -> None:
         here = str(state.index)
         words = state.words
-        if here not in (words.get("exit_at"), words.get("hang_at"), words.get("fail_at")):
+        if here not in (words.get(f"{what}_at") for what in ("exit", "hang", "fail", "sick", "oom")):
             return
-        if "once" in words:
-            if Path(words["once"]).exists():
-                return
-            Path(words["once"]).touch()
+        if self._again(words):
+            return
+        if words.get("oom_at") == here:
+            raise MemoryError("told to find too little memory")
+        if words.get("sick_at") == here:
+            raise OSError("told to lose the device")
         if words.get("exit_at") == here:
             os._exit(7)
         if words.get("hang_at") == here:
@@ -127,7 +161,8 @@ class FakeDiffusion:
 
 
 def load(settings: Settings, device: str) -> FakeDiffusion:
-    """The words of `IMG2IMG_MODEL`: `broken`, `slow` (a second), `dies`, `garbage`; anything else just works."""
+    """The words of `IMG2IMG_MODEL`: `broken`, `slow` (a second), `dies`, `until=PATH` (makes pictures while PATH is not
+    there); anything else just works."""
     if settings.model == "broken":
         raise CheckpointError("there is no such checkpoint")
     if settings.model == "dies":
@@ -135,6 +170,8 @@ def load(settings: Settings, device: str) -> FakeDiffusion:
     if settings.model == "slow":
         time.sleep(1)
     diffusion = FakeDiffusion(device)
+    if settings.model.startswith("until="):
+        diffusion.broken = Path(settings.model.removeprefix("until="))
     diffusion.max_jobs = capacity(settings.max_batch, device, large=False)
     return diffusion
 

@@ -80,7 +80,7 @@ def test_suspects_start_anew_alone_and_before_all_others() -> None:
     batch = batch_of(4, "a", "b")
     fill(batch)
     batch.add(job("c"))
-    batch.isolate(["a", "b"])
+    batch.restart(["a", "b"], alone=True)
     assert batch.on_board == {}
     assert fill(batch) == ["a"]
     batch.leave("a")
@@ -92,7 +92,7 @@ def test_suspects_start_anew_alone_and_before_all_others() -> None:
 def test_a_suspect_waits_until_the_others_are_off() -> None:
     batch = batch_of(3, "a", "b", "c")
     fill(batch)
-    batch.isolate(["a", "b"])
+    batch.restart(["a", "b"], alone=True)
     assert fill(batch) == []
     batch.leave("c")
     assert fill(batch) == ["a"]
@@ -101,7 +101,7 @@ def test_a_suspect_waits_until_the_others_are_off() -> None:
 def test_nobody_joins_a_suspect_on_board() -> None:
     batch = batch_of(3, "a", "b")
     fill(batch)
-    batch.isolate(["a", "b"])
+    batch.restart(["a", "b"], alone=True)
     fill(batch)
     batch.add(job("c"))
     batch.leave("b")

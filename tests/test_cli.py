@@ -286,7 +286,7 @@ class TestHealth:
         with start_server(model="slow", wait=False) as url:
             result = run_cli("health", "--url", url)
         assert result.exit_code == 1
-        assert result.stderr == f"img2img: The service at {url} is still loading its model.\n"
+        assert result.stderr == f"img2img: The service at {url} is still loading its model, or another worker.\n"
 
     def test_no_service_is_not_ready(self) -> None:
         result = run_cli("health", env={"PORT": str(free_port())})

@@ -291,3 +291,14 @@ def test_a_decode_that_overflows_in_half_precision_is_repeated_in_float32(tiny_c
     assert result is not None
     assert result.redecoded
     assert diffusion.pipe.vae.dtype == torch.float16
+
+
+def test_what_was_kept_is_let_go_for_lack_of_memory_and_made_again(diffusion: SdxlDiffusion) -> None:
+    def known() -> set[bool]:
+        return {found for _, found in diffusion.admit(job()).lookups}
+
+    known()
+    assert known() == {True}
+    diffusion.free()
+    assert known() == {False}
+    assert diffusion.fault(MemoryError()) == "memory"

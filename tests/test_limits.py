@@ -233,3 +233,25 @@ def test_the_documentation_has_every_field_and_error(server: str) -> None:
     assert {"200", "400", "406", "408", "413", "415", "422", "500", "503"} <= set(route["responses"])
     assert "X-Seed" in route["responses"]["200"]["headers"]
     assert httpx2.get(f"{server}/docs").status_code == 200
+
+
+@pytest.mark.parametrize("sent", ["0", "-1", "soon", "nan", "inf", ""])
+def test_a_timeout_that_is_none_is_refused(server: str, png: bytes, sent: str) -> None:
+    response = httpx2.post(
+        f"{server}/img2img", files={"image": png}, data={"prompt": ""}, headers={"X-Request-Timeout": sent}
+    )
+    assert "seconds above 0" in problem(response, 422, "invalid_parameter", "X-Request-Timeout")
+
+
+def test_a_caller_who_will_not_wait_so_long_is_told_in_time(start_server: StartServer, png: bytes) -> None:
+    with start_server() as url:
+        start = time.monotonic()
+        response = httpx2.post(
+            f"{url}/img2img",
+            files={"image": png},
+            data={"prompt": "tick=0.3", "num_inference_steps": "50"},
+            headers={"X-Request-Timeout": "0.5"},
+        )
+        problem(response, 503, "deadline_exceeded")
+        assert time.monotonic() - start < 5
+        eventually(lambda: sample(url, "img2img_jobs_on_board") == 0)

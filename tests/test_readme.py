@@ -15,6 +15,7 @@ import httpx2
 import pytest
 import typer
 from fastapi.routing import APIRoute
+from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
@@ -60,7 +61,9 @@ def cells(row: str) -> list[str]:
 
 def shown(default: object) -> str:
     """A default as the tables write it."""
-    if default is None:
+    if isinstance(default, SecretStr):
+        default = default.get_secret_value()
+    if default in (None, ""):
         return "none"
     if isinstance(default, bool):
         return f"`{str(default).lower()}`"
@@ -91,7 +94,7 @@ class TestTables:
         assert tables("## Settings")[0] == wanted
 
     def test_every_variable_that_is_named_is_there(self) -> None:
-        known = {f"IMG2IMG_{name.upper()}" for name in Settings.model_fields} | {"IMG2IMG_URL"}
+        known = {f"IMG2IMG_{name.upper()}" for name in Settings.model_fields} | {"IMG2IMG_URL", "IMG2IMG_API_KEY"}
         assert set(re.findall(r"IMG2IMG_\w+", README)) <= known
 
     def test_every_field_has_its_row(self) -> None:

@@ -1,11 +1,13 @@
 """`serve` in a process of its own, as Docker runs it."""
 
+import os
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import httpx2
 import pytest
@@ -13,7 +15,7 @@ import pytest
 from app.errors import EngineStopped
 from app.main import end_process
 from tests.conftest import _free_port
-from tests.test_img2img import post
+from tests.test_img2img import post, problem
 from tests.test_limits import eventually, sample
 
 CODE = """
@@ -26,10 +28,14 @@ sys.exit(serve(settings, "tests.fakes:load"))
 
 
 @contextmanager
-def serving(model: str = "fake") -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
+def serving(model: str = "fake", **knobs: float) -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
     port = _free_port()
     process = subprocess.Popen(
-        [sys.executable, "-c", CODE, str(port), model], stderr=subprocess.PIPE, text=True, start_new_session=True
+        [sys.executable, "-c", CODE, str(port), model],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, **{f"IMG2IMG_{name.upper()}": str(value) for name, value in knobs.items()}},
     )
     try:
         yield f"http://127.0.0.1:{port}", process
@@ -57,6 +63,78 @@ def test_a_signal_lets_a_running_request_finish_and_ends_with_0(png: bytes, numb
         assert process.wait(20) == 0
         request.join()
         assert answers[0].status_code == 200
+
+
+class TestDrain:
+    """What a signal does while somebody is served."""
+
+    @staticmethod
+    def _ask(url: str, png: bytes, answers: list[httpx2.Response], prompt: str) -> threading.Thread:
+        thread = threading.Thread(target=lambda: answers.append(post(url, png, prompt=prompt, seed="1")))
+        thread.start()
+        eventually(lambda: sample(url, "img2img_jobs_on_board") == 1)
+        return thread
+
+    def test_what_runs_is_finished_while_what_comes_is_refused_and_told_to_come_back(self, png: bytes) -> None:
+        answers: list[httpx2.Response] = []
+        with serving() as (url, process):
+            eventually(lambda: is_ready(url))
+            request = self._ask(url, png, answers, "tick=0.7")
+            process.send_signal(signal.SIGTERM)
+            eventually(lambda: not is_ready(url))
+            state = httpx2.get(f"{url}/health/ready")
+            assert (state.status_code, state.json()) == (503, {"status": "draining"})
+            assert httpx2.get(f"{url}/health/live").status_code == 200
+            refused = post(url, png)
+            problem(refused, 503, "shutting_down")
+            assert int(refused.headers["retry-after"]) >= 1
+            assert refused.headers["connection"] == "close"
+            # A supervisor that is impatient changes nothing.
+            assert process.poll() is None
+            assert process.wait(20) == 0
+            request.join()
+        assert answers[0].status_code == 200
+
+    def test_what_takes_longer_than_it_may_is_refused_too_and_the_process_ends_in_time(self, png: bytes) -> None:
+        answers: list[httpx2.Response] = []
+        with serving(drain_seconds=0.5) as (url, process):
+            eventually(lambda: is_ready(url))
+            request = self._ask(url, png, answers, "tick=3")
+            start = time.monotonic()
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(20) == 0
+            assert time.monotonic() - start < 8
+            request.join()
+        problem(answers[0], 503, "shutting_down")
+
+    def test_it_stays_a_while_for_a_load_balancer_to_look_away_if_it_is_told_to(self, png: bytes) -> None:
+        with serving(drain_delay_seconds=1.5) as (url, process):
+            eventually(lambda: is_ready(url))
+            start = time.monotonic()
+            process.send_signal(signal.SIGTERM)
+            eventually(lambda: not is_ready(url))
+            problem(post(url, png), 503, "shutting_down")
+            assert process.wait(20) == 0
+            assert time.monotonic() - start > 1.4
+
+    def test_who_presses_ctrl_c_again_does_not_wait(self, png: bytes) -> None:
+        with serving(drain_seconds=60) as (url, process):
+            eventually(lambda: is_ready(url))
+            with suppress(httpx2.TransportError):
+                request = threading.Thread(target=lambda: _posted(url, png))
+                request.start()
+                eventually(lambda: sample(url, "img2img_jobs_on_board") == 1)
+            for _ in range(3):
+                process.send_signal(signal.SIGINT)
+                time.sleep(0.3)
+            assert process.wait(15) == 0
+            request.join()
+
+
+def _posted(url: str, png: bytes) -> None:
+    """A request of whose end nothing is expected."""
+    with suppress(httpx2.TransportError):
+        post(url, png, prompt="tick=20")
 
 
 @pytest.mark.parametrize(("model", "reason"), [("broken", "there is no such checkpoint"), ("dies", "died on cpu")])

@@ -27,18 +27,21 @@ LAYERS = [
         "app.engine.weights",
     ],
     ["app.request", "app.metrics", "app.png", "app.engine.cache", "app.engine.compiled", "app.engine.packed"],
-    ["app.engine.jobs"],
+    ["app.engine.jobs", "app.keys"],
     [
         "app.images",
         "app.engine.batch",
+        "app.engine.fair",
+        "app.engine.faults",
+        "app.engine.warmup",
         "app.engine.encoders",
         "app.engine.admission",
         "app.engine.hub",
         "app.middleware",
     ],
-    ["app.engine.checkpoint", "app.engine.process"],
+    ["app.engine.checkpoint", "app.engine.process", "app.decoder", "app.gate"],
     ["app.engine.diffusion", "app.engine.worker", "app.engine.lane"],
-    ["app.engine.engine"],
+    ["app.engine.engine", "app.sandbox"],
     ["app.service"],
     ["app.routes.common", "app.routes.schema"],
     ["app.routes.img2img", "app.routes.system"],
@@ -52,7 +55,7 @@ LAYERS = [
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 TENSORS = {
     f"app.engine.{name}"
-    for name in ("checkpoint", "compiled", "diffusion", "encoders", "packed", "stepping", "weights")
+    for name in ("checkpoint", "compiled", "diffusion", "encoders", "faults", "packed", "stepping", "weights")
 }
 LOADS_TORCH = {*TENSORS, "app.doctor"}
 MODEL_LIBRARIES = {"torch", "diffusers", "transformers"}

@@ -1,13 +1,30 @@
 import time
+import weakref
+from collections.abc import Sequence
+from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
 import pytest
 
-from app.engine.jobs import Cancel, Done, Failed, Job, Pixels, Progress, Ready, Settling, Started, Ticked
-from app.engine.worker import Worker, _warm_up, warm_up
-from app.errors import CheckpointError
-from tests.fakes import FakeDecoding, FakeDiffusion, FakeState
+from app.engine.jobs import (
+    Alive,
+    Canary,
+    Cancel,
+    Done,
+    Failed,
+    Job,
+    Pixels,
+    Progress,
+    Ready,
+    Settling,
+    Shrunk,
+    Sick,
+    Started,
+    Ticked,
+)
+from app.engine.worker import Worker
+from tests.fakes import FakeDiffusion, FakeState
 
 
 def job(name: str, prompt: str = "", steps: int = 4, strength: float = 0.9, deadline: float = 1e12) -> Job:
@@ -17,15 +34,24 @@ def job(name: str, prompt: str = "", steps: int = 4, strength: float = 0.9, dead
 class Bench:
     """A worker in this process, turned by hand."""
 
-    def __init__(self, *jobs: Job, max_batch: int = 4, settled: bool = True) -> None:
-        self.diffusion = FakeDiffusion("cpu")
+    def __init__(
+        self, *jobs: Job, max_batch: int = 4, settled: bool = True, diffusion: FakeDiffusion | None = None
+    ) -> None:
+        self.diffusion = diffusion or FakeDiffusion("cpu")
+        self.canaries = 0
+        self.fails = False
         self.inbox: SimpleQueue[Any] = SimpleQueue()
         self.sent: list[Any] = []
-        self.worker = Worker(self.diffusion, max_batch, self.inbox, self.sent.append)
+        self.worker = Worker(self.diffusion, max_batch, self.inbox, self.sent.append, self._canary)
         if settled:
             self.turn(4)
             self.sent.clear()
         self.put(*jobs)
+
+    def _canary(self) -> None:
+        self.canaries += 1
+        if self.fails:
+            raise RuntimeError("told to fail as a canary")
 
     def put(self, *messages: Any) -> None:
         for message in messages:
@@ -163,72 +189,94 @@ def test_a_picture_without_numbers_fails_alone_with_its_own_reason() -> None:
     assert bench.names(Done) == ["good"]
 
 
-class Sized(FakeDiffusion):
-    """Remembers how wide the pictures were, and takes its time for each."""
+class TestMemory:
+    """Too little of it: what was made is let go, and fewer jobs share."""
 
-    def __init__(self, device: str, seconds: float = 0.0) -> None:
-        super().__init__(device)
-        self.widths: list[int] = []
-        self.seconds = seconds
+    def test_a_call_of_too_many_jobs_is_made_by_half_as_many_until_they_fit_and_nobody_is_refused(self) -> None:
+        bench = Bench(*(job(name, "oom_above=1") for name in "abcdefgh"), max_batch=8).run()
+        assert bench.names(Done) == list("abcdefgh")
+        assert bench.names(Failed) == []
+        assert [message.capacity for message in bench.sent if isinstance(message, Shrunk)] == [4, 2, 1]
+        assert bench.diffusion.freed == 3
+        assert {len(tick) for tick in bench.diffusion.ticks[3:]} == {1}
 
-    def admit(self, job: Job) -> FakeState:
-        self.widths.append(job.pixels.width)
-        time.sleep(self.seconds)
-        return super().admit(job)
+    def test_the_limit_that_was_found_holds(self) -> None:
+        bench = Bench(job("a", "oom_above=2"), job("b", "oom_above=2"), job("c", "oom_above=2")).run()
+        bench.put(*(job(name) for name in "defg"))
+        bench.run()
+        assert max(len(tick) for tick in bench.diffusion.ticks[1:]) == 1
+        assert len(bench.names(Done)) == 7
+
+    @pytest.mark.parametrize("where", ["oom_at=1", "oom=admit", "oom=finish"])
+    def test_a_job_that_has_all_of_it_to_itself_is_tried_once_more_and_then_refused(
+        self, where: str, tmp_path: Path
+    ) -> None:
+        bench = Bench(job("lucky", f"{where} once={tmp_path / 'once'}"), max_batch=1).run()
+        assert (bench.names(Done), bench.names(Failed), bench.diffusion.freed) == (["lucky"], [], 1)
+        bench = Bench(job("hopeless", where), job("good"), max_batch=1).run()
+        assert [m for m in bench.sent if isinstance(m, Failed)] == [Failed("hopeless", "memory")]
+        assert bench.names(Done) == ["good"]
+        assert not [message for message in bench.sent if isinstance(message, Shrunk)]
+
+    def test_a_job_that_finds_none_while_others_are_on_board_waits_until_they_are_done(self, tmp_path: Path) -> None:
+        bench = Bench(job("first"), job("late", f"oom=admit once={tmp_path / 'once'}")).run()
+        assert bench.names(Done) == ["first", "late"]
+        assert [message.capacity for message in bench.sent if isinstance(message, Shrunk)] == [1]
+
+    def test_a_picture_that_cannot_be_fetched_for_lack_of_it_is_refused_as_such(self) -> None:
+        bench = Bench(job("bad", "oom=collect"), job("good")).run()
+        assert [m for m in bench.sent if isinstance(m, Failed)] == [Failed("bad", "memory")]
+        assert bench.names(Done) == ["good"]
+
+    def test_nothing_of_a_failed_call_is_held_when_memory_is_let_go(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        # The test runner keeps what is logged, and with it the error.
+        monkeypatch.setattr("app.engine.worker.logger.exception", lambda *arguments: None)
+        held: list[int] = []
+
+        class Watching(FakeDiffusion):
+            def tick(self, states: Sequence[FakeState]) -> None:
+                self.alive = [weakref.ref(state) for state in states]
+                super().tick(states)
+
+            def free(self) -> None:
+                held.append(sum(one() is not None for one in self.alive))
+
+        bench = Bench(job("a", "oom_above=1"), job("b", "oom_above=1"), diffusion=Watching("cpu")).run()
+        assert len(bench.names(Done)) == 2
+        assert held == [0]
 
 
-def test_the_warm_up_is_a_real_pass() -> None:
-    diffusion = Sized("cpu")
-    assert 0 <= warm_up(diffusion) < 5
-    assert diffusion.widths[-1] == 512
-    assert len(diffusion.ticks) == len(diffusion.finished) == len(diffusion.widths)
+@pytest.mark.parametrize("where", ["sick_at=1"])
+def test_a_worker_whose_device_is_lost_says_so_and_ends(where: str) -> None:
+    bench = Bench(job("a", where), job("b"))
+    with pytest.raises(SystemExit):
+        bench.run()
+    assert bench.sent[-1] == Sick("device")
+    assert bench.names(Failed) == []
 
 
-def test_where_that_would_take_long_a_small_picture_must_do() -> None:
-    diffusion = Sized("cpu", seconds=0.6)
-    # It must be known as slow all the same, or the first request would get too little time.
-    assert warm_up(diffusion) > 4 * 0.6
-    assert diffusion.widths == [64]
-    assert diffusion.finished == [["warm-up"]]
+class TestCanary:
+    def test_an_idle_worker_answers_with_a_picture(self) -> None:
+        bench = Bench(Canary())  # type: ignore[arg-type]
+        bench.turn()
+        assert (bench.sent, bench.canaries) == ([Alive()], 1)
 
+    def test_a_busy_one_has_better_things_to_do(self) -> None:
+        bench = Bench(job("a"))
+        bench.turn()
+        bench.put(Canary())
+        bench.run()
+        assert Alive() in bench.sent
+        assert bench.canaries == 0
 
-def test_a_compiled_model_is_warmed_up_at_each_of_its_batch_sizes_before_its_speed_is_taken() -> None:
-    diffusion = Sized("cpu")
-    diffusion.compiled = (1, 2, 4)
-    assert 0 <= warm_up(diffusion) < 5
-    assert [len(jobs) for jobs in diffusion.ticks] == [1, 2, 4, 1]
-    assert set(diffusion.widths) == {512}
-
-
-def test_a_model_that_cannot_be_compiled_is_no_start_and_is_not_tried_again() -> None:
-    class Broken(FakeDiffusion):
-        def tick(self, states: Any) -> None:
-            raise RuntimeError("no such kernel")
-
-    diffusion = Broken("cpu")
-    diffusion.compiled = (1,)
-    with pytest.raises(CheckpointError, match=r"IMG2IMG_COMPILE=max fails here: no such kernel\. Set it to off"):
-        _warm_up(diffusion, "max")
-    diffusion.compiled = ()
-    with pytest.raises(RuntimeError, match="no such kernel"):
-        _warm_up(diffusion, "off")
-
-
-def test_a_gpu_is_warmed_up_at_the_real_size_however_long_that_takes() -> None:
-    diffusion = Sized("cuda:0", seconds=0.6)
-    assert 0 <= warm_up(diffusion) < 5
-    assert diffusion.widths == [512]
-
-
-def test_a_warm_up_without_a_finite_picture_is_no_start() -> None:
-    class Broken(FakeDiffusion):
-        def collect(self, decoding: FakeDecoding) -> None:
-            return None
-
-    with pytest.raises(RuntimeError, match="NaN"):
-        warm_up(Broken("cpu"))
+    def test_one_that_makes_no_pictures_any_more_gives_itself_up(self) -> None:
+        bench = Bench(Canary())  # type: ignore[arg-type]
+        bench.fails = True
+        with pytest.raises(SystemExit):
+            bench.turn()
+        assert bench.sent == [Sick("canary")]
 
 
 def test_messages_compare_by_value() -> None:
     info = FakeDiffusion("cpu").info
-    assert Ready(info, 1.0, 4) == Ready(info, 1.0, 4) != Ready(info, 2.0, 4)
+    assert Ready(info, 1.0, 4, 0.1) == Ready(info, 1.0, 4, 0.1) != Ready(info, 2.0, 4, 0.1)

@@ -1,14 +1,14 @@
 """Which jobs share the next UNet call: pure Python, no tensors.
 
 Jobs come on board first in, first out, between any two UNet calls, and leave when their last step is done: nobody
-waits for a batch to finish. Jobs that shared a call which failed start anew, which they can since they are
-deterministic, but each alone, so that the one at fault fails alone.
+waits for a batch to finish. Jobs of a call that failed start anew, which they can since they are deterministic, but
+each alone, so that the one at fault fails alone.
 """
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from app.engine.jobs import Job
 
@@ -39,6 +39,11 @@ class Batch(Generic[State]):
         self._waiting: deque[Job] = deque()
 
     @property
+    def jobs(self) -> Mapping[str, Job]:
+        """All on board, those that are still being encoded too."""
+        return self._jobs
+
+    @property
     def idle(self) -> bool:
         return not self._jobs and not self._waiting
 
@@ -66,12 +71,11 @@ class Batch(Generic[State]):
         if self._jobs.pop(job_id, None) is None:
             self._waiting = deque(job for job in self._waiting if job.id != job_id)
 
-    def isolate(self, job_ids: Iterable[str]) -> None:
-        """A call that these jobs shared failed: each starts anew, alone, before all who wait."""
-        jobs = [self._jobs.pop(job_id) for job_id in job_ids]
-        for job in reversed(jobs):
-            del self.on_board[job.id]
-            self._waiting.appendleft(replace(job, alone=True))
+    def restart(self, job_ids: Iterable[str], **changes: Any) -> None:
+        """Jobs on board start anew, before all who wait, with some fields changed."""
+        for job in reversed([self._jobs.pop(job_id) for job_id in job_ids]):
+            self.on_board.pop(job.id, None)
+            self._waiting.appendleft(replace(job, **changes))
 
     def expired(self, now: float) -> list[str]:
         """Ids of all jobs whose deadline has passed at `now`, a reading of `time.monotonic()`."""

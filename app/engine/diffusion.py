@@ -20,6 +20,7 @@ from app.engine import checkpoint, memory
 from app.engine.batch import capacity
 from app.engine.compiled import Batched, compile_parts, served_sizes
 from app.engine.encoders import Encoders, Prompt
+from app.engine.faults import fault
 from app.engine.jobs import Job, Lookup, ModelInfo, Pixels, Result, Timings
 from app.engine.packed import Packed, is_large, pack_one_of_each, unpacked
 from app.engine.stepping import Stepper, stepper, upload
@@ -125,6 +126,14 @@ class SdxlDiffusion:
         except RuntimeError:
             logger.exception("layers stay as they are stored, which is slower")
         return bool(layers)
+
+    fault = staticmethod(fault)
+
+    def free(self) -> None:
+        """Give back what memory can be had again: after a call that found too little."""
+        self.encoders.forget()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()  # pragma: no cover
 
     @torch.inference_mode()
     def admit(self, job: Job) -> State:

@@ -4,19 +4,34 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from typing import Any
 
-from app.engine.admission import Admission
-from app.engine.jobs import Broken, Done, Failed, Job, ModelInfo, Progress, Ready, Result, Start, Started, Ticked
+from app.engine.admission import CODEC_ROWS, Admission
+from app.engine.fair import FairQueue
+from app.engine.jobs import (
+    Broken,
+    Done,
+    Failed,
+    Job,
+    ModelInfo,
+    Progress,
+    Ready,
+    Result,
+    Shrunk,
+    Sick,
+    Start,
+    Started,
+    Ticked,
+)
 from app.engine.lane import Lane, Ticket
 from app.errors import (
     DeadlineExceeded,
     EngineError,
     EngineStopped,
     NonFiniteResult,
+    OutOfMemory,
     ServiceError,
     ShuttingDown,
     Unavailable,
@@ -26,6 +41,10 @@ from app.metrics import Metrics
 from app.settings import Settings
 
 logger = logging.getLogger(__name__)
+
+_WATCH_SECONDS = 0.5
+_LATE_SECONDS = 2.0
+"""A watch that comes so late was not run itself: the machine slept, or its processors were wanted elsewhere."""
 
 LOADER = "app.engine.diffusion:load"
 """`module:function` that a worker calls with the settings and its device; a string, so that torch stays out of here."""
@@ -54,46 +73,81 @@ class Engine:
         self.failure: EngineStopped | None = None
         self._on_failure = on_failure
         self._lanes = [Lane(Start(loader, device, settings), metrics, self) for device in settings.devices.split(",")]
-        self._waiting: deque[Ticket] = deque()
+        self._waiting: FairQueue[Ticket] = FairQueue()
         self._tasks: list[asyncio.Task[None]] = []
-        self._stopping = False
+        self._closed = False
+        self._over = False
+        self._idle = asyncio.Event()
+        self._idle.set()
         self._last_done = 0.0
 
     @property
     def info(self) -> ModelInfo | None:
-        """What the workers loaded; None while no worker is ready."""
-        return next((lane.info for lane in self._lanes if lane.info), None)
+        """What the workers loaded; None until one has."""
+        return next((lane.info or lane.last_info for lane in self._lanes if lane.last_info), None)
+
+    @property
+    def ready(self) -> bool:
+        """Whether a picture can be asked for now and made soon."""
+        return not self.failure and not self._closed and any(lane.able for lane in self._lanes)
+
+    @property
+    def draining(self) -> bool:
+        """Whether what was admitted is still finished, and nothing else."""
+        return self._closed
 
     async def start(self) -> None:
         """Start the workers and return at once: jobs wait until one is ready."""
         self._tasks = [asyncio.create_task(lane.run()) for lane in self._lanes]
         self._tasks.append(asyncio.create_task(self._watch()))
 
+    async def drain(self, seconds: float) -> None:
+        """Admit nothing from now on, and wait for what was; what is not done after so many seconds is refused."""
+        self._closed = True
+        self._count()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._idle.wait(), seconds)
+        self._end()
+
     async def stop(self) -> None:
         """End the workers and refuse whatever still waits."""
-        self._stopping = True
-        self._refuse_all(ShuttingDown("The service is shutting down. Try again in a moment."))
+        self._end()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.gather(*(lane.close() for lane in self._lanes))
 
+    def _end(self) -> None:
+        self._closed = self._over = True
+        self._refuse_all(_closing())
+
     @contextlib.contextmanager
-    def admit(self, unet_rows: int) -> Iterator[float]:
+    def admit(self, unet_rows: int, caller: str = "", timeout: float | None = None) -> Iterator[float]:
         """Hold a place for a request; yields its deadline, a reading of `time.monotonic()`.
+
+        Args:
+            unet_rows: rows of UNet batches that it costs.
+            caller: who has to share with other callers.
+            timeout: seconds that the caller will wait, if less than the setting's.
 
         Raises:
             Unavailable: the queue is full, the deadline cannot be made, or the engine is going or gone.
+            TooManyRequests: likewise, and others are there who had less.
         """
-        if self.failure or self._stopping:
-            raise ShuttingDown("The service is shutting down. Try again in a moment.")
-        seconds = self.admission.admit(unet_rows)
+        if self.failure or self._closed:
+            raise _closing()
+        # A worker that sleeps has to load first; how long one takes that never did is not known.
+        delay = 0.0 if any(lane.info for lane in self._lanes) else min(lane.start_seconds for lane in self._lanes)
+        seconds = self.admission.admit(unet_rows, caller, timeout, delay)
+        self._idle.clear()
         try:
             yield time.monotonic() + seconds
         finally:
-            self.admission.release(unet_rows)
+            self.admission.release(unet_rows, caller)
+            if not self.admission.requests:
+                self._idle.set()
 
-    async def run(self, job: Job, on_progress: Callable[[Progress], None] | None = None) -> Result:
+    async def run(self, job: Job, on_progress: Callable[[Progress], None] | None = None, caller: str = "") -> Result:
         """Run one job to its end. Cancelling the task that waits here cancels the job, wherever it is.
 
         Raises:
@@ -103,10 +157,12 @@ class Engine:
         """
         if self.failure:
             raise _gone()
+        if self._over:
+            raise _closing()
         loop = asyncio.get_running_loop()
-        ticket = Ticket(job, loop.create_future(), on_progress, enqueued=time.monotonic())
+        ticket = Ticket(job, loop.create_future(), on_progress, enqueued=time.monotonic(), caller=caller)
         timer = loop.call_later(max(0.0, job.deadline - time.monotonic()), self._expire, ticket)
-        self._waiting.append(ticket)
+        self._waiting.push(ticket, caller, job.unet_rows + CODEC_ROWS)
         self._dispatch()
         try:
             return await ticket.future
@@ -116,24 +172,38 @@ class Engine:
 
     def _dispatch(self) -> None:
         """Hand waiting jobs to the ready worker with the fewest; each may hold a second batch in reserve."""
+        now = time.monotonic()
         while self._waiting:
             ready = [lane for lane in self._lanes if lane.info and len(lane.tickets) < 2 * lane.capacity]
             if not ready:
                 break
-            min(ready, key=lambda lane: len(lane.tickets)).send(self._waiting.popleft())
+            ticket = self._waiting.pop()
+            if self.admission.too_late(ticket.job.unet_rows, ticket.job.deadline - now):
+                # Before it costs a tick, which those behind it could still use.
+                self._expire(ticket)
+            else:
+                min(ready, key=lambda lane: len(lane.tickets)).send(ticket)
+        self._wake()
         self._count()
+
+    def _wake(self) -> None:
+        """As many of the sleeping workers as are needed for what waits."""
+        room = sum(2 * lane.capacity for lane in self._lanes if not lane.asleep)
+        for lane in self._lanes:
+            if lane.asleep and len(self._waiting) > room:
+                lane.wake()
+                room += 2 * lane.capacity
 
     def _forget(self, ticket: Ticket) -> None:
         """Nobody waits for this ticket any more: take it out of the queue, or off the worker."""
         if ticket.lane is None:
-            with contextlib.suppress(ValueError):
-                self._waiting.remove(ticket)
+            self._waiting.remove(ticket)
         elif ticket.lane.withdraw(ticket):
             self._dispatch()
         self._count()
 
     def _expire(self, ticket: Ticket) -> None:
-        ticket.refuse(_too_late(self.settings.deadline_seconds))
+        ticket.refuse(_too_late(ticket.job.deadline - ticket.enqueued))
 
     def _refuse_all(self, error: ServiceError) -> None:
         for ticket in (*self._waiting, *(t for lane in self._lanes for t in lane.tickets.values())):
@@ -150,7 +220,7 @@ class Engine:
             if ticket.deaths >= 2:
                 ticket.refuse(WorkerLost("The worker process died twice with this request. Do not send it again."))
             else:
-                self._waiting.appendleft(ticket)
+                self._waiting.push_first(ticket)
         if lane.deaths_in_a_row >= self.settings.max_worker_deaths:
             self._give_up(EngineStopped(f"{lane.deaths_in_a_row} workers in a row died on {lane.device}; see the log."))
         else:
@@ -165,23 +235,36 @@ class Engine:
         self._on_failure(failure)
 
     async def _watch(self) -> None:
-        """Look after silent workers, often enough for the shorter limit."""
+        """Look after silent workers and idle ones, often enough for the shortest limit."""
         tick, load = self.settings.tick_timeout_seconds, self.settings.load_timeout_seconds
+        idle = self.settings.idle_unload_seconds
+        pause = min(_WATCH_SECONDS, tick / 4, load / 4)
         while True:
-            await asyncio.sleep(min(1.0, tick / 4, load / 4))
+            before = time.monotonic()
+            await asyncio.sleep(pause)
+            late = time.monotonic() - before - pause > _LATE_SECONDS
             for lane in self._lanes:
+                if late:
+                    lane.excuse()
                 lane.check(tick, load)
+                if idle:
+                    lane.rest(idle)
+            self._count()
 
     def received(self, lane: Lane, message: Any) -> None:
         """One message of a worker. Those about jobs that nobody waits for any more are dropped."""
         match message:
             case Ready():
-                lane.info, lane.capacity = message.info, message.capacity
+                lane.ready(message)
                 self.metrics.model.info(asdict(message.info))
                 if not self.admission.seconds_per_row:
                     self.admission.measured(1, message.pass_seconds)
                 logger.info("the worker on %s is ready", message.info.device)
                 self._dispatch()
+            case Shrunk():
+                lane.shrink(message.capacity)
+            case Sick():
+                lane.kill(message.cause)
             case Broken():
                 self._give_up(EngineStopped(message.message))
             case Started() if ticket := lane.tickets.get(message.job_id):
@@ -194,7 +277,7 @@ class Engine:
             case Done():
                 self._done(lane, message)
             case Failed() if ticket := lane.tickets.pop(message.job_id, None):
-                ticket.refuse(_failure(message, self.settings.deadline_seconds))
+                ticket.refuse(_failure(message, ticket.job.deadline - ticket.enqueued))
                 self._dispatch()
 
     def _done(self, lane: Lane, message: Done) -> None:
@@ -216,7 +299,11 @@ class Engine:
     def _count(self) -> None:
         self.metrics.waiting.set(len(self._waiting))
         self.metrics.on_board.set(sum(len(lane.tickets) for lane in self._lanes))
-        self.metrics.ready.set(self.info is not None)
+        self.metrics.ready.set(self.ready)
+
+
+def _closing() -> ShuttingDown:
+    return ShuttingDown("The service is shutting down. Try again in a moment.")
 
 
 def _gone() -> Unavailable:
@@ -225,7 +312,7 @@ def _gone() -> Unavailable:
 
 def _too_late(seconds: float) -> DeadlineExceeded:
     return DeadlineExceeded(
-        f"The picture was not finished within {seconds:g} s. Send fewer steps, or try again when less is going on.",
+        f"The picture was not finished within {seconds:.3g} s. Send fewer steps, or try again when less is going on.",
         retry_after=5,
     )
 
@@ -234,6 +321,8 @@ def _failure(message: Failed, deadline_seconds: float) -> ServiceError:
     match message.reason:
         case "expired":
             return _too_late(deadline_seconds)
+        case "memory":
+            return OutOfMemory("The device has too little memory for this picture now. Try again in a moment.")
         case "non_finite":
             return NonFiniteResult(
                 "The result held values that are no numbers, even in float32. Change the seed, prompt or picture."

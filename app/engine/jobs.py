@@ -50,6 +50,8 @@ class Job:
     deadline: float
     alone: bool = False
     """Shares no UNet call: it was on board when something went wrong, and shows so whether it is at fault."""
+    starved: bool = False
+    """There was too little memory for it once, though it was the only one on board."""
 
     @property
     def steps_run(self) -> int:
@@ -110,6 +112,11 @@ class Cancel:
 
 
 @dataclass(frozen=True, slots=True)
+class Canary:
+    """To the worker, when nothing else is to do: show that you still compute. Answered by `Alive`."""
+
+
+@dataclass(frozen=True, slots=True)
 class ModelInfo:
     """What the worker loaded, in words for the log, `/health/ready` and `/metrics`."""
 
@@ -126,17 +133,37 @@ class Ready:
     """From the worker: weights are on the device and a real pass succeeded.
 
     `pass_seconds` is what one step takes at the real size, encoding and decoding included: measured, or a guess.
-    `capacity` is how many jobs are on board at once.
+    `capacity` is how many jobs are on board at once. `canary_seconds` is what answering a `Canary` takes.
     """
 
     info: ModelInfo
     pass_seconds: float
     capacity: int
+    canary_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
 class Settling:
     """From the worker: a sign of life while it prepares what could wait until it was ready, and jobs wait for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Alive:
+    """From the worker: it has answered a `Canary`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shrunk:
+    """From the worker: the device has no room for more than `capacity` jobs on board at once."""
+
+    capacity: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sick:
+    """From the worker, last words: `device`, its device failed for good; `canary`, it no longer makes pictures."""
+
+    cause: Literal["device", "canary"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +205,7 @@ class Failed:
     """From the worker: the job alone failed; its traceback is in the worker's log."""
 
     job_id: str
-    reason: Literal["error", "non_finite", "expired"]
+    reason: Literal["error", "memory", "non_finite", "expired"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,8 +215,10 @@ class Broken:
     message: str
 
 
-ToWorker = Job | Cancel
-FromWorker = Ready | Settling | Started | Ticked | Progress | Done | Failed | Broken
+ToWorker = Job | Cancel | Canary
+FromWorker = Ready | Settling | Alive | Shrunk | Sick | Started | Ticked | Progress | Done | Failed | Broken
+Fault = Literal["job", "memory", "device"]
+"""What an exception of the model says: this job cannot be done, there was too little memory, the device is lost."""
 
 
 def pack(message: object) -> bytes:

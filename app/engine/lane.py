@@ -1,19 +1,31 @@
-"""One device: a worker process that is kept running, and the tickets in that worker's hands."""
+"""One device: a worker process that is kept running, or sleeps, and the tickets in that worker's hands."""
 
 import asyncio
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from app.engine.jobs import Cancel, Job, ModelInfo, Progress, Result, Start, ToWorker
+from app.engine.jobs import Canary, Cancel, Job, ModelInfo, Progress, Ready, Result, Start, ToWorker
 from app.engine.process import WorkerProcess
 from app.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
 _MAX_BACKOFF = 30.0
+
+CANARY_SECONDS = 4.0
+"""So long a worker without work is left alone before it has to show that it still computes, and so long it has for it:
+one that does not is not ready any more within ten seconds."""
+
+_SLOWEST_CANARY = 50
+"""How many times as long as at the start an answer may take, where that is more: others may want the processor too."""
+
+_SILENCE_SECONDS = 8.0
+_SLOWEST_TURN = 4
+"""A worker with work that says nothing for so long, or for so many times the time of its jobs' single pass, is not
+ready."""
 
 
 @dataclass(eq=False)
@@ -29,6 +41,7 @@ class Ticket:
     future: "asyncio.Future[Result]"
     on_progress: Callable[[Progress], None] | None
     enqueued: float
+    caller: str = ""
     started: float = 0.0
     deaths: int = 0
     lane: "Lane | None" = None
@@ -47,7 +60,7 @@ class Owner(Protocol):
 
 
 class Lane:
-    """Keeps one worker running on its device, whatever happens to it.
+    """Keeps one worker running on its device, whatever happens to it, except while it is told to sleep.
 
     Args:
         start: what each new worker is told first.
@@ -59,14 +72,26 @@ class Lane:
         self.start = start
         self.device = start.device
         self.info: ModelInfo | None = None
+        """Of a worker that takes jobs; None at any other time."""
+        self.last_info: ModelInfo | None = None
         self.capacity = 1
+        self.start_seconds = 0.0
+        """How long the last worker took until it was ready."""
         self.tickets: dict[str, Ticket] = {}
         self.deaths_in_a_row = 0
         self._metrics = metrics
         self._owner = owner
         self._starting: asyncio.Task[WorkerProcess] | None = None
         self._process: WorkerProcess | None = None
+        self._awake = asyncio.Event()
+        self._awake.set()
+        self._sent_to_sleep = False
+        self._born = 0.0
         self._heard = 0.0
+        self._used = 0.0
+        self._asked = 0.0
+        self._canary_limit = CANARY_SECONDS
+        self._turn_seconds = 0.0
         self._kill_cause = ""
 
     @property
@@ -74,10 +99,26 @@ class Lane:
         """The worker's, while one runs."""
         return self._process.pid if self._process else None
 
+    @property
+    def asleep(self) -> bool:
+        """Whether there is no worker, because there was nothing to do for it."""
+        return not self._awake.is_set()
+
+    @property
+    def able(self) -> bool:
+        """Whether a job that is sent now can be expected to be done: a worker is ready and speaks, or sleeps."""
+        if self.tickets and self.info:
+            return time.monotonic() - self._heard < max(_SILENCE_SECONDS, _SLOWEST_TURN * self._turn_seconds)
+        return self.asleep or self.info is not None
+
     async def run(self) -> None:
         """Start worker after worker, each once the one before has died, until this task is cancelled."""
         while True:
             exit_code = await self._run_worker()
+            if self._sent_to_sleep:
+                self._sent_to_sleep, self._kill_cause = False, ""
+                await self._awake.wait()
+                continue
             cause, self._kill_cause = self._kill_cause or "exit", ""
             self.deaths_in_a_row += 1
             self._metrics.worker_deaths.labels(cause).inc()
@@ -92,11 +133,12 @@ class Lane:
         """One worker from start to end; its exit code. After cancelling it, `close` sees that end through."""
         self._starting = asyncio.create_task(WorkerProcess.spawn(self.start))
         process = self._process = await asyncio.shield(self._starting)
-        self._heard = time.monotonic()
+        self._heard = self._born = time.monotonic()
+        self._asked = 0.0
         logger.info("worker %d starts on %s", process.pid, self.device)
         try:
             async for message in process.messages():
-                self._heard = time.monotonic()
+                self._heard, self._asked = time.monotonic(), 0.0
                 self._owner.received(self, message)
         except Exception:
             logger.exception("worker %d sent something that cannot be read", process.pid)
@@ -109,6 +151,23 @@ class Lane:
         """End the worker, wherever in its life it is; `run` must have been cancelled before."""
         if self._starting:
             await (await self._starting).stop()
+
+    def ready(self, message: Ready) -> None:
+        """The worker has loaded and takes jobs."""
+        self.info = self.last_info = message.info
+        self.capacity = message.capacity
+        self._used = time.monotonic()
+        self.start_seconds = self._used - self._born
+        self._canary_limit = max(CANARY_SECONDS, _SLOWEST_CANARY * message.canary_seconds)
+        self._turn_seconds = message.pass_seconds * message.capacity
+        self._metrics.batch_limit.labels(message.info.device).set(message.capacity)
+
+    def shrink(self, capacity: int) -> None:
+        """The device has room for no more jobs at once, neither now nor under a worker to come."""
+        self.capacity = capacity
+        self.start = replace(self.start, settings=self.start.settings.model_copy(update={"max_batch": capacity}))
+        if self.info:
+            self._metrics.batch_limit.labels(self.info.device).set(capacity)
 
     def send(self, ticket: Ticket) -> None:
         """Hand a job to the worker, which must be ready."""
@@ -132,12 +191,49 @@ class Lane:
             self._process.send(message)
 
     def check(self, tick_timeout: float, load_timeout: float) -> None:
-        """Kill a worker that has work and has said nothing for too long: only its end frees a device that hangs."""
-        limit = tick_timeout if self.info else load_timeout
-        busy = bool(self.tickets) or not self.info
-        if busy and time.monotonic() - self._heard > limit:
-            logger.error("worker %s on %s has been silent for %g s", self.pid, self.device, limit)
+        """See whether the worker lives, and have one that has had nothing to do for a while show that it computes.
+
+        One that has been silent for too long is killed: only its end frees a device that hangs.
+        """
+        if not self._process:
+            return
+        now = time.monotonic()
+        silent = now - self._heard
+        if self.tickets:
+            self._used = now
+        if not self.info:
+            limit = load_timeout
+        elif self.tickets:
+            limit = tick_timeout
+        elif self._asked:
+            limit, silent = self._canary_limit, now - self._asked
+        else:
+            if silent > CANARY_SECONDS:
+                self._asked = now
+                self._tell(Canary())
+            return
+        if silent > limit:
+            logger.error("worker %s on %s has been silent for %.3g s", self.pid, self.device, silent)
             self.kill("hang")
+
+    def excuse(self) -> None:
+        """This process did not run for a while, and so heard nothing: that is no fault of the worker."""
+        self._heard = time.monotonic()
+        self._asked = 0.0
+
+    def rest(self, idle_seconds: float) -> None:
+        """End the worker if it has had nothing to do for so long; `wake` starts another."""
+        if self._process and self.info and not self.tickets and time.monotonic() - self._used > idle_seconds:
+            logger.info("nothing to do on %s for %g s: its memory is let go", self.device, idle_seconds)
+            # From this line on no job is sent to it, and it has none: there is no moment in which one could be lost.
+            self.info = None
+            self._sent_to_sleep = True
+            self._awake.clear()
+            self._process.close()
+
+    def wake(self) -> None:
+        """Start a worker again, if none is there because there was nothing to do."""
+        self._awake.set()
 
     def kill(self, cause: str) -> None:
         """End the worker at once; the cause is counted. Nothing if none runs."""

@@ -37,7 +37,7 @@ class WorkerProcess:
                 env=environment(),
                 pass_fds=(theirs.fileno(),),
                 # Ctrl-C goes to the whole foreground group: the worker must outlive it until the last job is done.
-                start_new_session=True,
+                process_group=0,
             )
         worker = cls(process, *await asyncio.open_unix_connection(sock=ours))
         worker.send(start)
@@ -59,17 +59,21 @@ class WorkerProcess:
                 header = await self._reader.readexactly(HEADER_SIZE)
                 yield unpack(await self._reader.readexactly(body_length(header)))
 
+    def close(self) -> None:
+        """Close the pipe, at which the worker ends."""
+        self._writer.close()
+
     def kill(self) -> None:
         """End it at once, whatever it is doing; no error if it has ended already."""
         with contextlib.suppress(ProcessLookupError):
             self._process.kill()
 
     async def stop(self) -> int:
-        """Close the pipe, which ends the worker, and wait; a worker that stays is killed. Returns its exit code.
+        """Close the pipe and wait for the worker's end; one that stays is killed. Returns its exit code.
 
         May be called again, and after a call that was cancelled.
         """
-        self._writer.close()
+        self.close()
         try:
             return await asyncio.wait_for(self._process.wait(), STOP_SECONDS)
         except TimeoutError:

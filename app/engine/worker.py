@@ -14,26 +14,27 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from queue import Empty, SimpleQueue
-from typing import Any, Protocol
+from typing import Any, Literal, NoReturn, TypeVar
 
 from app.engine import memory
 from app.engine.batch import Batch
 from app.engine.jobs import (
     HEADER_SIZE,
+    Alive,
     Broken,
+    Canary,
     Cancel,
     Done,
     Failed,
     FromWorker,
     Job,
-    ModelInfo,
-    Pixels,
     Progress,
     Ready,
-    Result,
     Settling,
+    Shrunk,
+    Sick,
     Start,
     Started,
     Ticked,
@@ -42,52 +43,16 @@ from app.engine.jobs import (
     pack,
     unpack,
 )
+from app.engine.warmup import Decoding, Diffusion, warm_up
 from app.errors import CheckpointError
 from app.logs import configure
-from app.request import IMAGE_SIZE
+
+T = TypeVar("T")
 
 logger = logging.getLogger("app.engine.worker")
 
-_SMALL_SIDE = 64
-_SLOW_SECONDS = 0.5
-"""A pass over so few pixels that takes longer is a large model's."""
-
-_SMALL_TO_REAL = 5.0
-"""Not 64: over few pixels, casting the weights takes most of the time. So it was for SDXL on two cores."""
-
-
-class State(Protocol):
-    """One job between two UNet calls."""
-
-    @property
-    def index(self) -> int: ...
-    @property
-    def steps_run(self) -> int: ...
-    @property
-    def done(self) -> bool: ...
-
-
-class Decoding(Protocol):
-    """One job's picture on its way from the device."""
-
-    @property
-    def ready(self) -> bool: ...
-
-
-class Diffusion(Protocol):
-    """What the worker drives: `app.engine.diffusion.SdxlDiffusion`, or a torch-free one in tests."""
-
-    @property
-    def info(self) -> ModelInfo: ...
-    @property
-    def compiled(self) -> Sequence[int]: ...
-    @property
-    def max_jobs(self) -> int: ...
-    def settle(self) -> bool: ...
-    def admit(self, job: Job) -> Any: ...
-    def tick(self, states: Sequence[Any]) -> None: ...
-    def finish(self, states: Sequence[Any]) -> Sequence[Decoding]: ...
-    def collect(self, decoding: Any) -> Result | None: ...
+SICK = 3
+"""The exit code of a worker that gave itself up."""
 
 
 class Worker:
@@ -98,6 +63,7 @@ class Worker:
         max_batch: jobs on board at once.
         inbox: what comes from the engine.
         send: takes what goes back; its order is the order of events.
+        canary: proves that pictures can be made; raises if not.
     """
 
     def __init__(
@@ -106,13 +72,16 @@ class Worker:
         max_batch: int,
         inbox: "SimpleQueue[ToWorker]",
         send: Callable[[FromWorker], None],
+        canary: Callable[[], object],
     ) -> None:
         self.diffusion = diffusion
+        self.canary = canary
         self.batch: Batch[Any] = Batch(max_batch)
         self.inbox = inbox
         self.send = send
         self._decoding: deque[tuple[str, Decoding]] = deque()
         self._settled = False
+        self._asked = False
 
     def run(self) -> None:
         """Serve until the process ends."""
@@ -120,7 +89,11 @@ class Worker:
             self.turn()
 
     def turn(self) -> None:
-        """One round: at most one UNet call, which all jobs on board share."""
+        """One round: at most one UNet call, which all jobs on board share.
+
+        Raises:
+            SystemExit: the device is lost, or no picture can be made; the engine has been told.
+        """
         self._receive()
         for job_id in self.batch.expired(time.monotonic()):
             self._fail(job_id, "expired")
@@ -129,6 +102,8 @@ class Worker:
             self._settled = not self.diffusion.settle()
             self.send(Settling())
             return
+        if self._asked:
+            self._prove()
         while job := self.batch.next():
             self._admit(job)
         if self.batch.on_board:
@@ -140,44 +115,58 @@ class Worker:
         """Take all that has arrived; wait for something only if there is nothing to do."""
         try:
             while True:
-                message = self.inbox.get(block=self._settled and self.batch.idle and not self._decoding)
+                idle = self._settled and self.batch.idle and not self._decoding and not self._asked
+                message = self.inbox.get(block=idle)
                 if isinstance(message, Cancel):
                     self.batch.leave(message.job_id)
+                elif isinstance(message, Canary):
+                    self._asked = True
                 else:
                     self.batch.add(message)
         except Empty:
             return
 
+    def _prove(self) -> None:
+        """Answer a canary, by a picture if there is nothing better to do: then what there is proves as much."""
+        self._asked = False
+        if self.batch.idle:
+            try:
+                self.canary()
+            except Exception:
+                logger.exception("the canary died: this worker makes no pictures any more")
+                self._give_up("canary")
+        self.send(Alive())
+
     def _admit(self, job: Job) -> None:
         self.send(Started(job.id))
-        try:
-            self.batch.board(job.id, self.diffusion.admit(job))
-        except Exception:
-            logger.exception("job %s failed while its prompt and picture were encoded", job.id)
-            self._fail(job.id, "error")
+        state = self._attempt("encoding its prompt and picture", [job.id], lambda: self.diffusion.admit(job))
+        if state is not None:
+            self.batch.board(job.id, state)
 
     def _tick(self) -> None:
-        jobs = dict(self.batch.on_board)
+        job_ids = list(self.batch.on_board)
         start = time.monotonic()
-        try:
-            self.diffusion.tick(list(jobs.values()))
-        except Exception:
-            self._shared_failure("a UNet call", list(jobs))
+
+        def tick() -> list[tuple[int, int]]:
+            states = list(self.batch.on_board.values())
+            self.diffusion.tick(states)
+            return [(state.index, state.steps_run) for state in states]
+
+        moved = self._attempt("a UNet call", job_ids, tick)
+        if moved is None:
             return
-        self.send(Ticked(len(jobs), time.monotonic() - start))
-        for job_id, state in jobs.items():
-            self.send(Progress(job_id, state.index, state.steps_run))
+        self.send(Ticked(len(job_ids), time.monotonic() - start))
+        for job_id, (index, steps) in zip(job_ids, moved, strict=True):
+            self.send(Progress(job_id, index, steps))
 
     def _finish(self) -> None:
-        jobs = {job_id: state for job_id, state in self.batch.on_board.items() if state.done}
-        if not jobs:
+        job_ids = [job_id for job_id, state in self.batch.on_board.items() if state.done]
+        if not job_ids:
             return
-        try:
-            decoding = self.diffusion.finish(list(jobs.values()))
-        except Exception:
-            self._shared_failure("decoding", list(jobs))
-            return
-        for job_id, picture in zip(jobs, decoding, strict=True):
+        decoding = self._attempt(
+            "decoding", job_ids, lambda: self.diffusion.finish([self.batch.on_board[job_id] for job_id in job_ids])
+        )
+        for job_id, picture in zip(job_ids, decoding or (), strict=decoding is not None):
             # Its place is free already: the next call need not wait for the picture's way from the device.
             self.batch.leave(job_id)
             self._decoding.append((job_id, picture))
@@ -186,66 +175,57 @@ class Worker:
         """Send the pictures that have arrived; wait for one only if there is nothing else to do."""
         while self._decoding and (self._decoding[0][1].ready or self.batch.idle):
             job_id, picture = self._decoding.popleft()
-            try:
-                result = self.diffusion.collect(picture)
-            except Exception:
-                logger.exception("job %s failed while its picture was fetched", job_id)
-                self._fail(job_id, "error")
-            else:
+            found = self._attempt("fetching its picture", [job_id], lambda: (self.diffusion.collect(picture),))  # noqa: B023
+            if found:
+                (result,) = found
                 self.send(Done(job_id, result, peak_memory()) if result else Failed(job_id, "non_finite"))
 
-    def _shared_failure(self, what: str, job_ids: list[str]) -> None:
-        """One job alone is at fault itself; of several, each starts anew alone and shows whether it is."""
-        logger.exception("%s of %d jobs failed: %s", what, len(job_ids), ", ".join(job_ids))
-        if len(job_ids) == 1:
-            self._fail(job_ids[0], "error")
-        else:
-            self.batch.isolate(job_ids)
+    def _attempt(self, what: str, job_ids: list[str], call: Callable[[], T]) -> T | None:
+        """What a call of the model gives, which is never None; None if it raised, and the jobs have been seen to."""
+        try:
+            return call()
+        except Exception as error:
+            logger.exception("%s failed, for %d jobs: %s", what, len(job_ids), ", ".join(job_ids))
+            fault = self.diffusion.fault(error)
+        # Only out here is nothing of what the call had made held any more, by the error's traceback least of all.
+        match fault:
+            case "device":
+                self._give_up("device")
+            case "memory":
+                self._short_of_memory(job_ids)
+            case _:
+                # Each starts anew alone, and shows whether it is at fault, or something that is over now.
+                again = [job_id for job_id in job_ids if (job := self.batch.jobs.get(job_id)) and not job.alone]
+                for job_id in set(job_ids) - set(again):
+                    self._fail(job_id, "error")
+                self.batch.restart(again, alone=True)
+        return None
+
+    def _short_of_memory(self, job_ids: list[str]) -> None:
+        """Let go of what can be had again, take half as many on board from now on, and start the jobs anew.
+
+        One that had all the memory for itself is tried once more, and then refused.
+        """
+        together = len(self.batch.jobs)
+        jobs = [self.batch.jobs[job_id] for job_id in job_ids if job_id in self.batch.jobs]
+        again = [job.id for job in jobs if together > 1 or not job.starved]
+        for job_id in set(job_ids) - set(again):
+            self._fail(job_id, "memory")
+        self.batch.restart(again, starved=together == 1)
+        self.diffusion.free()
+        if together > 1:
+            self.batch.capacity = together // 2
+            logger.warning("too little memory for %d jobs at once: at most %d from now on", together, together // 2)
+            self.send(Shrunk(self.batch.capacity))
+
+    def _give_up(self, cause: Literal["device", "canary"]) -> NoReturn:
+        """End this process, for a new one to start afresh."""
+        self.send(Sick(cause))
+        raise SystemExit(SICK)
 
     def _fail(self, job_id: str, reason: Any) -> None:
         self.batch.leave(job_id)
         self.send(Failed(job_id, reason))
-
-
-def warm_up(diffusion: Diffusion) -> float:
-    """Real passes, so that readiness is a fact; returns the seconds of one at the real size, or a guess at them.
-
-    A compiled model is compiled by them, at each of its batch sizes.
-
-    On a CPU a large model takes half a minute for that, and nothing is gained: there a small picture proves that the
-    weights are fit.
-
-    Raises:
-        RuntimeError: a pass gave no finite picture.
-    """
-    for jobs in diffusion.compiled:
-        _pass(diffusion, IMAGE_SIZE, jobs)
-    quick = diffusion.compiled or diffusion.info.device.startswith("cuda")
-    if not quick and (seconds := _pass(diffusion, _SMALL_SIDE)) > _SLOW_SECONDS:
-        return _SMALL_TO_REAL * seconds
-    return _pass(diffusion, IMAGE_SIZE)
-
-
-def _warm_up(diffusion: Diffusion, how: str) -> float:
-    try:
-        return warm_up(diffusion)
-    except Exception as error:
-        if not diffusion.compiled:
-            raise
-        # Trying again would take minutes, to fail in the same way.
-        logger.exception("the model could not be compiled")
-        raise CheckpointError(f"IMG2IMG_COMPILE={how} fails here: {error}. Set it to off.") from error
-
-
-def _pass(diffusion: Diffusion, side: int, jobs: int = 1) -> float:
-    start = time.monotonic()
-    grey = Pixels(side, side, b"\x80" * (side * side * 3))
-    job = Job("warm-up", grey, "warm-up", None, 1, 1.0, 0.0, 0, float("inf"))
-    states = [diffusion.admit(job) for _ in range(jobs)]
-    diffusion.tick(states)
-    if None in [diffusion.collect(decoding) for decoding in diffusion.finish(states)]:
-        raise RuntimeError("the warm-up picture holds NaN or infinity: the weights or the dtype are unfit")
-    return time.monotonic() - start
 
 
 def peak_memory() -> int:
@@ -276,12 +256,12 @@ def main(fd: int) -> None:
     try:
         with memory.loading():
             diffusion: Diffusion = getattr(importlib.import_module(module), function)(start.settings, start.device)
-        seconds = _warm_up(diffusion, start.settings.compile)
+        passes = warm_up(diffusion, start.settings.compile)
     except CheckpointError as error:
         send(Broken(str(error)))
         sys.exit(1)
-    send(Ready(diffusion.info, seconds, diffusion.max_jobs))
-    Worker(diffusion, diffusion.max_jobs, inbox, send).run()
+    send(Ready(diffusion.info, passes.seconds, diffusion.max_jobs, passes.canary_seconds))
+    Worker(diffusion, diffusion.max_jobs, inbox, send, passes.canary).run()
 
 
 if __name__ == "__main__":

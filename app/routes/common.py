@@ -1,6 +1,7 @@
 """What every dialect shares: cancelling for a caller who left, and a picture as an HTTP answer."""
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Coroutine
 from typing import Any, TypeVar
 
@@ -8,7 +9,8 @@ from fastapi import Request
 from fastapi.responses import StreamingResponse
 from starlette.requests import ClientDisconnect
 
-from app.service import Picture
+from app.errors import InvalidParameter
+from app.service import Call, Picture
 
 T = TypeVar("T")
 
@@ -39,13 +41,32 @@ async def _disconnected(request: Request) -> None:
     await request.receive()
 
 
+def call_of(request: Request) -> Call:
+    """Whose request it is, and how long the caller will wait: `X-Request-Timeout`, in seconds.
+
+    Raises:
+        InvalidParameter: that is no number above 0.
+    """
+    sent = request.headers.get("x-request-timeout")
+    timeout = None
+    if sent is not None:
+        try:
+            timeout = float(sent)
+        except ValueError:
+            timeout = math.nan
+        if not 0 < timeout < math.inf:
+            raise InvalidParameter(
+                "X-Request-Timeout must be a number of seconds above 0, like 2.5.", param="X-Request-Timeout"
+            )
+    return Call(request.state.request_id, request.state.caller, timeout)
+
+
 def picture_response(picture: Picture) -> StreamingResponse:
     """The picture's bytes, in chunks so that a slow reader holds the connection and not the server's memory."""
     headers = {
         "Content-Length": str(len(picture.data)),
         "Content-Disposition": f'inline; filename="{picture.filename}"',
         "Cache-Control": "no-store",
-        "X-Content-Type-Options": "nosniff",
         "X-Seed": str(picture.seed),
         "X-Steps-Run": str(picture.steps_run),
         "X-Start-Timestep": f"{picture.start_timestep:g}",

@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import json
 import sys
 from collections.abc import AsyncGenerator, Iterable
 from typing import Any
@@ -14,7 +15,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 
 from app.errors import InvalidImage, InvalidParameter, MalformedBody, NotAcceptable, UnsupportedMediaType
 from app.request import IMAGE_SIZE, OutputFormat, parse_request
-from app.routes.common import picture_response, unless_disconnected
+from app.routes.common import call_of, picture_response, unless_disconnected
 from app.routes.schema import IMG2IMG_OPENAPI, IMG2IMG_RESPONSES
 from app.service import Service
 
@@ -40,12 +41,13 @@ async def img2img(request: Request) -> StreamingResponse:
 
     The answer is the picture itself. `X-Seed` is what makes it again.
     """
+    call = call_of(request)
     upload, fields = await _read(request)
     asked = parse_request(fields)
     if asked.output_format is None:
         asked = asked.model_copy(update={"output_format": acceptable(request.headers.get("accept") or "*/*")})
     service: Service = request.app.state.service
-    picture = await unless_disconnected(request, service.edit(upload, asked, request.state.request_id))
+    picture = await unless_disconnected(request, service.edit(upload, asked, call))
     return picture_response(picture)
 
 
@@ -60,7 +62,7 @@ async def _read(request: Request) -> tuple[bytes, dict[str, Any]]:
             raise InvalidParameter("Send a text field 'prompt'; it may be empty.", param="prompt")
         return upload, fields
     if media_type == "application/json":
-        upload, fields = await _read_hugging_face(request)
+        upload, fields = parse_hugging_face(await request.body())
         return upload, {"prompt": "", **_once([*query, *fields.items()])}
     # Hugging Face's client names no type for bytes: what a picture is shows in its content anyway.
     if media_type.startswith("image/") or media_type in ("application/octet-stream", ""):
@@ -75,6 +77,17 @@ class _FormParser(MultiPartParser):
     """Starlette's, but nothing of an upload goes to the disk: the body's limit bounds it in memory as well."""
 
     spool_max_size = sys.maxsize
+
+    def on_part_end(self) -> None:
+        part = self._current_part
+        # A picture that is sent as text is told so later, and better.
+        if part.file is None and part.field_name != "image":
+            try:
+                part.data.decode(self._charset)
+            except (UnicodeDecodeError, LookupError) as error:
+                # Starlette's would take it for Latin-1, and draw something else than was asked for.
+                raise MultiPartException(f"The text of the part '{part.field_name[:64]}' is not in UTF-8.") from error
+        super().on_part_end()
 
 
 async def _read_form(request: Request) -> tuple[bytes, dict[str, str]]:
@@ -104,10 +117,16 @@ async def _once_only(body: bytes) -> AsyncGenerator[bytes, None]:
     yield body
 
 
-async def _read_hugging_face(request: Request) -> tuple[bytes, dict[str, Any]]:
-    """`{"inputs": base64, "parameters": {...}}`, as `InferenceClient.image_to_image` sends it."""
+def parse_hugging_face(data: bytes) -> tuple[bytes, dict[str, Any]]:
+    """`{"inputs": base64, "parameters": {...}}`, as `InferenceClient.image_to_image` sends it.
+
+    Raises:
+        InvalidImage: the picture is no base64.
+        InvalidParameter: it is JSON of another shape.
+        MalformedBody: it is no JSON.
+    """
     try:
-        body = await request.json()
+        body = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise MalformedBody("The body is not valid JSON.") from error
     if not isinstance(body, dict) or not isinstance(body.get("inputs"), str):

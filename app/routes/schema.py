@@ -82,11 +82,14 @@ IMG2IMG_OPENAPI: dict[str, Any] = {"requestBody": _body()}
 
 _ERRORS = {
     400: "The body is not what its Content-Type says.",
+    401: "An API key is needed, or another one.",
+    403: "A page of this origin may not use the service.",
     406: "The Accept header admits no format that is made here.",
     408: "The body did not arrive in time.",
     413: "The body or the picture is too large.",
     415: "Neither this Content-Type nor this picture format is taken.",
     422: "A field or the picture cannot be used.",
+    429: "You have more than your share of the queue; `Retry-After` says when to come back.",
     500: "The picture could not be made.",
     503: "Too much is going on; `Retry-After` says when to come back.",
 }

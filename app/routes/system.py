@@ -1,13 +1,18 @@
 """Health and metrics, for whoever runs the service."""
 
-from typing import Any
-
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.responses import HTMLResponse, JSONResponse
 
 from app.service import Service
 
 router = APIRouter(tags=["system"])
+
+_CDN = "https://cdn.jsdelivr.net"
+_DOCS_POLICY = (
+    f"default-src 'none'; script-src 'unsafe-inline' {_CDN}; style-src 'unsafe-inline' {_CDN}; "
+    "img-src data: https://fastapi.tiangolo.com; connect-src 'self'; frame-ancestors 'none'"
+)
 
 
 @router.get("/health/live", summary="Whether the process answers at all")
@@ -21,11 +26,15 @@ async def live() -> dict[str, str]:
 @router.get("/health", include_in_schema=False)
 @router.get("/health/ready", summary="Whether a picture can be made now", responses={503: {"description": "Not yet."}})
 async def ready(request: Request) -> JSONResponse:
-    """200 once a worker has loaded the model and made a real picture with it; 503 before, and while none is there."""
+    """200 once a worker has loaded the model and made a real picture with it.
+
+    503 before, while none makes pictures, and once the service is told to end. A worker that was let go because there
+    was nothing to do counts as ready.
+    """
     service: Service = request.app.state.service
-    model = service.model
-    body: dict[str, Any] = {"status": "ready", "model": model} if model else {"status": "starting"}
-    return JSONResponse(body, 200 if model else 503, headers={} if model else {"Retry-After": "1"})
+    if service.status != "ready":
+        return JSONResponse({"status": service.status}, 503, headers={"Retry-After": "1"})
+    return JSONResponse({"status": "ready", "model": service.model})
 
 
 @router.get("/metrics", summary="Prometheus metrics", response_class=Response)
@@ -33,3 +42,11 @@ async def metrics(request: Request) -> Response:
     """All series in Prometheus' text format."""
     service: Service = request.app.state.service
     return Response(service.metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+@router.get("/docs", include_in_schema=False)
+async def docs(request: Request) -> HTMLResponse:
+    """The interface to read and try. The page takes its program and its looks from a public CDN."""
+    page = get_swagger_ui_html(openapi_url=request.app.openapi_url, title=request.app.title)
+    page.headers["Content-Security-Policy"] = _DOCS_POLICY
+    return page

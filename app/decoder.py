@@ -1,0 +1,78 @@
+"""A process that decodes pictures and does nothing else, so that a crash in a decoder costs one request.
+
+    python -m app.decoder FD MAX_PIXELS
+
+FD is one end of a socket pair. A request on it is a `REQUEST` header (bytes that follow, index of the `Fit`) and the
+file; the answer a `REPLY` header (kind, bytes that follow) and, for the kind `PIXELS`, `uint8[512, 512, 3]`, for any
+other the error's message. No pickle: what comes out of here is not trusted. Ends when the other end closes.
+"""
+
+import gc
+import importlib
+import os
+import resource
+import socket
+import struct
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+from app import images
+from app.errors import ImageTooLarge, InvalidImage, UnsupportedImageFormat
+from app.request import Fit
+
+REQUEST = struct.Struct(">IB")
+REPLY = struct.Struct(">BI")
+PIXELS = 0
+ERRORS = (InvalidImage, ImageTooLarge, UnsupportedImageFormat)
+"""The errors that a picture can cause, each by its kind less one."""
+
+FITS = tuple(Fit)
+BACKGROUND = 5
+"""How much nicer than the model those are who read and write pictures: a millisecond that they take from one of its
+threads is one that the others wait."""
+
+_BASE_BYTES = 512 * 1024**2
+_BYTES_A_PIXEL = 16
+"""A picture with transparency is held as RGBA, turned as another, and laid onto a third."""
+
+
+def main(fd: int, max_pixels: int) -> None:
+    """Serve until the other end closes."""
+    # Whatever a format needs is loaded now, and not from a file while something hostile is being read.
+    for name in ("Png", "Jpeg", "Mpo", "Tiff", "WebP"):
+        importlib.import_module(f"PIL.{name}ImagePlugin")
+    _confine(_BASE_BYTES + _BYTES_A_PIXEL * max_pixels)
+    with socket.socket(fileno=fd) as connection:
+        while header := _receive(connection, REQUEST.size):
+            length, fit = REQUEST.unpack(header)
+            kind, body = _decode(_receive(connection, length), FITS[fit], max_pixels)
+            connection.sendall(REPLY.pack(kind, len(body)) + body)
+            gc.collect()
+
+
+def _decode(data: bytes, fit: Fit, max_pixels: int) -> tuple[int, bytes]:
+    try:
+        return PIXELS, images.decode(data, fit, max_pixels).data
+    except ERRORS as error:
+        return 1 + ERRORS.index(type(error)), error.message.encode()
+    except MemoryError:
+        return 1 + ERRORS.index(ImageTooLarge), b"The image takes too much memory to read. Send a smaller picture."
+
+
+def _confine(memory: int) -> None:  # pragma: no cover  a process so confined can write no report of it
+    """Little memory, no file written, no core dump; behind the model for the processor, and before it to be killed."""
+    os.nice(BACKGROUND)
+    for what, most in ((resource.RLIMIT_AS, memory), (resource.RLIMIT_FSIZE, 0), (resource.RLIMIT_CORE, 0)):
+        resource.setrlimit(what, (most, most))
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("900")
+
+
+def _receive(connection: socket.socket, length: int) -> bytes:
+    """So many bytes; fewer, or none, if the other end has closed."""
+    return connection.recv(length, socket.MSG_WAITALL) if length else b""
+
+
+if __name__ == "__main__":  # pragma: no cover  likewise
+    main(int(sys.argv[1]), int(sys.argv[2]))

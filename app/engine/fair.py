@@ -1,0 +1,69 @@
+"""Whose turn it is: callers take turns by the work that each has had, whatever each has waiting. Plain numbers.
+
+Start-time fair queueing (Goyal, Vin and Cheng, 1996), with a caller's tag moved on when its work begins, so that work
+which is taken back costs it nothing.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+@dataclass
+class _Line(Generic[T]):
+    """What one caller has waiting, with what each costs, and how much work it has had."""
+
+    tag: float
+    items: deque[tuple[float, T]] = field(default_factory=deque)
+
+
+class FairQueue(Generic[T]):
+    """Items of several callers. Each caller's own leave in their order; a caller who comes anew owes nothing."""
+
+    def __init__(self) -> None:
+        self._lines: dict[str, _Line[T]] = {}
+        self._first: deque[T] = deque()
+        self._now = 0.0
+
+    def __len__(self) -> int:
+        return len(self._first) + sum(len(line.items) for line in self._lines.values())
+
+    def __iter__(self) -> Iterator[T]:
+        yield from self._first
+        for line in self._lines.values():
+            yield from (item for _, item in line.items)
+
+    def push(self, item: T, caller: str, cost: float) -> None:
+        """Behind what the caller has waiting."""
+        line = self._lines.setdefault(caller, _Line(self._now))
+        if not line.items:
+            line.tag = max(line.tag, self._now)
+        line.items.append((cost, item))
+
+    def push_first(self, item: T) -> None:
+        """Before everything: it had its turn already, and lost it through no fault of its caller."""
+        self._first.appendleft(item)
+
+    def pop(self) -> T:
+        """The next item. Raises `IndexError` if there is none."""
+        if self._first:
+            return self._first.popleft()
+        lines = [line for line in self._lines.values() if line.items]
+        if not lines:
+            raise IndexError("nothing waits")
+        line = min(lines, key=lambda one: one.tag)
+        cost, item = line.items.popleft()
+        self._now = line.tag
+        line.tag += cost
+        # A caller of whom nothing is left to remember is forgotten.
+        self._lines = {name: one for name, one in self._lines.items() if one.items or one.tag > self._now}
+        return item
+
+    def remove(self, item: T) -> None:
+        """Take an item out, wherever it waits; nothing if it does not."""
+        self._first = deque(one for one in self._first if one is not item)
+        for line in self._lines.values():
+            line.items = deque((cost, one) for cost, one in line.items if one is not item)

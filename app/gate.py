@@ -1,0 +1,91 @@
+"""Who may come in: API keys, and the origins that browsers name. Pure ASGI, in front of routing.
+
+Closed is what is not listed here, whatever routes there are: a route that is added later needs a key, and so does a
+path that no route has.
+"""
+
+import ipaddress
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from app.errors import OriginNotAllowed, ServiceError, Unauthorized
+from app.keys import Keys, sent_key
+from app.metrics import Metrics
+from app.middleware import problem_response
+
+OPEN_PATHS = frozenset({"/health", "/health/live", "/health/ready", "/ping"})
+"""What whoever supervises the service asks without a key."""
+
+_SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
+_POLICY_VIOLATION = 1008
+
+
+class Gate:
+    """Refuses requests without a key, where keys are set, and those that a web page of a foreign origin sends.
+
+    Who comes in is known to the routes as `request.state.caller`: by the key, else by the address.
+
+    Args:
+        app: what lies behind.
+        keys: none means that anybody may come in.
+        origins: those that may send requests besides the service's own, as browsers write them.
+        metrics: where refusals are counted.
+    """
+
+    def __init__(self, app: ASGIApp, keys: Keys, origins: frozenset[str], metrics: Metrics) -> None:
+        self.app = app
+        self.keys = keys
+        self.origins = origins
+        self.metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket"):
+            await self.app(scope, receive, send)
+            return
+        try:
+            scope.setdefault("state", {})["caller"] = self._admit(scope)
+        except ServiceError as error:
+            self.metrics.rejected.labels(error.code).inc()
+            if scope["type"] == "websocket":
+                # Before it is accepted, that is a 403 on the wire.
+                await send({"type": "websocket.close", "code": _POLICY_VIOLATION, "reason": error.message})
+            else:
+                await problem_response(error, scope["state"]["request_id"])(scope, receive, send)
+            return
+        await self.app(scope, receive, send)
+
+    def _admit(self, scope: Scope) -> str:
+        """The caller's name. Raises `Unauthorized` or `OriginNotAllowed`."""
+        headers = Headers(scope=scope)
+        changes = scope["type"] == "websocket" or scope["method"] not in _SAFE_METHODS
+        if changes and not self._welcome(headers.get("origin"), headers.get("host", "")):
+            raise OriginNotAllowed(
+                "A web page of another origin may not use this service. Name its origin in IMG2IMG_CORS_ORIGINS."
+            )
+        key = sent_key(scope["headers"])
+        if not self.keys or (scope["type"] == "http" and scope["path"] in OPEN_PATHS):
+            return f"address {_network(scope)}"
+        found = self.keys.find(key) if key else None
+        if found is None:
+            raise Unauthorized(
+                f"{'This API key is not known here' if key else 'An API key is needed'}. "
+                "Send one as 'Authorization: Bearer <key>' or as 'X-API-Key: <key>'."
+            )
+        return f"key {found}"
+
+    def _welcome(self, origin: str | None, host: str) -> bool:
+        """Only browsers send an origin: without one, there is no page that could act for its visitor."""
+        return origin is None or origin in self.origins or urlsplit(origin).netloc == host
+
+
+def _network(scope: Scope) -> str:
+    """The address of the other end; of IPv6 its first 64 bits, since whoever has one such address has all of them."""
+    host = str((scope.get("client") or ("unknown",))[0])
+    try:
+        address = ipaddress.IPv6Address(host.partition("%")[0])
+    except ValueError:
+        return host
+    mapped = address.ipv4_mapped
+    return str(mapped) if mapped else str(ipaddress.IPv6Network((int(address), 64), strict=False))

@@ -1,0 +1,136 @@
+"""Decodes uploads in processes of their own: `app.decoder`, from the service's side."""
+
+import logging
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from app.decoder import ERRORS, FITS, PIXELS, REPLY, REQUEST
+from app.engine.jobs import Pixels
+from app.errors import InvalidImage
+from app.request import IMAGE_SIZE, Fit
+
+logger = logging.getLogger(__name__)
+
+DECODE_SECONDS = 30.0
+"""Longer than any picture within the limits takes on a slow and busy machine."""
+
+_TRIES = 2
+_PIXELS_LENGTH = IMAGE_SIZE * IMAGE_SIZE * 3
+
+
+class _DecoderDied(Exception):
+    """The process ended, or did not answer in time."""
+
+
+class Sandbox:
+    """Decoder processes, as many as there are threads that use it at once. Every method may be called on any thread.
+
+    Args:
+        max_pixels: limit of an upload's width x height.
+        on_death: called for each decoder that dies.
+    """
+
+    def __init__(self, max_pixels: int, on_death: Callable[[], None]) -> None:
+        self._max_pixels = max_pixels
+        self._on_death = on_death
+        self._idle: list[_Decoder] = []
+        self._closed = False
+
+    def warm(self, count: int) -> None:
+        """Start so many decoders ahead of the first picture."""
+        for decoder in [_Decoder(self._max_pixels) for _ in range(count)]:
+            self._keep(decoder)
+
+    def decode(self, data: bytes, fit: Fit) -> Pixels:
+        """As `app.images.decode`, which says what comes out of it and which errors there are.
+
+        A picture at which a decoder dies is tried once more, since something else may have killed it, and then refused
+        as `InvalidImage`.
+        """
+        for _ in range(_TRIES):
+            decoder = self._idle.pop() if self._idle else _Decoder(self._max_pixels)
+            try:
+                kind, body = decoder.ask(data, fit)
+            except _DecoderDied as death:
+                logger.error("decoder %d died: %s", decoder.pid, death)
+                decoder.close()
+                self._on_death()
+                continue
+            self._keep(decoder)
+            if kind == PIXELS:
+                return Pixels(IMAGE_SIZE, IMAGE_SIZE, body)
+            raise ERRORS[kind - 1](body.decode(errors="replace"), param="image")
+        raise InvalidImage(
+            "The image cannot be read: it makes the decoder fail. Save it anew, and send that.", param="image"
+        )
+
+    def close(self) -> None:
+        """End all decoders; one that is at work when it has done that."""
+        self._closed = True
+        while self._idle:
+            self._idle.pop().close()
+
+    def _keep(self, decoder: "_Decoder") -> None:
+        if self._closed:
+            decoder.close()
+        else:
+            self._idle.append(decoder)
+
+
+class _Decoder:
+    """One process, and the socket to it."""
+
+    def __init__(self, max_pixels: int) -> None:
+        self._socket, theirs = socket.socketpair()
+        self._socket.settimeout(DECODE_SECONDS)
+        with theirs:
+            self._process = subprocess.Popen(  # noqa: S603
+                [sys.executable, "-P", "-m", "app.decoder", str(theirs.fileno()), str(max_pixels)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                pass_fds=(theirs.fileno(),),
+                # Neither keys nor tokens of this process, and not its signals: Ctrl-C goes to the foreground group. No
+                # session of its own: Linux shares the processor among sessions alike, whatever their processes' rank.
+                env={"PYTHONPATH": os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)},
+                process_group=0,
+            )
+        self.pid = self._process.pid
+
+    def ask(self, data: bytes, fit: Fit) -> tuple[int, bytes]:
+        """The kind of the answer, and its body. Raises `_DecoderDied`."""
+        try:
+            self._socket.sendall(REQUEST.pack(len(data), FITS.index(fit)))
+            self._socket.sendall(data)
+            kind, length = REPLY.unpack(self._receive(REPLY.size))
+            if kind > len(ERRORS) or length > _PIXELS_LENGTH or (kind == PIXELS and length != _PIXELS_LENGTH):
+                raise _DecoderDied("its answer makes no sense")
+            return kind, self._receive(length)
+        except TimeoutError as error:
+            raise _DecoderDied(f"no answer within {DECODE_SECONDS:g} s") from error
+        except OSError as error:
+            raise _DecoderDied(f"{error}") from error
+
+    def _receive(self, length: int) -> bytes:
+        body = bytearray()
+        while len(body) < length:
+            piece = self._socket.recv(length - len(body))
+            if not piece:
+                raise _DecoderDied(f"exit code {self._exit_code()}")
+            body += piece
+        return bytes(body)
+
+    def _exit_code(self) -> int | None:
+        with suppress(subprocess.TimeoutExpired):
+            return self._process.wait(1)
+        return None
+
+    def close(self) -> None:
+        """End the process, whatever it is doing."""
+        self._socket.close()
+        self._process.kill()
+        self._process.wait()

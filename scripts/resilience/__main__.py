@@ -1,0 +1,51 @@
+"""The command line of scripts/chaos."""
+
+import argparse
+import sys
+from collections.abc import Callable
+
+from rich.console import Console
+
+from app.engine.engine import LOADER
+from scripts.benchmarks import report
+from scripts.resilience import disconnects, faults, overload
+
+
+def main() -> int:
+    """Returns 1 if a promise was broken."""
+    parser = argparse.ArgumentParser(prog="scripts/chaos", description="Break the service, and see what it keeps.")
+    parser.add_argument(
+        "--case",
+        action="append",
+        choices=["faults", "embedded", "overload", "fairness", "disconnects"],
+        help="by default all of them; embedded: the faults from outside, with the embedded model",
+    )
+    parser.add_argument("--requests", type=int, default=1000, help="for each fault (default: 1000)")
+    parser.add_argument("--seconds", type=float, default=60, help="of overload (default: 60)")
+    parser.add_argument("--cuts", type=int, default=10_000, help="requests that are cut off (default: 10000)")
+    options = parser.parse_args()
+    cases: dict[str, Callable[[], report.Outcome]] = {
+        "faults": lambda: faults.case(options.requests),
+        "embedded": lambda: faults.case(
+            max(1, options.requests // 10),
+            10,
+            LOADER,
+            model="embedded",
+            max_batch=1,
+            tick_timeout_seconds=4,
+            load_timeout_seconds=60,
+        ),
+        "overload": lambda: overload.overload(options.seconds),
+        "fairness": lambda: overload.fairness(options.seconds / 3),
+        "disconnects": lambda: disconnects.case(options.cuts),
+    }
+    console, outcomes = Console(), []
+    for name in options.case or cases:
+        outcomes.append(cases[name]())
+        report.show(outcomes[-1], console)
+    print(report.line(outcomes))
+    return 0 if all(goal.met for one in outcomes for goal in one.goals) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,84 @@
+"""Coverage-guided fuzzing of what reads callers' bytes: picture files, and the JSON body.
+
+    python -m scripts.resilience.fuzz {pictures,json} SECONDS FOLDER
+
+What was found to be of interest is kept in FOLDER and gone on from; so is an input that caused a fault. Ends with 0 if
+none did.
+"""
+
+import random
+import sys
+from contextlib import suppress
+from io import BytesIO
+from pathlib import Path
+
+import atheris
+
+with atheris.instrument_imports(include=["app", "PIL"]):
+    from PIL import Image
+
+    from app import images
+    from app.errors import ServiceError
+    from app.request import Fit, parse_request
+    from app.routes.img2img import parse_hugging_face
+
+_FITS = tuple(Fit)
+_PIXELS = 1_000_000
+"""A limit for the pictures, so that each takes milliseconds."""
+
+
+def picture(data: bytes) -> None:
+    """A file becomes pixels or is refused; anything else is a fault."""
+    with suppress(ServiceError):
+        images.decode(data, _FITS[len(data) % len(_FITS)], _PIXELS)
+
+
+def json_body(data: bytes) -> None:
+    """A body becomes a picture and a request or is refused."""
+    with suppress(ServiceError):
+        _, fields = parse_hugging_face(data)
+        parse_request({"prompt": "", **fields})
+
+
+def seed_pictures(folder: Path) -> None:
+    """One of each kind to start from."""
+    noise = Image.frombytes("RGB", (9, 7), random.Random(0).randbytes(9 * 7 * 3))
+    for mode in ("RGB", "L", "RGBA", "P", "1", "I;16", "CMYK"):
+        for file_format in ("PNG", "JPEG", "WEBP", "MPO"):
+            buffer = BytesIO()
+            try:
+                noise.convert(mode).save(buffer, file_format)
+            except (OSError, ValueError, KeyError):
+                continue
+            (folder / f"{file_format}-{mode.replace(';', '')}").write_bytes(buffer.getvalue())
+
+
+def seed_json(folder: Path) -> None:
+    """What clients send."""
+    for number, text in enumerate(
+        (
+            '{"inputs": "iVBORw0KGgo="}',
+            '{"inputs": "data:image/png;base64,iVBORw0KGgo=", "parameters": {"prompt": "dog", "seed": 1}}',
+            '{"inputs": "", "parameters": {"strength": 0.5, "guidance_scale": 1e9, "num_inference_steps": 4, '
+            '"fit": "pad", "output_format": "webp", "negative_prompt": null, '
+            '"target_size": {"width": 512, "height": 512}}}',
+        )
+    ):
+        (folder / str(number)).write_text(text)
+
+
+def main() -> None:
+    """Never returns: libFuzzer ends the process."""
+    what, seconds, name = sys.argv[1:]
+    folder = Path(name)
+    folder.mkdir(parents=True, exist_ok=True)
+    target, seed = {"pictures": (picture, seed_pictures), "json": (json_body, seed_json)}[what]
+    seed(folder)
+    # A picture is decoded in a fraction of a second, within the memory of a decoder.
+    options = [f"-max_total_time={seconds}", "-timeout=20", "-rss_limit_mb=2048", "-max_len=4096"]
+    atheris.Setup([sys.argv[0], f"-artifact_prefix={folder}/fault-", *options, str(folder)], target)
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()

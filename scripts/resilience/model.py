@@ -1,0 +1,125 @@
+"""A torch-free model that goes wrong when told to; a worker loads it as `scripts.resilience.model:load`.
+
+`IMG2IMG_MODEL` is a folder. While a file `fault` lies in it, the next UNet call, or the next start, takes the file away
+and does what it says, once.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from app.engine.batch import capacity
+from app.engine.jobs import Fault, Job, ModelInfo, Pixels, Result, Timings
+from app.settings import Settings
+
+TICK_SECONDS = 0.004
+"""Of a UNet call, plus as much for each job that shares it: two hundred default pictures a second, at most."""
+
+FILE = "fault"
+STARTS = ("dies at the start", "hangs at the start")
+"""Faults that only a start takes."""
+
+
+@dataclass
+class State:
+    """A job between two calls."""
+
+    job: Job
+    index: int = 0
+
+    @property
+    def steps_run(self) -> int:
+        return self.job.steps_run
+
+    @property
+    def done(self) -> bool:
+        return self.index == self.steps_run
+
+
+@dataclass
+class Decoding:
+    """A picture that has arrived."""
+
+    state: State
+    ready: bool = True
+
+
+class Faulty:
+    """Turns each byte of the picture by seed and steps, so that whoever gets another's picture would see it."""
+
+    def __init__(self, folder: Path, device: str, max_jobs: int) -> None:
+        self.info = ModelInfo("pretended", "", "checkpoint", device, "float32", "it is a test")
+        self.compiled: tuple[int, ...] = ()
+        self.max_jobs = max_jobs
+        self.folder = folder
+        self.room = 64
+
+    def settle(self) -> bool:
+        return False
+
+    def admit(self, job: Job) -> State:
+        if job.prompt == "poison":
+            os._exit(9)
+        return State(job)
+
+    def tick(self, states: Sequence[State]) -> None:
+        misbehave(self.folder, self)
+        if len(states) > self.room:
+            raise MemoryError("told to find too little memory for so many")
+        time.sleep(TICK_SECONDS * (1 + len(states)))
+        for state in states:
+            state.index += 1
+
+    def finish(self, states: Sequence[State]) -> list[Decoding]:
+        return [Decoding(state) for state in states]
+
+    def collect(self, decoding: Decoding) -> Result:
+        job = decoding.state.job
+        shift = (job.seed + 7 * job.steps_run) % 256
+        data = job.pixels.data.translate(bytes((value + shift) % 256 for value in range(256)))
+        pixels = Pixels(job.pixels.width, job.pixels.height, data)
+        return Result(pixels, job.steps_run, 999.0, timings=Timings(0.001, 0.002, 0.003, 0.004))
+
+    def fault(self, error: Exception) -> Fault:
+        if isinstance(error, MemoryError):
+            return "memory"
+        return "device" if isinstance(error, OSError) else "job"
+
+    def free(self) -> None:
+        """There is nothing."""
+
+
+def misbehave(folder: Path, model: Faulty | None) -> None:
+    """Do what the folder's file says, if it is for this moment: a start if `model` is None, else a call."""
+    try:
+        what = (folder / FILE).read_text()
+        if (what in STARTS) != (model is None):
+            return
+        (folder / FILE).unlink()
+    except FileNotFoundError:
+        return
+    match what:
+        case "exit in a call" | "dies at the start":
+            os._exit(7)
+        case "hang in a call" | "hangs at the start":
+            time.sleep(3600)
+        case "exception":
+            raise ValueError("told to fail")
+        case "out of memory once":
+            raise MemoryError("told to find too little memory")
+        case "out of memory for more than two" if model:
+            model.room = 2
+        case "device lost":
+            raise OSError("told to lose the device")
+        case "garbage on the pipe":
+            os.write(int(sys.argv[1]), b"\0\0\0\4junk")
+
+
+def load(settings: Settings, device: str) -> Faulty:
+    """What a worker calls."""
+    folder = Path(settings.model)
+    misbehave(folder, None)
+    return Faulty(folder, device, capacity(settings.max_batch, device, large=False))

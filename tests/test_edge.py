@@ -1,0 +1,168 @@
+"""The proxy of the compose profile `edge`, with its own configuration: what it takes off the service's hands."""
+
+import os
+import re
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from scripts.resilience.target import Target, serving
+from tests.conftest import _free_port
+from tests.test_hostile import FILES
+from tests.test_img2img import post
+from tests.test_limits import connect, eventually, pieces
+
+ROOT = Path(__file__).parents[1]
+NGINX = shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin")
+
+pytestmark = pytest.mark.skipif(NGINX is None, reason="nginx is not installed")
+
+# What nginx needs to run here, by whoever runs the tests; the rest is the file that the compose file mounts.
+MAIN = """
+daemon off;
+{user}
+pid {folder}/pid;
+error_log stderr;
+events {{ worker_connections 4096; }}
+http {{
+    access_log off;
+    client_body_temp_path {folder}/body;
+    proxy_temp_path {folder}/proxy;
+    fastcgi_temp_path {folder}/fastcgi;
+    uwsgi_temp_path {folder}/uwsgi;
+    scgi_temp_path {folder}/scgi;
+    include {folder}/edge.conf;
+}}
+"""
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
+    with serving(tmp_path_factory.mktemp("target"), knobs={"queue_size": 200}) as target:
+        yield target
+
+
+@pytest.fixture(scope="module")
+def edge(target: Target, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder, port = tmp_path_factory.mktemp("edge"), _free_port()
+    text = (ROOT / "scripts/container/edge.conf").read_text()
+    text = text.replace("listen 8080", f"listen 127.0.0.1:{port}")
+    text = text.replace("http://img2img-service:8000", target.url)
+    # Seconds here are tenths there, and Docker's name service is not here.
+    text = re.sub(r"(client_header_timeout|client_body_timeout|send_timeout) 10s", r"\1 1s", text)
+    text = text.replace("resolver 127.0.0.11 valid=10s;", "")
+    (folder / "edge.conf").write_text(text)
+    (folder / "nginx.conf").write_text(MAIN.format(folder=folder, user="user root;" if os.geteuid() == 0 else ""))
+    assert NGINX
+    command = [NGINX, "-p", str(folder), "-c", str(folder / "nginx.conf"), "-e", "stderr"]
+    with subprocess.Popen(command) as process:
+        url = f"http://127.0.0.1:{port}"
+
+        def answers() -> bool:
+            assert process.poll() is None
+            with suppress(httpx2.TransportError):
+                return httpx2.get(f"{url}/health/live").is_success
+            return False
+
+        try:
+            eventually(answers)
+            yield url
+        finally:
+            process.terminate()
+            process.wait(20)
+
+
+def test_a_picture_goes_through_it(edge: str) -> None:
+    answer = post(edge, FILES["PNG"], seed="7")
+    assert (answer.status_code, answer.headers["x-seed"]) == (200, "7")
+
+
+def test_a_body_over_the_limit_is_refused_in_the_service_s_own_shape(edge: str) -> None:
+    headers = {"Content-Type": "image/png"}
+    answer = httpx2.post(f"{edge}/img2img", content=bytes(20 * 2**20 + 1), headers=headers)
+    assert (answer.status_code, answer.json()["code"]) == (413, "body_too_large")
+    assert answer.headers["content-type"] == "application/problem+json"
+    accepted = httpx2.post(f"{edge}/img2img", content=bytes(20 * 2**20), headers=headers)
+    assert accepted.json()["code"] == "unsupported_image_format"
+
+
+def test_a_body_of_unknown_length_goes_through_it(edge: str) -> None:
+    answer = httpx2.post(f"{edge}/img2img", content=pieces(FILES["PNG"]), headers={"Content-Type": "image/png"})
+    assert answer.status_code == 200
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"",
+        b"GET /health/live HTTP/1.1\r\nX: ",
+        b"POST /img2img HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 100000\r\n\r\n\x89PNG",
+    ],
+    ids=["nothing", "half a head", "half a body"],
+)
+def test_whoever_says_nothing_more_is_let_go_and_never_reaches_the_service(
+    edge: str, target: Target, said: bytes
+) -> None:
+    before = target.descriptors()
+    with connect(edge) as connection:
+        connection.sendall(said)
+        start = time.monotonic()
+        with suppress(ConnectionError):
+            connection.makefile("rb").read()
+        assert time.monotonic() - start < 8
+        assert target.descriptors() <= before + 1
+
+
+def test_drips_of_a_head_do_not_buy_more_time(edge: str) -> None:
+    with connect(edge) as connection:
+        start, gone = time.monotonic(), threading.Event()
+
+        def drip() -> None:
+            for byte in b"GET /health/live HTTP/1.1\r\n" + b"X: y\r\n" * 100:
+                try:
+                    connection.sendall(bytes([byte]))
+                except OSError:
+                    return
+                if gone.wait(0.1):
+                    return
+
+        thread = threading.Thread(target=drip)
+        thread.start()
+        with suppress(ConnectionError):
+            connection.makefile("rb").read()
+        assert time.monotonic() - start < 8
+        gone.set()
+        thread.join()
+
+
+def test_a_caller_with_too_many_connections_is_told_so(edge: str) -> None:
+    head = b"POST /img2img HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 100000\r\n\r\n\x89PNG"
+    connections = [connect(edge) for _ in range(110)]
+    try:
+        for connection in connections:
+            connection.sendall(head)
+        eventually(lambda: httpx2.get(f"{edge}/health/live").status_code == 429)
+        answer = httpx2.get(f"{edge}/health/live")
+        assert answer.json()["code"] == "too_many_requests"
+        assert answer.headers["retry-after"] == "1"
+    finally:
+        for connection in connections:
+            connection.close()
+    eventually(lambda: httpx2.get(f"{edge}/health/live").status_code == 200)
+
+
+def test_the_service_hears_the_caller_s_address_and_not_what_he_says_of_himself(edge: str, target: Target) -> None:
+    """Uvicorn trusts loopback, so that the caller's own words would count if they went through."""
+    answer = httpx2.post(
+        f"{edge}/img2img",
+        content=FILES["PNG"],
+        headers={"Content-Type": "image/png", "X-Forwarded-For": "192.0.2.1", "Origin": edge},
+    )
+    assert answer.status_code == 200

@@ -1,0 +1,37 @@
+"""Which errors of torch are one job's, and which are the memory's or the device's."""
+
+import pytest
+import torch
+
+from app.engine.faults import fault
+
+
+def of_torch() -> Exception:
+    """What torch itself says of memory that the machine does not have."""
+    with pytest.raises(RuntimeError) as error:
+        torch.empty(2**60, dtype=torch.uint8)
+    return error.value
+
+
+@pytest.mark.parametrize(
+    ("error", "what"),
+    [
+        (of_torch(), "memory"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), "memory"),
+        (MemoryError(), "memory"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), "memory"),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), "memory"),
+        (torch.AcceleratorError("CUDA error: an illegal memory access was encountered"), "device"),
+        (RuntimeError("CUDA error: device-side assert triggered"), "device"),
+        (RuntimeError("CUDA error: unspecified launch failure"), "device"),
+        (RuntimeError("CUDA driver error: invalid argument"), "device"),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), "device"),
+        (RuntimeError("CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx`"), "device"),
+        (RuntimeError("NVML_SUCCESS == r INTERNAL ASSERT FAILED"), "device"),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied (1x2 and 3x4)"), "job"),
+        (ValueError("no such scheduler"), "job"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_an_error_is_the_job_s_the_memory_s_or_the_device_s(error: Exception, what: str) -> None:
+    assert fault(error) == what

@@ -1,0 +1,409 @@
+"""What hostile callers send, to a whole real server: each gets the stated status, and nobody else notices."""
+
+import asyncio
+import io
+import json
+import random
+import re
+import socket
+import struct
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, suppress
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx2
+import pytest
+from PIL import Image
+
+from scripts.resilience.target import Target, serving
+from tests.pictures import chunk, noise, orientation, resized_jpeg, saved, webp, webp_bomb
+from tests.pictures import png as raw_png
+from tests.test_images import MODES
+from tests.test_img2img import post, problem
+from tests.test_limits import connect, eventually
+
+StartServer = Callable[..., AbstractContextManager[str]]
+
+SMALL = noise((24, 24))
+FILES = {"PNG": saved(SMALL, "PNG"), "JPEG": saved(SMALL, "JPEG"), "WebP": saved(SMALL, "WEBP", lossless=True)}
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
+    """A server in a process of its own, whose memory is nobody else's."""
+    with serving(tmp_path_factory.mktemp("target")) as target:
+        yield target
+
+
+def flat(size: tuple[int, int], colour: int = 2) -> bytes:
+    """A PNG of one colour that is made without holding its pixels."""
+    width, height = size
+    packer = zlib.compressobj(9)
+    row = b"\0" + bytes(width * {2: 3, 6: 4}[colour])
+    data = b"".join(packer.compress(row) for _ in range(height)) + packer.flush()
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, colour, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+BOMBS = {
+    "a PNG of 84 megapixels": (flat((9_200, 9_200)), 413),
+    "a PNG of 20000 x 20000": (flat((20_000, 20_000))[:100_000], 413),
+    "a JPEG of 84 megapixels": (saved(Image.new("L", (9_200, 9_200)), "JPEG"), 413),
+    "a WebP of 84 megapixels in 3 KB": (saved(Image.new("RGB", (9_200, 9_200)), "WEBP", lossless=True, method=0), 413),
+    "a PNG of 49 megapixels": (flat((7_000, 7_000)), 200),
+    "a PNG of 49 megapixels with alpha": (flat((7_000, 7_000), 6), 200),
+    "a WebP of 49 megapixels": (saved(Image.new("RGB", (7_000, 7_000)), "WEBP", lossless=True, method=0), 200),
+    "a text chunk that unpacks to 80 MB": (
+        raw_png((1, 1), 8, 2, bytes(4), chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(80_000_000)))),
+        422,
+    ),
+    "a profile that unpacks to 80 MB": (
+        raw_png((1, 1), 8, 2, bytes(4), chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(80_000_000)))),
+        422,
+    ),
+}
+LIARS = {
+    # The decoders leave the rest grey, or black.
+    "a JPEG that says it is larger": (resized_jpeg((4_000, 4_000)), 200),
+    "a PNG of fewer rows than it says": (raw_png((64, 64), 8, 2, bytes(193)), 200),
+    "a PNG without width": (raw_png((0, 5), 8, 2, b"\0"), 422),
+    "a PNG of a depth that there is not": (raw_png((1, 1), 3, 2, b"\0\0\0\0"), 422),
+    "a WebP canvas of more than its frame": (webp_bomb(b"VP8X", (3_000, 3_000)), 422),
+    "a PNG called a JPEG": (FILES["PNG"], 200),
+}
+SHAPES = {
+    "1 x 1": (saved(noise((1, 1)), "PNG"), 200),
+    "1 x 20000": (saved(noise((1, 20_000)), "PNG"), 200),
+    "20000 x 1": (saved(noise((20_000, 1)), "PNG"), 200),
+    "zero bytes": (b"", 422),
+    "one byte": (b"\x89", 415),
+    "MPO": (saved(SMALL, "MPO", save_all=True, append_images=[SMALL]), 200),
+    "APNG": (saved(SMALL, "PNG", save_all=True, append_images=[noise((24, 24), seed=1)]), 200),
+    **{f"orientation {n}": (saved(SMALL, "JPEG", exif=orientation(n)), 200) for n in range(1, 9)},
+    **{f"mode {name}": (data, 200) for name, (data, _) in MODES.items()},
+}
+POLYGLOTS = {
+    "a PNG with a zip behind it": (FILES["PNG"] + b"PK\3\4" + bytes(100), 200),
+    "a JPEG with a page behind it": (FILES["JPEG"] + b"<script>alert(1)</script>", 200),
+    "a page with a PNG behind it": (b"<html>" + FILES["PNG"], 415),
+    "a PDF with a JPEG in it": (b"%PDF-1.4\n" + FILES["JPEG"], 415),
+    "a PNG start on a JPEG": (b"\x89PNG\r\n\x1a\n" + FILES["JPEG"], 422),
+    "a WebP start on a PNG": (webp(b"VP8L", FILES["PNG"]), 422),
+    "a script": (b"#!/bin/sh\nrm -rf /\n", 415),
+    "PostScript": (b"%!PS-Adobe-3.0\n/x { } def\n", 415),
+}
+CORPUS = {**BOMBS, **LIARS, **SHAPES, **POLYGLOTS}
+
+
+@pytest.mark.parametrize(("data", "status"), CORPUS.values(), ids=CORPUS)
+def test_each_hostile_file_gets_its_status(target: Target, data: bytes, status: int) -> None:
+    answer = post(target.url, data)
+    assert answer.status_code == status, answer.content[:300]
+    if status == 200:
+        assert Image.open(io.BytesIO(answer.content)).size == (512, 512)
+    else:
+        assert problem(answer, status, answer.json()["code"], "image")
+
+
+def test_none_of_it_takes_much_memory_in_the_api_process_or_more_than_its_share_in_a_decoder(target: Target) -> None:
+    def most(pid: int) -> int:
+        (line,) = re.findall(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+        return int(line) * 1024
+
+    for data, _ in BOMBS.values():
+        post(target.url, data)
+    # The upload, its parts, and a picture or two; never its pixels.
+    assert most(target.process.pid) < 250e6
+    for pid in target.children("app.decoder"):
+        assert most(pid) < 900e6
+    assert target.metric("img2img_decoder_deaths_total") == 0
+
+
+def boundaries(data: bytes) -> Iterator[int]:
+    """Where a file's pieces begin and end: a PNG's and a WebP's chunks, a JPEG's markers; and a byte beside each."""
+    ends = {len(data) // 2, len(data) - 1}
+    if data.startswith(b"\x89PNG"):
+        place = 8
+        while place < len(data):
+            ends.add(place)
+            place += 12 + int.from_bytes(data[place : place + 4], "big")
+    elif data.startswith(b"RIFF"):
+        place = 12
+        while place < len(data):
+            ends.add(place)
+            size = int.from_bytes(data[place + 4 : place + 8], "little")
+            place += 8 + size + size % 2
+    else:
+        ends |= {match.start() for match in re.finditer(rb"\xff[^\0]", data)}
+    return (place for end in sorted(ends) for place in (end - 1, end, end + 1) if 0 < place < len(data))
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_a_file_that_was_cut_anywhere_is_refused_or_read_but_never_a_fault(target: Target, kind: str) -> None:
+    data = FILES[kind]
+    for end in boundaries(data):
+        answer = post(target.url, data[:end])
+        # Behind its last pixel a file may end as it likes.
+        assert answer.status_code in ((200, 415, 422) if end > 0.9 * len(data) else (415, 422)), (kind, end)
+
+
+def form(*parts: bytes, boundary: bytes = b"x", close: bool = True) -> bytes:
+    body = b"".join(b"--" + boundary + b"\r\n" + part + b"\r\n" for part in parts)
+    return body + (b"--" + boundary + b"--\r\n" if close else b"")
+
+
+def part(name: str, value: bytes, *headers: str, filename: str | None = None) -> bytes:
+    disposition = f'Content-Disposition: form-data; name="{name}"' + (f'; filename="{filename}"' if filename else "")
+    return "\r\n".join((disposition, *headers)).encode() + b"\r\n\r\n" + value
+
+
+IMAGE = part("image", FILES["PNG"], filename="a.png")
+PROMPT = part("prompt", b"dog")
+MULTIPART = {
+    "thousands of parts": (form(IMAGE, *(part(f"p{n}", b"") for n in range(5_000))), 400),
+    "thousands of files": (form(*(part("image", b"", filename="a") for _ in range(5_000))), 400),
+    "a huge field": (form(IMAGE, part("prompt", bytes(3_000_000))), 400),
+    "a huge name": (form(IMAGE, part("n" * 1_000_000, b"")), 400),
+    "many headers": (form(part("image", b"x", *(f"X-{n}: y" for n in range(1_000)), filename="a")), 400),
+    "a huge header": (form(part("image", b"x", "X: " + "y" * 100_000, filename="a")), 400),
+    "no end": (form(IMAGE, PROMPT, close=False), 400),
+    "another boundary": (form(IMAGE, PROMPT, boundary=b"y"), 400),
+    "a form in the form": (
+        form(PROMPT, part("image", form(IMAGE, boundary=b"z"), "Content-Type: multipart/mixed; boundary=z")),
+        422,
+    ),
+    "text that is no UTF-8": (form(IMAGE, part("prompt", b"\xff\xfe\x00d")), 400),
+    "a charset that there is not": (
+        form(IMAGE, part("prompt", b"dog", "Content-Type: text/plain; charset=klingon")),
+        200,
+    ),
+    "a part without a name": (form(IMAGE, b"Content-Disposition: form-data\r\n\r\nx"), 400),
+    "a part without a head": (form(IMAGE, b"\r\nx"), 400),
+    "nothing": (b"", 400),
+    "only its end": (b"--x--\r\n", 422),
+    "nulls": (form(IMAGE, part("prompt", bytes(10))), 200),
+    "a field twice": (form(IMAGE, PROMPT, PROMPT), 422),
+    "a file name that climbs": (form(part("image", FILES["PNG"], filename="../../../etc/passwd"), PROMPT), 200),
+}
+
+
+@pytest.mark.parametrize(("body", "status"), MULTIPART.values(), ids=MULTIPART)
+def test_each_hostile_form_gets_its_status(target: Target, body: bytes, status: int) -> None:
+    answer = httpx2.post(
+        f"{target.url}/img2img", content=body, headers={"Content-Type": "multipart/form-data; boundary=x"}
+    )
+    assert answer.status_code == status, answer.content[:300]
+    if status != 200:
+        problem(answer, status, answer.json()["code"], answer.json().get("param"))
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    [
+        "multipart/form-data",
+        "multipart/form-data; boundary=",
+        "multipart/form-data; boundary=" + "y" * 500,
+        "multipart/form-data; boundary=\xe9",
+        "multipart/form-data; boundary=x; charset=utf-7",
+        "multipart/mixed; boundary=x",
+    ],
+)
+def test_a_form_s_content_type_cannot_do_harm(target: Target, content_type: str) -> None:
+    answer = httpx2.post(
+        f"{target.url}/img2img",
+        content=form(IMAGE, PROMPT),
+        headers={b"Content-Type": content_type.encode("latin-1")},
+    )
+    assert answer.status_code in (200, 400, 415), answer.text
+
+
+JSONS = {
+    "deep lists": b"[" * 200_000,
+    "deep objects": b'{"a":' * 100_000,
+    "deep and closed": b"[" * 100_000 + b"]" * 100_000,
+    "a huge number": b'{"inputs": "", "parameters": {"seed": 1' + b"0" * 100_000 + b"}}",
+    "numbers that are none": b'{"inputs": "", "parameters": {"strength": NaN, "guidance_scale": Infinity}}',
+    "lone surrogates": b'{"inputs": "iVBO", "parameters": {"prompt": "\\ud800"}}',
+    "a key twice": b'{"inputs": "", "inputs": ""}',
+    "not UTF-8": b'{"inputs": "\xff"}',
+    "UTF-16": '{"inputs": ""}'.encode("utf-16"),
+    "a list where text belongs": b'{"inputs": "", "parameters": {"prompt": []}}',
+    "base64 that is none": b'{"inputs": "%%%%"}',
+    "base64 of nothing": b'{"inputs": ""}',
+    "a data URL of nothing": b'{"inputs": "data:"}',
+    "nothing": b"",
+    "null": b"null",
+}
+
+
+@pytest.mark.parametrize("body", JSONS.values(), ids=JSONS)
+def test_hostile_json_is_refused_and_never_a_fault(target: Target, body: bytes) -> None:
+    answer = httpx2.post(f"{target.url}/img2img", content=body, headers={"Content-Type": "application/json"})
+    assert answer.status_code in (400, 422), answer.text
+    problem(answer, answer.status_code, answer.json()["code"], answer.json().get("param"))
+
+
+def test_a_prompt_of_lone_surrogates_or_nulls_is_never_a_fault(target: Target) -> None:
+    import base64
+
+    picture = base64.b64encode(FILES["PNG"]).decode()
+    for prompt in ("\ud800", "\0", "\u202e\u2066", "🧙" * 5000, "a\r\nb"):
+        for format_ in ("png", "webp", "jpeg"):
+            body = json.dumps({"inputs": picture, "parameters": {"prompt": prompt, "output_format": format_}})
+            answer = httpx2.post(
+                f"{target.url}/img2img", content=body.encode(), headers={"Content-Type": "application/json"}
+            )
+            assert answer.status_code in (200, 422), (prompt[:5], format_, answer.text)
+
+
+class TestSlow:
+    """Callers who take their time, a thousand of them: those who do not are served as ever."""
+
+    @pytest.fixture
+    def latency(self, target: Target) -> float:
+        return self.typical(target)
+
+    @staticmethod
+    def typical(target: Target) -> float:
+        times = []
+        for seed in range(9):
+            start = time.perf_counter()
+            assert post(target.url, FILES["PNG"], seed=str(seed)).status_code == 200
+            times.append(time.perf_counter() - start)
+        return sorted(times)[4]
+
+    HEAD = b"POST /img2img HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 1000000\r\n\r\n"
+
+    @pytest.mark.parametrize("said", [b"", b"GET /health/li", HEAD[:40], HEAD, HEAD + b"\x89PNG"], ids=range(5))
+    def test_a_thousand_half_open_connections_do_not_disturb_those_who_are_served(
+        self, target: Target, latency: float, said: bytes
+    ) -> None:
+        before = target.descriptors()
+        connections = [connect(target.url) for _ in range(1_000)]
+        try:
+            for connection in connections:
+                connection.sendall(said)
+            eventually(lambda: target.descriptors() >= before + 900)
+            # No figure of seconds: only that nobody waits for any of the thousand.
+            assert self.typical(target) < max(1.0, 20 * latency)
+            assert httpx2.get(f"{target.url}/health/ready").status_code == 200
+        finally:
+            for connection in connections:
+                connection.close()
+        eventually(lambda: target.descriptors() <= before + 5)
+
+    def test_drips_do_not_disturb_them_either(self, target: Target, latency: float) -> None:
+        over = threading.Event()
+
+        def drip() -> None:
+            with connect(target.url) as connection, suppress(OSError):
+                for byte in self.HEAD + bytes(1_000):
+                    if over.wait(0.02):
+                        return
+                    connection.sendall(bytes([byte]))
+
+        threads = [threading.Thread(target=drip) for _ in range(50)]
+        for thread in threads:
+            thread.start()
+        try:
+            assert self.typical(target) < max(1.0, 20 * latency)
+        finally:
+            over.set()
+            for thread in threads:
+                thread.join()
+
+    def test_a_body_without_an_end_is_ended(self, start_server: StartServer) -> None:
+        with start_server(max_body_bytes=50_000) as url, connect(url) as connection:
+            connection.sendall(
+                b"POST /img2img HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nTransfer-Encoding: chunked\r\n\r\n"
+            )
+            with suppress(OSError):
+                for _ in range(1_000):
+                    connection.sendall(b"400\r\n" + bytes(1024) + b"\r\n")
+            assert b" 413 " in connection.recv(100)
+
+    def test_a_reader_who_takes_his_time_holds_up_nobody(self, target: Target, latency: float) -> None:
+        body = form(IMAGE, PROMPT)
+        head = (
+            b"POST /img2img HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=x\r\n"
+            b"Content-Length: " + str(len(body)).encode() + b"\r\n\r\n"
+        )
+        readers = []
+        for _ in range(20):
+            connection = socket.socket()
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            address = urlsplit(target.url)
+            connection.connect((address.hostname, address.port))
+            connection.sendall(head + body)
+            readers.append(connection)
+        try:
+            assert self.typical(target) < max(2.0, 40 * latency)
+        finally:
+            for connection in readers:
+                connection.close()
+
+
+def test_bytes_that_are_no_http_are_refused_or_cut_off(target: Target) -> None:
+    draw = random.Random(0)
+    for data in (
+        b"\0" * 1000 + b"\r\n\r\n",
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"POST /img2img HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
+        b"POST /img2img HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"POST /img2img HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"GET /health/live HTTP/1.1\r\nHost: x\r\nX: " + b"y" * 200_000 + b"\r\n\r\n",
+        b"GET " + b"/" * 100_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
+        draw.randbytes(2_000) + b"\r\n\r\n",
+    ):
+        with connect(target.url) as connection, suppress(ConnectionError, TimeoutError):
+            connection.settimeout(3)
+            connection.sendall(data)
+            said = connection.recv(20)
+            assert not said or re.match(rb"HTTP/1.1 4\d\d ", said), (data[:40], said)
+    assert post(target.url, FILES["PNG"]).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/%00", "/..%2f..%2fetc/passwd", "//img2img", "/img2img/", "/IMG2IMG", "/img2img%3f"])
+def test_paths_that_are_none_of_ours_are_not_found(target: Target, path: str) -> None:
+    with connect(target.url) as connection:
+        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: evil@host\r\nConnection: close\r\n\r\n".encode())
+        answer = connection.makefile("rb").read()
+    assert re.match(rb"HTTP/1.1 (404|405|307|400) ", answer), answer[:60]
+
+
+def test_no_address_that_a_request_names_is_ever_asked(target: Target) -> None:
+    """Neither as a picture, nor in a header, nor in the JSON."""
+
+    async def listen() -> list[bytes]:
+        asked: list[bytes] = []
+
+        async def note(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            asked.append(await reader.read(100))
+
+        server = await asyncio.start_server(note, "127.0.0.1", 0)
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/a.png"
+        async with httpx2.AsyncClient(trust_env=False) as client:
+            for body in ({"inputs": url}, {"inputs": url, "parameters": {"prompt": url}}):
+                answer = await client.post(f"{target.url}/img2img", json=body)
+                assert answer.status_code == 422
+            answer = await client.post(
+                f"{target.url}/img2img",
+                data={"image": url, "prompt": url},
+                headers={"X-Forwarded-Host": url, "Referer": url, "Origin": target.url},
+            )
+            assert answer.status_code in (415, 422)
+        server.close()
+        return asked
+
+    assert asyncio.run(listen()) == []
+
+
+def test_after_all_of_it_nothing_has_died_and_nothing_unexpected_is_in_the_log(target: Target) -> None:
+    assert target.process.poll() is None
+    assert "Traceback" not in target.log.read_text()
+    assert target.metric("img2img_decoder_deaths_total") == 0
+    assert target.metric('img2img_requests_total{code="500",route="/img2img"}') == 0

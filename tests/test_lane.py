@@ -1,0 +1,358 @@
+"""One device's worker over its life: canaries, sleep, too little memory, a lost device."""
+
+import asyncio
+import os
+import random
+import selectors
+import signal
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from app.engine.engine import Engine
+from app.engine.jobs import Cancel, Done, Job, ModelInfo, Pixels, Ready, Result, Started
+from app.errors import DeadlineExceeded, OutOfMemory, ShuttingDown, WorkerLost
+from app.metrics import Metrics
+from app.settings import Settings
+from tests.test_engine import deaths, in_a_loop, job, pid_of, running, until
+
+
+def sample(engine: Engine, name: str, **labels: str) -> float | None:
+    return engine.metrics.registry.get_sample_value(name, labels)
+
+
+class TestCanary:
+    @in_a_loop
+    async def test_an_idle_worker_that_stops_computing_is_not_ready_within_ten_seconds_and_is_replaced(self) -> None:
+        async with running() as engine:
+            await until(lambda: engine.ready)
+            pid = pid_of(engine)
+            os.kill(pid, signal.SIGSTOP)
+            start = time.monotonic()
+            await until(lambda: not engine.ready)
+            assert time.monotonic() - start < 10
+            assert (await engine.run(job(seed=1))).pixels.data[0] == 1 + 4
+            assert pid_of(engine) != pid
+            assert deaths(engine, "hang") == 1
+
+    @in_a_loop
+    async def test_a_worker_that_answers_but_makes_no_pictures_is_replaced(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("app.engine.lane.CANARY_SECONDS", 0.3)
+        broken = tmp_path / "broken"
+        async with running(model=f"until={broken}") as engine:
+            await until(lambda: engine.ready)
+            broken.touch()
+            await until(lambda: not engine.ready)
+            broken.unlink()
+            await until(lambda: engine.ready)
+            assert deaths(engine, "canary") >= 1
+
+    @in_a_loop
+    async def test_an_idle_worker_that_computes_is_left_alone(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("app.engine.lane.CANARY_SECONDS", 0.05)
+        monkeypatch.setattr("app.engine.engine._WATCH_SECONDS", 0.02)
+        async with running() as engine:
+            await until(lambda: engine.ready)
+            pid = pid_of(engine)
+            for _ in range(20):
+                await asyncio.sleep(0.1)
+                assert engine.ready
+            assert pid_of(engine) == pid
+            assert engine._lanes[0].deaths_in_a_row == 0
+
+    @in_a_loop
+    async def test_a_busy_worker_that_falls_silent_is_not_ready_though_its_job_may_still_come(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("app.engine.lane._SILENCE_SECONDS", 0.3)
+        async with running() as engine:
+            await until(lambda: engine.ready)
+            task = asyncio.create_task(engine.run(job(prompt="tick=1.5", steps=1, seed=1)))
+            await until(lambda: not engine.ready)
+            assert (await task).pixels.data[0] == 2
+            assert engine.ready
+            assert engine._lanes[0].deaths_in_a_row == 0
+
+    @in_a_loop
+    async def test_a_silence_in_which_this_process_did_not_run_itself_is_no_fault_of_the_worker(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("app.engine.engine._LATE_SECONDS", 0.5)
+        monkeypatch.setattr("app.engine.engine._WATCH_SECONDS", 0.1)
+        async with running(tick_timeout_seconds=1.2) as engine:
+            await until(lambda: engine.ready)
+            task = asyncio.create_task(engine.run(job(prompt="tick=2", steps=1)))
+            await until(lambda: engine._lanes[0].tickets)
+            await asyncio.sleep(0.1)
+            time.sleep(1.4)  # noqa: ASYNC251  as if the whole machine had been suspended
+            await task
+            assert deaths(engine, "hang") == 0
+
+
+class TestTrouble:
+    @in_a_loop
+    async def test_too_little_memory_halves_the_batch_for_good_and_shows_in_the_metrics(self) -> None:
+        async with running(max_batch=8) as engine:
+            await until(lambda: engine.ready)
+            assert sample(engine, "img2img_batch_limit", device="cpu") == 8
+            jobs = [job(f"j{seed}", "oom_above=2 tick=0.05", seed=seed) for seed in range(8)]
+            results = await asyncio.gather(*(engine.run(each) for each in jobs))
+            assert [result.pixels.data[0] for result in results] == [seed + 4 for seed in range(8)]
+            limit = sample(engine, "img2img_batch_limit", device="cpu")
+            assert limit in (1, 2)
+            # Under the next worker too.
+            os.kill(pid_of(engine), signal.SIGKILL)
+            await until(lambda: not engine._lanes[0].info)
+            await until(lambda: engine.ready)
+            assert sample(engine, "img2img_batch_limit", device="cpu") == engine._lanes[0].capacity == limit
+
+    @in_a_loop
+    async def test_a_job_for_which_there_is_never_enough_memory_is_refused_but_may_be_sent_again(self) -> None:
+        async with running() as engine:
+            with pytest.raises(OutOfMemory) as error:
+                await engine.run(job(prompt="oom_at=1"))
+            assert (error.value.status, error.value.retryable) == (503, True)
+            assert (await engine.run(job(seed=1))).pixels.data[0] == 1 + 4
+            assert engine._lanes[0].deaths_in_a_row == 0
+
+    @in_a_loop
+    async def test_a_lost_device_costs_the_worker_and_only_time(self, tmp_path: Path) -> None:
+        async with running() as engine:
+            result = await engine.run(job(prompt=f"sick_at=2 once={tmp_path / 'sick'}", seed=1))
+            assert result.pixels.data[0] == 1 + 4
+            assert deaths(engine, "device") == 1
+            with pytest.raises(WorkerLost):
+                await engine.run(job(prompt="sick_at=2"))
+
+
+class TestSleep:
+    @in_a_loop
+    async def test_an_idle_worker_goes_and_the_next_job_starts_another(self) -> None:
+        async with running(idle_unload_seconds=0.3) as engine:
+            await until(lambda: engine.ready)
+            pid = pid_of(engine)
+            lane = engine._lanes[0]
+            await until(lambda: lane.asleep and not Path(f"/proc/{pid}").exists())
+            assert engine.ready, "it can still be asked"
+            assert sample(engine, "img2img_ready") == 1
+            assert engine.info
+            with engine.admit(3) as deadline:
+                assert deadline > time.monotonic()
+            assert (await engine.run(job(seed=1))).pixels.data[0] == 1 + 4
+            assert not lane.asleep
+            assert deaths(engine, "exit") == 0
+            await until(lambda: lane.asleep)
+
+    @in_a_loop
+    async def test_it_does_not_go_while_it_works(self) -> None:
+        async with running(idle_unload_seconds=0.2) as engine:
+            await until(lambda: engine.ready)
+            await engine.run(job(prompt="tick=0.3", steps=4))
+            assert deaths(engine, "exit") == 0
+
+    @in_a_loop
+    async def test_only_as_many_wake_as_are_needed(self) -> None:
+        async with running(idle_unload_seconds=0.3, devices="cpu,cpu", max_batch=1) as engine:
+            first, second = engine._lanes
+            await until(lambda: first.asleep and second.asleep)
+            await engine.run(job("one", seed=1))
+            assert [first.asleep, second.asleep] == [False, True]
+            await until(lambda: first.asleep)
+            await asyncio.gather(*(engine.run(job(f"j{n}", "tick=0.02")) for n in range(8)))
+            assert not second.asleep
+
+    @in_a_loop
+    async def test_a_sleeping_engine_ends_like_any_other(self) -> None:
+        async with running(idle_unload_seconds=0.2) as engine:
+            await until(lambda: engine._lanes[0].asleep)
+
+
+class TestDrain:
+    @in_a_loop
+    async def test_what_was_admitted_is_finished_and_nothing_else(self) -> None:
+        async with running() as engine:
+            await until(lambda: engine.ready)
+            with engine.admit(4):
+                task = asyncio.create_task(engine.run(job(prompt="tick=0.1", seed=1)))
+                drained = asyncio.create_task(engine.drain(20))
+                await asyncio.sleep(0.05)
+                assert engine.draining
+                assert not engine.ready
+                with pytest.raises(ShuttingDown), engine.admit(1):
+                    pass
+                assert (await task).pixels.data[0] == 1 + 4
+                assert not drained.done()
+            await drained
+
+    @in_a_loop
+    async def test_what_takes_too_long_is_refused(self) -> None:
+        async with running() as engine:
+            await until(lambda: engine.ready)
+            with engine.admit(50):
+                task = asyncio.create_task(engine.run(job(prompt="tick=0.2", steps=50)))
+                await engine.drain(0.3)
+                with pytest.raises(ShuttingDown):
+                    await task
+                with pytest.raises(ShuttingDown):
+                    await engine.run(job("late"))
+
+
+class VirtualTime(asyncio.SelectorEventLoop):
+    """An event loop on which every wait is over at once, and the clock says that it was not."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        selector = selectors.SelectSelector()
+        super().__init__(selector)
+        real = selector.select
+
+        def select(timeout: float | None = None) -> Any:
+            assert timeout is not None, "everybody waits, and nothing is going to happen"
+            self.now += max(0.0, timeout)
+            return real(0)
+
+        selector.select = select  # type: ignore[method-assign]
+
+    def time(self) -> float:
+        return self.now
+
+
+class PretendProcess:
+    """What the lane sees of a worker process. A word to one whose pipe is closed is lost, as with a real one."""
+
+    started = 0
+
+    def __init__(self, draw: random.Random) -> None:
+        type(self).started += 1
+        self.pid = type(self).started
+        self.draw = draw
+        self.out: asyncio.Queue[Any] = asyncio.Queue()
+        self.closed = False
+        asyncio.get_running_loop().call_later(draw.uniform(0.1, 3), self._say, self._ready())
+
+    def _ready(self) -> Ready:
+        return Ready(ModelInfo("pretended", "", "", "cpu", "", ""), 0.5, 4, 0.0)
+
+    def _say(self, message: Any) -> None:
+        if not self.closed:
+            self.out.put_nowait(message)
+
+    def send(self, message: Any) -> None:
+        if self.closed or not isinstance(message, Job):
+            return
+        loop, seconds = asyncio.get_running_loop(), self.draw.uniform(0.01, 2)
+        loop.call_later(seconds / 2, self._say, Started(message.id))
+        result = Result(Pixels(1, 1, bytes([message.seed % 251] * 3)), 1, 999.0)
+        loop.call_later(seconds, self._say, Done(message.id, result, 1))
+
+    async def messages(self) -> AsyncIterator[Any]:
+        while (message := await self.out.get()) is not None:
+            yield message
+
+    def close(self) -> None:
+        self.closed = True
+        self.out.put_nowait(None)
+
+    kill = close
+
+    async def stop(self) -> int:
+        self.close()
+        await asyncio.sleep(self.draw.uniform(0, 1))
+        return 0
+
+
+def test_no_request_is_lost_in_ten_thousand_random_moments_around_the_worker_s_going(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loop, draw = VirtualTime(), random.Random(0)
+    clock = SimpleNamespace(monotonic=loop.time)
+    monkeypatch.setattr("app.engine.lane.time", clock)
+    monkeypatch.setattr("app.engine.engine.time", clock)
+
+    class Spawner:
+        @staticmethod
+        async def spawn(start: Any) -> PretendProcess:
+            await asyncio.sleep(draw.uniform(0, 0.5))
+            return PretendProcess(draw)
+
+    monkeypatch.setattr("app.engine.lane.WorkerProcess", Spawner)
+    PretendProcess.started = 0
+    idle = 5.0
+
+    async def all_of_them() -> int:
+        settings = Settings(devices="cpu", idle_unload_seconds=idle)
+        engine = Engine(settings, Metrics(), "pretended:load", lambda failure: None)
+        await engine.start()
+        answered = 0
+        for seed in range(10_000):
+            pixels = Pixels(1, 1, bytes(3))
+            asked = Job(f"job {seed}", pixels, "", None, 1, 1.0, 0.0, seed, loop.time() + 60)
+            result = await engine.run(asked)
+            answered += result.pixels.data[0] == seed % 251
+            # Around the moment when the worker goes, and the second in which the next one is on its way.
+            await asyncio.sleep(max(0.0, draw.gauss(idle + 0.5, 0.6)))
+        assert engine.metrics.registry.get_sample_value("img2img_worker_deaths_total", {"cause": "exit"}) is None
+        await engine.stop()
+        return answered
+
+    try:
+        assert loop.run_until_complete(all_of_them()) == 10_000
+    finally:
+        loop.close()
+    # It went and came back thousands of times, and stayed thousands of times.
+    assert 2000 < PretendProcess.started < 9000
+
+
+@in_a_loop
+async def test_a_caller_with_one_job_is_served_among_the_fifty_of_another() -> None:
+    async with running(max_batch=1) as engine:
+        await until(lambda: engine.ready)
+        order: list[str] = []
+
+        async def ask(caller: str, name: str) -> None:
+            await engine.run(job(name, "tick=0.01", steps=2), caller=caller)
+            order.append(caller)
+
+        greedy = [asyncio.create_task(ask("greedy", f"g{n}")) for n in range(50)]
+        await until(lambda: len(order) >= 3)
+        await ask("modest", "m")
+        assert order.index("modest") < 10
+        await asyncio.gather(*greedy)
+
+
+@in_a_loop
+async def test_a_timeout_of_the_caller_ends_its_job() -> None:
+    async with running() as engine:
+        await until(lambda: engine.ready)
+        with engine.admit(50, timeout=0.3) as deadline:
+            late = job("late", "tick=0.1", steps=50, seconds=deadline - time.monotonic())
+            with pytest.raises(DeadlineExceeded, match=r"within 0\.\d+ s"):
+                await engine.run(late)
+
+
+@in_a_loop
+async def test_a_word_to_a_lane_that_sleeps_is_lost_without_harm() -> None:
+    async with running(idle_unload_seconds=0.2) as engine:
+        lane = engine._lanes[0]
+        await until(lambda: lane.asleep and lane.pid is None)
+        lane._tell(Cancel("nobody"))
+        lane.shrink(2)
+        lane.rest(0.0)
+        lane.check(0.0, 0.0)
+        assert deaths(engine, "hang") == 0
+
+
+@in_a_loop
+async def test_a_job_that_cannot_be_done_in_what_is_left_of_its_time_never_costs_a_tick() -> None:
+    async with running() as engine:
+        await until(lambda: engine.ready)
+        engine.admission.measured(1, 100.0)
+        with pytest.raises(DeadlineExceeded):
+            await engine.run(job("late", seconds=20))
+        assert sample(engine, "img2img_tick_duration_seconds_count") == 0

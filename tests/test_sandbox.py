@@ -1,0 +1,236 @@
+"""Decoding in a process of its own: the same pixels, and a crash that costs one request."""
+
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import httpx2
+import pytest
+from PIL import Image
+
+from app import decoder, images, sandbox
+from app.engine.jobs import Pixels
+from app.errors import ImageTooLarge, InvalidImage, ServiceError, UnsupportedImageFormat
+from app.request import Fit
+from app.sandbox import Sandbox
+from tests.pictures import LIMIT, chunk, every_format, noise, orientation, png, saved, webp_bomb
+from tests.test_img2img import post, problem
+from tests.test_limits import eventually, sample
+
+StartServer = Callable[..., AbstractContextManager[str]]
+
+
+@pytest.fixture
+def deaths() -> list[int]:
+    return []
+
+
+@pytest.fixture
+def others() -> set[int]:
+    """Decoders of servers that other tests have started in this process."""
+    return set(decoders())
+
+
+@pytest.fixture
+def box(deaths: list[int], others: set[int]) -> Iterator[Sandbox]:
+    box = Sandbox(LIMIT, lambda: deaths.append(1))
+    yield box
+    box.close()
+
+
+def decoders() -> list[int]:
+    """Process ids of the decoders that this process has started."""
+    found, parent = [], os.getpid()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            try:
+                command = (entry / "cmdline").read_bytes().split(b"\0")
+                of_parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1]) == parent
+            except (OSError, IndexError):
+                continue
+            if of_parent and b"app.decoder" in command:
+                found.append(int(entry.name))
+    return found
+
+
+@pytest.mark.parametrize("fit", list(Fit))
+@every_format
+def test_it_gives_the_very_pixels_that_decoding_here_gives(
+    make: Callable[[Image.Image], bytes], fit: Fit, box: Sandbox
+) -> None:
+    data = make(noise((700, 300)))
+    assert box.decode(data, fit) == images.decode(data, fit, LIMIT)
+
+
+@pytest.mark.parametrize(
+    ("data", "error"),
+    [
+        (b"", InvalidImage),
+        (b"GIF89a", UnsupportedImageFormat),
+        (b"\x89PNG\r\n\x1a\n", InvalidImage),
+        (webp_bomb(b"VP8X", (16_000, 16_000)), ImageTooLarge),
+    ],
+)
+def test_it_refuses_what_decoding_here_refuses_in_the_same_words(
+    data: bytes, error: type[ServiceError], box: Sandbox, deaths: list[int]
+) -> None:
+    with pytest.raises(error) as here:
+        images.decode(data, Fit.STRETCH, LIMIT)
+    with pytest.raises(error) as there:
+        box.decode(data, Fit.STRETCH)
+    assert (there.value.message, there.value.param) == (here.value.message, here.value.param)
+    assert deaths == []
+
+
+def slow_picture() -> bytes:
+    """So large that decoding it takes long enough to be interrupted."""
+    side = 7000
+    return png((side, side), 8, 2, bytes((1 + 3 * side) * side))
+
+
+def killed(box: Sandbox, others: set[int], times: int, number: signal.Signals = signal.SIGKILL) -> list[object]:
+    """What becomes of a slow picture if so many decoders are killed while they have it."""
+    outcome: list[object] = []
+
+    def decode() -> None:
+        try:
+            outcome.append(box.decode(slow_picture(), Fit.STRETCH))
+        except ServiceError as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=decode)
+    thread.start()
+    seen = set(others)
+    for _ in range(times):
+        eventually(lambda: bool(set(decoders()) - seen))
+        (victim,) = set(decoders()) - seen
+        seen.add(victim)
+        os.kill(victim, number)
+    thread.join()
+    return outcome
+
+
+def test_a_decoder_that_something_else_killed_is_replaced_and_nobody_notices(
+    box: Sandbox, others: set[int], deaths: list[int]
+) -> None:
+    assert killed(box, others, 1) == [images.decode(slow_picture(), Fit.STRETCH, LIMIT)]
+    assert deaths == [1]
+
+
+def test_a_decoder_that_dies_in_the_middle_of_a_picture_is_replaced(
+    box: Sandbox, others: set[int], deaths: list[int]
+) -> None:
+    box.warm(1)
+    (pid,) = set(decoders()) - others
+
+    def busy() -> bool:
+        # Hundredths of a second: far more than a start takes.
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11]) > before + 10
+
+    eventually(lambda: "Max file size             0 " in Path(f"/proc/{pid}/limits").read_text())
+    before = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11])
+    outcome: list[Pixels] = []
+    thread = threading.Thread(target=lambda: outcome.append(box.decode(slow_picture(), Fit.STRETCH)))
+    thread.start()
+    eventually(busy)
+    os.kill(pid, signal.SIGKILL)
+    thread.join()
+    assert len(outcome) == len(deaths) == 1
+
+
+def test_a_picture_at_which_two_decoders_die_is_refused_and_the_next_one_is_read(
+    box: Sandbox, others: set[int], deaths: list[int]
+) -> None:
+    (refused,) = killed(box, others, 2)
+    assert isinstance(refused, InvalidImage)
+    assert "makes the decoder fail" in str(refused)
+    assert deaths == [1, 1]
+    assert box.decode(saved(noise((8, 8)), "PNG"), Fit.STRETCH)
+
+
+def test_a_decoder_that_hangs_is_killed(
+    box: Sandbox, others: set[int], deaths: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.sandbox.DECODE_SECONDS", 3.0)
+    assert killed(box, others, 1, signal.SIGSTOP) == [images.decode(slow_picture(), Fit.STRETCH, LIMIT)]
+    assert deaths == [1]
+
+
+def test_an_answer_that_makes_no_sense_is_not_believed(
+    box: Sandbox, deaths: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sandbox, "_PIXELS_LENGTH", 3)
+    with pytest.raises(InvalidImage):
+        box.decode(saved(noise((8, 8)), "PNG"), Fit.STRETCH)
+    assert deaths == [1, 1]
+
+
+def test_decoders_are_confined_and_end_with_the_box(box: Sandbox, others: set[int]) -> None:
+    box.warm(2)
+    box.decode(saved(noise((8, 8)), "PNG"), Fit.STRETCH)
+    pids = set(decoders()) - others
+    assert len(pids) == 2
+    used = [pid for pid in pids if "Max file size             0 " in Path(f"/proc/{pid}/limits").read_text()]
+    assert used, "the one that has decoded has confined itself"
+    limits = Path(f"/proc/{used[0]}/limits").read_text()
+    address_space = next(line for line in limits.splitlines() if line.startswith("Max address space"))
+    assert int(address_space.split()[3]) < 1.5e9
+    assert Path(f"/proc/{used[0]}/oom_score_adj").read_text() == "900\n"
+    environment = Path(f"/proc/{used[0]}/environ").read_bytes()
+    assert [part.partition(b"=")[0] for part in environment.split(b"\0") if part] == [b"PYTHONPATH"]
+    box.close()
+    assert set(decoders()) <= others
+    box.warm(1)
+    assert set(decoders()) <= others
+
+
+def test_the_largest_pictures_that_are_allowed_fit_into_what_a_decoder_may_have(
+    box: Sandbox, deaths: list[int]
+) -> None:
+    """With transparency and turned, so that as many copies are made as there can be."""
+    side = 7000
+    exif = bytes(orientation(6).tobytes()).removeprefix(b"Exif\0\0")
+    rows = (b"\0" + b"\x10\x20\x30\x40" * side) * side
+    assert box.decode(png((side, side), 8, 6, rows, chunk(b"eXIf", exif)), Fit.PAD)
+    assert deaths == []
+
+
+def test_the_loop_of_a_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this process, without its confines."""
+    monkeypatch.setattr(decoder, "_confine", lambda memory: None)
+    ours, theirs = socket.socketpair()
+    thread = threading.Thread(target=decoder.main, args=(theirs.detach(), LIMIT))
+    thread.start()
+    with ours:
+        for data in (saved(noise((8, 8)), "PNG"), b""):
+            ours.sendall(decoder.REQUEST.pack(len(data), 0) + data)
+            kind, length = decoder.REPLY.unpack(ours.recv(decoder.REPLY.size, socket.MSG_WAITALL))
+            body = ours.recv(length, socket.MSG_WAITALL)
+            assert (kind, len(body)) == (0, 512 * 512 * 3) if data else (1, len(body))
+    thread.join()
+
+    def too_much(data: bytes, fit: Fit, max_pixels: int) -> Pixels:
+        raise MemoryError
+
+    monkeypatch.setattr(images, "decode", too_much)
+    kind, body = decoder._decode(b"", Fit.STRETCH, LIMIT)
+    assert decoder.ERRORS[kind - 1] is ImageTooLarge
+    assert b"too much memory" in body
+
+
+def test_a_crash_in_a_decoder_costs_one_request_and_is_counted(
+    start_server: StartServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture = saved(noise((64, 64)), "PNG")
+    with start_server() as url:
+        with monkeypatch.context() as patch:
+            # As an answer from a decoder whose memory is spoilt.
+            patch.setattr(sandbox, "_PIXELS_LENGTH", 3)
+            problem(post(url, picture), 422, "invalid_image", "image")
+        assert sample(url, "img2img_decoder_deaths_total") == 2
+        assert post(url, picture).status_code == 200
+        assert httpx2.get(f"{url}/health/ready").status_code == 200
