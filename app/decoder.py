@@ -7,9 +7,7 @@ file; the answer a `REPLY` header (kind, bytes that follow) and, for the kind `P
 other the error's message. No pickle: what comes out of here is not trusted. Ends when the other end closes.
 """
 
-import gc
 import importlib
-import os
 import resource
 import socket
 import struct
@@ -28,10 +26,6 @@ ERRORS = (InvalidImage, ImageTooLarge, UnsupportedImageFormat)
 """The errors that a picture can cause, each by its kind less one."""
 
 FITS = tuple(Fit)
-BACKGROUND = 5
-"""How much nicer than the model those are who read and write pictures: a millisecond that they take from one of its
-threads is one that the others wait."""
-
 _BASE_BYTES = 512 * 1024**2
 _BYTES_A_PIXEL = 16
 """A picture with transparency is held as RGBA, turned as another, and laid onto a third."""
@@ -47,8 +41,8 @@ def main(fd: int, max_pixels: int) -> None:
         while header := _receive(connection, REQUEST.size):
             length, fit = REQUEST.unpack(header)
             kind, body = _decode(_receive(connection, length), FITS[fit], max_pixels)
-            connection.sendall(REPLY.pack(kind, len(body)) + body)
-            gc.collect()
+            connection.sendall(REPLY.pack(kind, len(body)))
+            connection.sendall(body)
 
 
 def _decode(data: bytes, fit: Fit, max_pixels: int) -> tuple[int, bytes]:
@@ -61,8 +55,7 @@ def _decode(data: bytes, fit: Fit, max_pixels: int) -> tuple[int, bytes]:
 
 
 def _confine(memory: int) -> None:  # pragma: no cover  a process so confined can write no report of it
-    """Little memory, no file written, no core dump; behind the model for the processor, and before it to be killed."""
-    os.nice(BACKGROUND)
+    """Little memory, no file written, no core dump, and the first to go where the machine has too little memory."""
     for what, most in ((resource.RLIMIT_AS, memory), (resource.RLIMIT_FSIZE, 0), (resource.RLIMIT_CORE, 0)):
         resource.setrlimit(what, (most, most))
     with suppress(OSError):

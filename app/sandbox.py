@@ -3,10 +3,10 @@
 import logging
 import os
 import socket
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 from app.decoder import ERRORS, FITS, PIXELS, REPLY, REQUEST
@@ -87,15 +87,17 @@ class _Decoder:
 
     def __init__(self, max_pixels: int) -> None:
         self._socket, theirs = socket.socketpair()
-        self._socket.settimeout(DECODE_SECONDS)
+        # By the kernel: Python's own limit would take a long answer to pieces.
+        limit = struct.pack("ll", *divmod(int(DECODE_SECONDS * 1e6), 10**6))
+        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+            self._socket.setsockopt(socket.SOL_SOCKET, option, limit)
         with theirs:
             self._process = subprocess.Popen(  # noqa: S603
                 [sys.executable, "-P", "-m", "app.decoder", str(theirs.fileno()), str(max_pixels)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 pass_fds=(theirs.fileno(),),
-                # Neither keys nor tokens of this process, and not its signals: Ctrl-C goes to the foreground group. No
-                # session of its own: Linux shares the processor among sessions alike, whatever their processes' rank.
+                # Neither keys nor tokens of this process, and not its signals: Ctrl-C goes to the foreground group.
                 env={"PYTHONPATH": os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)},
                 process_group=0,
             )
@@ -110,24 +112,15 @@ class _Decoder:
             if kind > len(ERRORS) or length > _PIXELS_LENGTH or (kind == PIXELS and length != _PIXELS_LENGTH):
                 raise _DecoderDied("its answer makes no sense")
             return kind, self._receive(length)
-        except TimeoutError as error:
-            raise _DecoderDied(f"no answer within {DECODE_SECONDS:g} s") from error
         except OSError as error:
-            raise _DecoderDied(f"{error}") from error
+            raise _DecoderDied(f"{error}, within {DECODE_SECONDS:g} s") from error
 
     def _receive(self, length: int) -> bytes:
-        body = bytearray()
-        while len(body) < length:
-            piece = self._socket.recv(length - len(body))
-            if not piece:
-                raise _DecoderDied(f"exit code {self._exit_code()}")
-            body += piece
-        return bytes(body)
-
-    def _exit_code(self) -> int | None:
-        with suppress(subprocess.TimeoutExpired):
-            return self._process.wait(1)
-        return None
+        """So many bytes, in one piece: a picture's are not to be copied once more."""
+        body = self._socket.recv(length, socket.MSG_WAITALL) if length else b""
+        if len(body) < length:
+            raise _DecoderDied("its answer ended too soon")
+        return body
 
     def close(self) -> None:
         """End the process, whatever it is doing."""

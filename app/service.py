@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Literal, TypeVar
 
 from app import __version__, images
-from app.decoder import BACKGROUND
 from app.engine.engine import Engine
 from app.engine.jobs import Job, Progress
 from app.metrics import Metrics
@@ -69,7 +68,7 @@ class Service:
         self.metrics = metrics
         # As many as there are cores: decoding a large picture holds up to 200 MB, and more at once is no faster.
         count = os.cpu_count() or 1
-        self._threads = ThreadPoolExecutor(count, "images", _stand_back)
+        self._threads = ThreadPoolExecutor(count, "images")
         self._sandbox = Sandbox(settings.max_image_pixels, metrics.decoder_deaths.inc)
         self._threads.submit(self._sandbox.warm, count)
 
@@ -163,8 +162,3 @@ class Service:
 
     async def _on_thread(self, function: Callable[..., T], *arguments: object) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
-
-
-def _stand_back() -> None:
-    """Let the model go first, where it needs this processor too. On Linux this is the calling thread's own rank."""
-    os.setpriority(os.PRIO_PROCESS, 0, BACKGROUND)

@@ -21,7 +21,7 @@ CASES: dict[str, Callable[[], Outcome]] = {
     "disconnects": lambda: disconnects.case(600),
     "soak": lambda: soak.case(0.5, embedded=False)[0],
 }
-# On a machine that others use too, a moment's figures say nothing of the service: only what is counted is asserted here.
+# On a machine that others use too a moment's figures say nothing of the service: only what is counted is asserted.
 TIMES = ("p99 of", "p50 of", "pictures a second", "MiB more")
 
 
