@@ -36,6 +36,8 @@ class Keys:
     def __init__(self, settings: Settings) -> None:
         listed = settings.api_keys.get_secret_value()
         self._fixed = _digests(listed.split(","), "IMG2IMG_API_KEYS")
+        if listed and not self._fixed:
+            raise Misconfigured("IMG2IMG_API_KEYS holds no key: give one, or leave it out to let anybody in.")
         self._file = settings.api_keys_file
         self._of_file: tuple[bytes, ...] = ()
         self._stamp: tuple[int, ...] = ()

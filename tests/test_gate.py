@@ -168,6 +168,12 @@ def test_a_key_file_that_is_of_no_use_ends_the_program_with_a_sentence(
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.parametrize("listed", [" ", ",", " , "])
+def test_a_list_without_a_key_in_it_does_not_open_the_door(listed: str) -> None:
+    with pytest.raises(Misconfigured, match="holds no key"):
+        Keys(Settings(api_keys=listed))
+
+
 def test_keys_are_shown_by_neither_settings_nor_log(png: bytes) -> None:
     secret = "unmistakable-secret"
     assert secret not in repr(Settings(api_keys=secret))
