@@ -4,7 +4,6 @@
     ├── BodyTimeout             408  body_timeout
     ├── Unauthorized            401  unauthorized
     ├── OriginNotAllowed        403  origin_not_allowed
-    ├── TooManyRequests         429  too_many_requests
     ├── InvalidImage            422  invalid_image
     ├── InvalidParameter        422  invalid_parameter
     ├── MalformedBody           400  malformed_body
@@ -20,7 +19,8 @@
         ├── DeadlineExceeded    503  deadline_exceeded
         ├── OutOfMemory         503  out_of_memory
         ├── QueueFull           503  queue_full
-        └── ShuttingDown        503  shutting_down
+        ├── ShuttingDown        503  shutting_down
+        └── TooManyRequests     429  too_many_requests
 
 `CheckpointError`, `EngineStopped` and `Misconfigured` stand beside the tree: they end the program, no request ever sees
 them.
@@ -68,15 +68,6 @@ class OriginNotAllowed(ServiceError):
     """A browser sent the request for a page of an origin that is not listed."""
 
     status, code = 403, "origin_not_allowed"
-
-
-class TooManyRequests(ServiceError):
-    """The caller has more than its share of the queue, and others are there."""
-
-    status, code, retryable = 429, "too_many_requests", True
-
-    def __init__(self, message: str, *, param: str | None = None, retry_after: float = 1.0) -> None:
-        super().__init__(message, param=param, retry_after=retry_after)
 
 
 class InvalidParameter(ServiceError):
@@ -176,6 +167,12 @@ class ShuttingDown(Unavailable):
     """The process is draining and takes no new work."""
 
     code = "shutting_down"
+
+
+class TooManyRequests(Unavailable):
+    """The caller has more than its share of the queue, and others are there."""
+
+    status, code = 429, "too_many_requests"
 
 
 class CheckpointError(Exception):

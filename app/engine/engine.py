@@ -160,7 +160,7 @@ class Engine:
         if self._over:
             raise _closing()
         loop = asyncio.get_running_loop()
-        ticket = Ticket(job, loop.create_future(), on_progress, enqueued=time.monotonic(), caller=caller)
+        ticket = Ticket(job, loop.create_future(), on_progress, enqueued=time.monotonic())
         timer = loop.call_later(max(0.0, job.deadline - time.monotonic()), self._expire, ticket)
         self._waiting.push(ticket, caller, job.unet_rows + CODEC_ROWS)
         self._dispatch()

@@ -41,7 +41,6 @@ class Ticket:
     future: "asyncio.Future[Result]"
     on_progress: Callable[[Progress], None] | None
     enqueued: float
-    caller: str = ""
     started: float = 0.0
     deaths: int = 0
     lane: "Lane | None" = None
