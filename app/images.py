@@ -8,6 +8,7 @@ text or colour profile can come out again.
 import json
 import logging
 import re
+from concurrent.futures import Executor
 from io import BytesIO
 
 from PIL import ExifTags, Image, ImageOps
@@ -194,6 +195,8 @@ def _high_bytes(image: Image.Image) -> Image.Image:
 
 
 def _square(rgb: Image.Image, fit: Fit) -> Image.Image:
+    if rgb.size == _SQUARE:
+        return rgb
     if fit is Fit.CROP:
         return ImageOps.fit(rgb, _SQUARE)
     return _pad(rgb) if fit is Fit.PAD else rgb.resize(_SQUARE)
@@ -207,7 +210,7 @@ def _pad(rgb: Image.Image) -> Image.Image:
     return canvas
 
 
-def encode(pixels: Pixels, output_format: OutputFormat, parameters: str | None) -> bytes:
+def encode(pixels: Pixels, output_format: OutputFormat, parameters: str | None, helper: Executor) -> bytes:
     """Write a picture as a file: PNG without loss, WebP at quality 90, JPEG at quality 92.
 
     Every file says in XMP that it was made with generative AI (IPTC `DigitalSourceType`).
@@ -217,9 +220,10 @@ def encode(pixels: Pixels, output_format: OutputFormat, parameters: str | None) 
         output_format: the file format.
         parameters: an `infotext` to store where image tools look for it: PNG text `parameters`, EXIF `UserComment` in
             the others. A JPEG has no room for more than about 32,000 characters: it then goes without.
+        helper: does half of a PNG's work; not the executor that this runs on.
     """
     if output_format is OutputFormat.PNG:
-        return png.encode(pixels.width, pixels.height, pixels.data, _png_text(parameters))
+        return png.encode(pixels.width, pixels.height, pixels.data, _png_text(parameters), helper)
     image = Image.frombytes("RGB", (pixels.width, pixels.height), pixels.data)
     exif = _exif(parameters)
     too_long = output_format is OutputFormat.JPEG and len(exif) > _MAX_JPEG_EXIF

@@ -10,6 +10,7 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
+from app.engine import memory
 from app.errors import EngineStopped
 from app.logs import configure
 from app.main import create_app
@@ -82,6 +83,7 @@ def serve(settings: Settings, loader: str | None = None) -> int:
         SystemExit: the address cannot be listened on; uvicorn has logged why.
     """
     configure(settings.log_level)
+    memory.serving()
     failures: list[EngineStopped] = []
 
     def give_up(failure: EngineStopped) -> None:

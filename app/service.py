@@ -69,12 +69,14 @@ class Service:
         # As many as there are cores: decoding a large picture holds up to 200 MB, and more at once is no faster.
         count = os.cpu_count() or 1
         self._threads = ThreadPoolExecutor(count, "images")
+        self._helpers = ThreadPoolExecutor(count, "helpers")
         self._sandbox = Sandbox(settings.max_image_pixels, metrics.decoder_deaths.inc)
         self._threads.submit(self._sandbox.warm, count)
 
     def close(self) -> None:
         """Let the threads and the decoders go."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._threads, self._helpers):
+            threads.shutdown(wait=False, cancel_futures=True)
         self._sandbox.close()
 
     async def edit(
@@ -116,7 +118,7 @@ class Service:
             result = await self.engine.run(job, on_progress, call.caller)
         finished = time.perf_counter()
         text = self._infotext(request, seed) if self.settings.embed_parameters else None
-        data = await self._on_thread(images.encode, result.pixels, output_format, text)
+        data = await self._on_thread(images.encode, result.pixels, output_format, text, self._helpers)
         seconds = {
             "queue": result.queued,
             "decode": decoded - start,

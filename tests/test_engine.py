@@ -334,7 +334,7 @@ async def test_a_worker_ends_when_its_engine_is_gone() -> None:
         pid = pid_of(engine)
         process = engine._lanes[0]._process
         assert process is not None
-        process._writer.close()
+        process._transport.close()
         await until(lambda: engine._lanes[0].pid != pid)
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)

@@ -31,6 +31,7 @@ LAYERS = [
     [
         "app.images",
         "app.engine.batch",
+        "app.engine.framing",
         "app.engine.fair",
         "app.engine.faults",
         "app.engine.warmup",

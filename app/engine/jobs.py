@@ -1,20 +1,14 @@
-"""The frozen dataclasses that cross the process boundary, and their framing on the pipe.
+"""The frozen dataclasses that cross the process boundary.
 
 A `Job` goes to the worker; `Started`, a `Progress` for each step and one of `Done` and `Failed` come back. All times
 are seconds; a deadline is a reading of `time.monotonic()`, which Linux counts alike in every process.
 """
 
-import pickle
-import struct
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from app.request import steps_run, unet_rows
 from app.settings import Settings
-
-_LENGTH = struct.Struct(">I")
-HEADER_SIZE = _LENGTH.size
-"""Bytes before each message's pickle: its length."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,20 +213,3 @@ ToWorker = Job | Cancel | Canary
 FromWorker = Ready | Settling | Alive | Shrunk | Sick | Started | Ticked | Progress | Done | Failed | Broken
 Fault = Literal["job", "memory", "device"]
 """What an exception of the model says: this job cannot be done, there was too little memory, the device is lost."""
-
-
-def pack(message: object) -> bytes:
-    """One message as bytes: a 4-byte big-endian length, then a pickle."""
-    body = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
-    return _LENGTH.pack(len(body)) + body
-
-
-def unpack(body: bytes) -> Any:
-    """The message in a pickle. Both ends of the pipe are this program: nothing of a caller's is ever unpickled."""
-    return pickle.loads(body)  # noqa: S301
-
-
-def body_length(header: bytes) -> int:
-    """The length of the pickle behind a `HEADER_SIZE` header."""
-    (length,) = _LENGTH.unpack(header)
-    return int(length)

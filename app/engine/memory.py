@@ -1,4 +1,4 @@
-"""How the allocator treats large blocks: given back while weights are loaded, kept while pictures are made.
+"""How the allocator treats large blocks: given back while weights are loaded, kept while pictures are made or written.
 
 Every block that is taken from the system anew costs a fault for each page that is written first. A no-op where the C
 library is not glibc.
@@ -17,6 +17,10 @@ _LARGE = 129 * 2**20
 
 _KEPT = 2**31 - 1
 """Free bytes at the end of the heap that stay there: as many as the option can say."""
+
+_PICTURE = 4 * 2**20
+_PICTURES = 8 * 2**20
+"""Writing a picture of 512x512 takes half a dozen blocks, none larger than its pixels."""
 
 
 def _set(option: int, value: int) -> None:
@@ -37,3 +41,9 @@ def loading() -> Iterator[None]:
     finally:
         _set(_M_MMAP_THRESHOLD, _LARGE)
         _set(_M_TRIM_THRESHOLD, _KEPT)
+
+
+def serving() -> None:
+    """The room in which a picture is received and written is kept for the next, for each thread that does so."""
+    _set(_M_MMAP_THRESHOLD, _PICTURE)
+    _set(_M_TRIM_THRESHOLD, _PICTURES)

@@ -9,7 +9,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-from app.engine.jobs import HEADER_SIZE, Start, ToWorker, body_length, pack, unpack
+from app.engine.framing import Receiver, enlarge, pack
+from app.engine.jobs import Start, ToWorker
 
 STOP_SECONDS = 5.0
 """Time for a worker to end by itself once its pipe is closed."""
@@ -19,16 +20,18 @@ class WorkerProcess:
     """A running `app.engine.worker`, at the other end of a socket pair."""
 
     def __init__(
-        self, process: asyncio.subprocess.Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+        self, process: asyncio.subprocess.Process, transport: asyncio.WriteTransport, receiver: Receiver
     ) -> None:
         self._process = process
-        self._reader = reader
-        self._writer = writer
+        self._transport = transport
+        self._receiver = receiver
 
     @classmethod
     async def spawn(cls, start: Start) -> "WorkerProcess":
         """Start a fresh interpreter: nothing of this process, neither its memory nor its signals, reaches it."""
         ours, theirs = socket.socketpair()
+        for end in (ours, theirs):
+            enlarge(end)
         with theirs:
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
@@ -39,7 +42,7 @@ class WorkerProcess:
                 # Ctrl-C goes to the whole foreground group: the worker must outlive it until the last job is done.
                 process_group=0,
             )
-        worker = cls(process, *await asyncio.open_unix_connection(sock=ours))
+        worker = cls(process, *await asyncio.get_running_loop().create_unix_connection(Receiver, sock=ours))
         worker.send(start)
         return worker
 
@@ -49,19 +52,18 @@ class WorkerProcess:
 
     def send(self, message: Start | ToWorker) -> None:
         """Hand over a message without waiting; one to a dead worker is lost, as its other work is."""
-        if not self._writer.is_closing():
-            self._writer.write(pack(message))
+        if not self._transport.is_closing():
+            for part in pack(message):
+                self._transport.write(part)
 
     async def messages(self) -> AsyncIterator[Any]:
         """Everything the worker says, until its end of the pipe closes."""
-        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
-            while True:
-                header = await self._reader.readexactly(HEADER_SIZE)
-                yield unpack(await self._reader.readexactly(body_length(header)))
+        while (message := await self._receiver.receive()) is not None:
+            yield message
 
     def close(self) -> None:
         """Close the pipe, at which the worker ends."""
-        self._writer.close()
+        self._transport.close()
 
     def kill(self) -> None:
         """End it at once, whatever it is doing; no error if it has ended already."""

@@ -20,8 +20,8 @@ from typing import Any, Literal, NoReturn, TypeVar
 
 from app.engine import memory
 from app.engine.batch import Batch
+from app.engine.framing import HEADER, pack, unpack
 from app.engine.jobs import (
-    HEADER_SIZE,
     Alive,
     Broken,
     Canary,
@@ -39,9 +39,6 @@ from app.engine.jobs import (
     Started,
     Ticked,
     ToWorker,
-    body_length,
-    pack,
-    unpack,
 )
 from app.engine.warmup import Decoding, Diffusion, warm_up
 from app.errors import CheckpointError
@@ -236,8 +233,9 @@ def peak_memory() -> int:
 def listen(connection: socket.socket, inbox: "SimpleQueue[Any]") -> None:
     """Move every message into the inbox; end the process when the engine has gone, even in the middle of a call."""
     with connection.makefile("rb") as stream:
-        while header := stream.read(HEADER_SIZE):
-            inbox.put(unpack(stream.read(body_length(header))))
+        while header := stream.read(HEADER.size):
+            body, picture = [stream.read(length) for length in HEADER.unpack(header)]
+            inbox.put(unpack(body, picture))
     os._exit(0)
 
 
@@ -248,7 +246,8 @@ def main(fd: int) -> None:
     threading.Thread(target=listen, args=(connection, inbox), daemon=True).start()
 
     def send(message: FromWorker) -> None:
-        connection.sendall(pack(message))
+        for part in pack(message):
+            connection.sendall(part)
 
     start: Start = inbox.get()
     configure(start.settings.log_level)

@@ -14,7 +14,7 @@ from app.service import Call, Picture
 
 T = TypeVar("T")
 
-_CHUNK = 64 * 1024
+_CHUNK = 256 * 1024
 
 
 async def unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) -> T:

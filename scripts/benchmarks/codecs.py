@@ -4,6 +4,7 @@ import io
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
@@ -36,8 +37,8 @@ def milliseconds(*calls: Callable[[], object], rounds: int = ROUNDS) -> list[flo
     return [statistics.median(kept[1:]) for kept in times]
 
 
-def _ours(image: Image.Image) -> bytes:
-    return images.encode(Pixels(*image.size, image.tobytes()), OutputFormat.PNG, None)
+def _ours(image: Image.Image, helper: Executor) -> bytes:
+    return images.encode(Pixels(*image.size, image.tobytes()), OutputFormat.PNG, None, helper)
 
 
 def _pillow(image: Image.Image) -> bytes:
@@ -49,14 +50,15 @@ def _pillow(image: Image.Image) -> bytes:
 def png() -> Outcome:
     """Writing a PNG file of 512 x 512 pixels."""
     rows, slowest, largest = [], 0.0, 0.0
-    for name, image in photographs().items():
-        ours, pillow = milliseconds(partial(_ours, image), partial(_pillow, image))
-        size, default = len(_ours(image)), len(_pillow(image))
-        rows.append((name, ours, pillow, size // 1024, default // 1024, size / default))
-        slowest, largest = max(slowest, ours), max(largest, size / default)
+    with ThreadPoolExecutor(1) as helper:
+        for name, image in photographs().items():
+            ours, pillow = milliseconds(partial(_ours, image, helper), partial(_pillow, image))
+            size, default = len(_ours(image, helper)), len(_pillow(image))
+            rows.append((name, ours, pillow, size // 1024, default // 1024, size / default))
+            slowest, largest = max(slowest, ours), max(largest, size / default)
     return Outcome(
         "png",
-        "PNG of 512 x 512, one thread",
+        "PNG of 512 x 512: ours on two threads, Pillow's on one",
         ("photograph", "ours, ms", "Pillow's default, ms", "ours, KiB", "Pillow's, KiB", "size ratio"),
         rows,
         [Goal("slowest, ms", slowest, at_most=6), Goal("largest, of Pillow's size", largest, at_most=1.15)],

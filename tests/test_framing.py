@@ -1,0 +1,85 @@
+"""Messages on the socket between the engine and a worker: however they are cut, they come out as they went in."""
+
+import asyncio
+import random
+import socket
+
+import pytest
+
+from app.engine.framing import BUFFER_BYTES, HEADER, Receiver, pack, unpack
+from app.engine.jobs import Done, Pixels, Progress, Result, Started
+
+SMALL = [Started("a"), Progress("a", 1, 3), Progress("a", 2, 3)]
+
+
+def done(side: int) -> Done:
+    """A message with a picture of `side` squared pixels."""
+    return Done("a", Result(Pixels(side, side, random.Random(side).randbytes(3 * side * side)), 3, 0.5), 1)
+
+
+async def received(pieces: list[bytes], count: int) -> list[object]:
+    """What comes out at the other end of a real socket into which the pieces are written, one by one."""
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+    loop = asyncio.get_running_loop()
+    transport, receiver = await loop.create_unix_connection(Receiver, sock=ours)
+
+    async def send() -> None:
+        for piece in pieces:
+            await loop.sock_sendall(theirs, piece)
+            await asyncio.sleep(0)
+
+    try:
+        sending = asyncio.create_task(send())
+        messages = [await receiver.receive() for _ in range(count)]
+        await sending
+        theirs.shutdown(socket.SHUT_WR)
+        assert await receiver.receive() is None
+        return messages
+    finally:
+        transport.close()
+        theirs.close()
+
+
+def cut(data: bytes, sizes: range, seed: int) -> list[bytes]:
+    """The data in pieces of random sizes."""
+    rng, pieces = random.Random(seed), []
+    while data:
+        size = rng.choice(sizes)
+        pieces.append(data[:size])
+        data = data[size:]
+    return pieces
+
+
+@pytest.mark.parametrize("sizes", [range(1, 4), range(1, 40), range(1, 5000), range(2**22, 2**22 + 1)], ids=str)
+def test_messages_come_out_as_they_went_in_however_they_are_cut(sizes: range) -> None:
+    messages = [*SMALL, done(8), done(24), *SMALL, done(16)]
+    data = b"".join(part for message in messages for part in pack(message))
+    assert asyncio.run(received(cut(data, sizes, seed=sizes.stop), len(messages))) == messages
+
+
+def test_a_message_larger_than_the_buffer_comes_through_and_so_do_those_around_it() -> None:
+    messages = [*SMALL, done(1024), *SMALL, done(512), done(1500)]
+    data = b"".join(part for message in messages for part in pack(message))
+    assert len(pack(done(1024))[1]) > BUFFER_BYTES
+    assert asyncio.run(received(cut(data, range(1, 300_000), seed=1), len(messages))) == messages
+
+
+@pytest.mark.parametrize("header", [HEADER.pack(2**31, 0), HEADER.pack(10, 2**32 - 1), HEADER.pack(0, 5)])
+def test_what_is_no_message_ends_the_connection_and_takes_no_memory(header: bytes) -> None:
+    with pytest.raises(ValueError, match="no message"):
+        asyncio.run(received([header, b"x" * 1000], 1))
+
+
+def test_a_connection_that_ends_within_a_message_gives_none() -> None:
+    data = b"".join(pack(done(8)))
+    assert asyncio.run(received([data, data[:-1]], 1)) == [done(8)]
+
+
+def test_pixels_stand_beside_the_pickle_and_are_bytes_again() -> None:
+    message = done(8)
+    body, picture = pack(message)
+    assert picture == message.result.pixels.data
+    again = unpack(bytes(body[HEADER.size :]), bytes(picture))
+    assert again == message
+    assert type(again.result.pixels.data) is bytes
