@@ -9,10 +9,11 @@ import pytest
 
 from app.engine.engine import LOADER
 from scripts.benchmarks.report import Outcome
-from scripts.resilience import disconnects, faults, overload, soak
+from scripts.resilience import deaths, disconnects, faults, overload, soak
 
 CASES: dict[str, Callable[[], Outcome]] = {
     "faults": lambda: faults.case(150),
+    "deaths": lambda: deaths.case(150, every=2),
     "with the embedded model": lambda: faults.case(
         12, every=60, loader=LOADER, model="embedded", max_batch=1, tick_timeout_seconds=4, load_timeout_seconds=100
     ),

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from app.engine.engine import LOADER
 from scripts.benchmarks import report
-from scripts.resilience import disconnects, faults, overload
+from scripts.resilience import deaths, disconnects, faults, overload
 
 
 def main() -> int:
@@ -17,7 +17,7 @@ def main() -> int:
     parser.add_argument(
         "--case",
         action="append",
-        choices=["faults", "embedded", "overload", "fairness", "disconnects"],
+        choices=["faults", "deaths", "embedded", "overload", "fairness", "disconnects"],
         help="by default all of them; embedded: the faults from outside, with the embedded model",
     )
     parser.add_argument("--requests", type=int, default=1000, help="for each fault (default: 1000)")
@@ -26,6 +26,7 @@ def main() -> int:
     options = parser.parse_args()
     cases: dict[str, Callable[[], report.Outcome]] = {
         "faults": lambda: faults.case(options.requests),
+        "deaths": lambda: deaths.case(options.requests),
         "embedded": lambda: faults.case(
             max(1, options.requests // 10),
             10,

@@ -53,7 +53,8 @@ FROM_INSIDE: dict[str, Fault] = {
         "out of memory for more than two",
         "device lost",
         "garbage on the pipe",
-        *STARTS,
+        "dies at the start",
+        "hangs at the start",
     )
 }
 

@@ -19,8 +19,9 @@ TICK_SECONDS = 0.004
 """Of a UNet call, plus as much for each job that shares it: two hundred default pictures a second, at most."""
 
 FILE = "fault"
-STARTS = ("dies at the start", "hangs at the start")
-"""Faults that only a start takes."""
+NO_START = "dies at every start"
+STARTS = ("dies at the start", "hangs at the start", NO_START)
+"""Faults that only a start takes; this last one stays."""
 
 
 @dataclass
@@ -98,11 +99,12 @@ def misbehave(folder: Path, model: Faulty | None) -> None:
         what = (folder / FILE).read_text()
         if (what in STARTS) != (model is None):
             return
-        (folder / FILE).unlink()
+        if what != NO_START:
+            (folder / FILE).unlink()
     except FileNotFoundError:
         return
     match what:
-        case "exit in a call" | "dies at the start":
+        case "exit in a call" | "dies at the start" | "dies at every start":
             os._exit(7)
         case "hang in a call" | "hangs at the start":
             time.sleep(3600)
