@@ -101,7 +101,7 @@ class BodyLimits:
             return
         declared = Headers(scope=scope).get("content-length", "")
         expected = int(declared) if declared.isdecimal() else 0
-        deadline = time.monotonic() + self.seconds
+        deadline = asyncio.get_running_loop().time() + self.seconds
         received, complete = 0, False
 
         async def receive_in_time() -> Message:
@@ -111,7 +111,8 @@ class BodyLimits:
             if expected > self.max_bytes:
                 raise _too_large(self.max_bytes)
             try:
-                message = await asyncio.wait_for(receive(), deadline - time.monotonic())
+                async with asyncio.timeout_at(deadline):
+                    message = await receive()
             except TimeoutError:
                 raise BodyTimeout(
                     f"The request body was not complete after {self.seconds:g} s. Send it faster, or send less."

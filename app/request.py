@@ -4,6 +4,7 @@ import difflib
 import math
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from enum import StrEnum
 from typing import Annotated, Any
 
@@ -56,8 +57,11 @@ def _number(value: Any) -> float:
     """A decimal number in the usual notation; `nan`, `inf`, `1_0` and True are not numbers here."""
     if isinstance(value, str) and len(value) <= 64 and _NUMBER.fullmatch(value):
         return float(value)
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-        return float(value)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        # An integer may be too large for a float.
+        with suppress(OverflowError):
+            if math.isfinite(value):
+                return float(value)
     raise PydanticCustomError("number", "must be a finite decimal number, like 0.9")
 
 
@@ -163,7 +167,9 @@ def parse_request(fields: Mapping[str, Any]) -> Img2ImgRequest:
     """
     unknown = sorted(set(fields) - set(Img2ImgRequest.model_fields))
     if unknown:
-        raise InvalidParameter(_unknown_field(unknown[0]), param=unknown[0][:64])
+        # Cut short before anything else: looking for what it is like takes long for a long one.
+        name = unknown[0][:64]
+        raise InvalidParameter(_unknown_field(name), param=name)
     try:
         return Img2ImgRequest.model_validate({name: value for name, value in fields.items() if value is not None})
     except ValidationError as error:
@@ -177,4 +183,4 @@ def parse_request(fields: Mapping[str, Any]) -> Img2ImgRequest:
 def _unknown_field(name: str) -> str:
     close = difflib.get_close_matches(name, Img2ImgRequest.model_fields, n=1)
     hint = f"; did you mean '{close[0]}'?" if close else f". Known fields: {', '.join(Img2ImgRequest.model_fields)}."
-    return f"There is no field '{name[:64]}'{hint}"
+    return f"There is no field '{name}'{hint}"

@@ -7,7 +7,8 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx2
@@ -49,12 +50,13 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
         yield target
 
 
-@pytest.fixture(scope="module")
-def edge(target: Target, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder, port = tmp_path_factory.mktemp("edge"), _free_port()
+@contextmanager
+def nginx(folder: Path, service: str) -> Iterator[str]:
+    """The proxy before a service, both by their URLs."""
+    port = _free_port()
     text = (ROOT / "scripts/container/edge.conf").read_text()
     text = text.replace("listen 8080", f"listen 127.0.0.1:{port}")
-    text = text.replace("http://img2img-service:8000", target.url)
+    text = text.replace("http://img2img-service:8000", service)
     # Seconds here are tenths there, and Docker's name service is not here.
     text = re.sub(r"(client_header_timeout|client_body_timeout|send_timeout) 10s", r"\1 1s", text)
     text = text.replace("resolver 127.0.0.11 valid=10s;", "")
@@ -77,6 +79,12 @@ def edge(target: Target, tmp_path_factory: pytest.TempPathFactory) -> Iterator[s
         finally:
             process.terminate()
             process.wait(20)
+
+
+@pytest.fixture(scope="module")
+def edge(target: Target, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with nginx(tmp_path_factory.mktemp("edge"), target.url) as url:
+        yield url
 
 
 def test_a_picture_goes_through_it(edge: str) -> None:
@@ -161,3 +169,28 @@ def test_a_caller_with_too_many_connections_is_told_so(edge: str) -> None:
 def test_a_page_of_its_own_origin_is_the_service_s_own_behind_it_too(edge: str) -> None:
     answer = httpx2.post(f"{edge}/img2img", content=FILES["PNG"], headers={"Content-Type": "image/png", "Origin": edge})
     assert answer.status_code == 200
+
+
+class _Echo(BaseHTTPRequestHandler):
+    """Answers with what it was told of the caller."""
+
+    def do_GET(self) -> None:
+        said = ",".join(self.headers.get_all("X-Forwarded-For", [])).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(said)))
+        self.end_headers()
+        self.wfile.write(said)
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+def test_what_a_caller_says_of_its_own_address_does_not_reach_the_service(tmp_path: Path) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Echo) as service:
+        threading.Thread(target=service.serve_forever).start()
+        try:
+            with nginx(tmp_path, f"http://127.0.0.1:{service.server_port}") as url:
+                forged = [("X-Forwarded-For", "192.0.2.7"), ("x-forwarded-for", "192.0.2.8, 192.0.2.9")]
+                assert httpx2.get(f"{url}/whatever", headers=forged).text == "127.0.0.1"
+        finally:
+            service.shutdown()

@@ -133,10 +133,11 @@ def test_a_refusal_says_so_when_no_number_of_steps_is_enough() -> None:
             math.nan,
             math.inf,
             True,
+            10**400,
         )
     ]
-    + [("guidance_scale", value) for value in ("nan", "-1", "21", "high")]
-    + [("seed", value) for value in ("-1", str(2**63), "1.5", "0x2A", "")]
+    + [("guidance_scale", value) for value in ("nan", "-1", "21", "high", -(10**400))]
+    + [("seed", value) for value in ("-1", str(2**63), "1.5", "0x2A", "", 10**400)]
     + [("fit", "zoom"), ("output_format", "gif"), ("prompt", "x" * 10_001), ("prompt", 7)],
 )
 def test_a_value_that_is_not_plainly_meant_is_refused_and_named(field: str, value: Any) -> None:
@@ -174,3 +175,36 @@ def test_an_unknown_field_is_refused_with_the_one_that_was_meant() -> None:
 
 def test_a_format_knows_its_media_type() -> None:
     assert OutputFormat.WEBP.media_type == "image/webp"
+
+
+ANY_JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text()
+    | st.sampled_from([10**400, -(10**400), "1e999"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(
+    st.dictionaries(st.sampled_from(sorted(Img2ImgRequest.model_fields)), ANY_JSON),
+    st.dictionaries(st.text(), ANY_JSON),
+)
+def test_whatever_is_sent_for_each_field_is_within_its_bounds_or_refused_by_name(
+    known: dict[str, Any], others: dict[str, Any]
+) -> None:
+    try:
+        request = parse_request({"prompt": "", **others, **known})
+    except InvalidParameter as error:
+        refusal = error
+    else:
+        assert 1 <= request.steps_run <= request.num_inference_steps <= MAX_STEPS
+        assert 0 < request.strength <= 1
+        assert 0 <= request.guidance_scale <= 20
+        assert request.seed is None or 0 <= request.seed < 2**63
+        return
+    assert refusal.param in {*Img2ImgRequest.model_fields, *(name[:64] for name in others)}
+    assert len(refusal.message) < 400

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from fastapi import Request
 from fastapi.responses import StreamingResponse
 from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope, Send
 
 from app.errors import InvalidParameter
 from app.service import Call, Picture
@@ -31,9 +32,10 @@ async def unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) ->
             raise ClientDisconnect
         return task.result()
     finally:
-        for either in (task, gone):
-            either.cancel()
-        await asyncio.wait({task, gone})
+        gone.cancel()
+        if not task.done():
+            task.cancel()
+            await asyncio.wait({task})
 
 
 async def _disconnected(request: Request) -> None:
@@ -61,6 +63,13 @@ def call_of(request: Request) -> Call:
     return Call(request.state.request_id, request.state.caller, timeout)
 
 
+class _Streamed(StreamingResponse):
+    """Without a task that waits for the caller to go: what is streamed is there already, and ends by itself."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.stream_response(send)
+
+
 def picture_response(picture: Picture) -> StreamingResponse:
     """The picture's bytes, in chunks so that a slow reader holds the connection and not the server's memory."""
     headers = {
@@ -74,7 +83,7 @@ def picture_response(picture: Picture) -> StreamingResponse:
     }
     if picture.tokens_cut:
         headers["X-Prompt-Tokens-Cut"] = str(picture.tokens_cut)
-    return StreamingResponse(_chunks(picture.data), headers=headers, media_type=picture.output_format.media_type)
+    return _Streamed(_chunks(picture.data), headers=headers, media_type=picture.output_format.media_type)
 
 
 async def _chunks(data: bytes) -> AsyncIterator[memoryview]:

@@ -23,6 +23,8 @@ router = APIRouter()
 
 _MAX_TEXT_BYTES = 64 * 1024
 _MAX_EPILOGUE = 1024
+_MAX_JSON_PARTS = 50_000
+"""Two prompts of nothing but commas have fewer; base64 has none."""
 
 
 # /invocations is where SageMaker sends what its callers send.
@@ -123,8 +125,12 @@ def parse_hugging_face(data: bytes) -> tuple[bytes, dict[str, Any]]:
     Raises:
         InvalidImage: the picture is no base64.
         InvalidParameter: it is JSON of another shape.
-        MalformedBody: it is no JSON.
+        MalformedBody: it is no JSON, or of so many parts that reading it would take much more memory than it has bytes.
     """
+    if sum(map(data.count, (b",", b"[", b"{"))) > _MAX_JSON_PARTS:
+        raise MalformedBody(
+            f"The JSON has more than {_MAX_JSON_PARTS:,} commas and brackets. Send one picture and text."
+        )
     try:
         body = json.loads(data)
     except (ValueError, RecursionError) as error:

@@ -14,7 +14,7 @@ from skimage import data
 from scripts.benchmarks.report import Goal, Outcome
 from scripts.benchmarks.servers import OURS, REFERENCE, running
 
-ROUNDS = 12
+ROUNDS = 24
 SIZE = (1024, 1024)
 REST_SECONDS = 0.03
 """Until the server that answered last leaves the cores alone: libgomp's threads look out for more work at first."""
