@@ -12,6 +12,7 @@ import resource
 import socket
 import struct
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -26,6 +27,9 @@ ERRORS = (InvalidImage, ImageTooLarge, UnsupportedImageFormat)
 """The errors that a picture can cause, each by its kind less one."""
 
 FITS = tuple(Fit)
+CPU_SECONDS = 15
+"""For one picture: longer than any within the limits takes. By then whoever asked may be gone, and the service too."""
+
 _BASE_BYTES = 512 * 1024**2
 _BYTES_A_PIXEL = 16
 """A picture with transparency is held as RGBA, turned as another, and laid onto a third."""
@@ -40,6 +44,7 @@ def main(fd: int, max_pixels: int) -> None:
     with socket.socket(fileno=fd) as connection:
         while header := _receive(connection, REQUEST.size):
             length, fit = REQUEST.unpack(header)
+            _limit_time()
             kind, body = _decode(_receive(connection, length), FITS[fit], max_pixels)
             connection.sendall(REPLY.pack(kind, len(body)))
             connection.sendall(body)
@@ -60,6 +65,12 @@ def _confine(memory: int) -> None:  # pragma: no cover  a process so confined ca
         resource.setrlimit(what, (most, most))
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("900")
+
+
+def _limit_time() -> None:  # pragma: no cover  likewise
+    """So many more seconds of the processor, after which the kernel ends the process."""
+    used = time.process_time()
+    resource.setrlimit(resource.RLIMIT_CPU, (int(used) + 1 + CPU_SECONDS, resource.RLIM_INFINITY))
 
 
 def _receive(connection: socket.socket, length: int) -> bytes:

@@ -197,15 +197,20 @@ def problem(error: ServiceError, request_id: str) -> dict[str, Any]:
         "type": "about:blank",
         "title": _RFC_9110.get(error.status) or HTTPStatus(error.status).phrase,
         "status": error.status,
-        "detail": error.message,
+        "detail": _characters(error.message),
         "code": error.code,
         "request_id": request_id,
     }
     if error.param is not None:
-        body["param"] = error.param
+        body["param"] = _characters(error.param)
     if error.retry_after is not None:
         body["retry_after"] = retry_after_seconds(error)
     return body
+
+
+def _characters(text: str) -> str:
+    """The text without halves of surrogate pairs, which JSON can bring in, but UTF-8 cannot take out."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def error_headers(error: ServiceError) -> dict[str, str]:

@@ -77,7 +77,12 @@ class Gate:
 
     def _welcome(self, origin: str | None, host: str) -> bool:
         """Only browsers send an origin: without one, there is no page that could act for its visitor."""
-        return origin is None or origin in self.origins or urlsplit(origin).netloc == host
+        if origin is None or origin in self.origins:
+            return True
+        try:
+            return urlsplit(origin).netloc == host
+        except ValueError:
+            return False
 
 
 def _network(scope: Scope) -> str:

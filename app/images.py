@@ -23,6 +23,12 @@ _log = logging.getLogger(__name__)
 
 Size = tuple[int, int]
 
+_MAX_SCANS = 64
+"""Of a JPEG. Encoders write about ten; each is a pass over all of its pixels, for as little as forty bytes."""
+
+_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
+"""But for those that may stand within a scan: a stuffed 0xFF, and restarts."""
+
 _SQUARE = (IMAGE_SIZE, IMAGE_SIZE)
 
 _READ = {
@@ -88,6 +94,8 @@ def decode(data: bytes, fit: Fit, max_pixels: int) -> Pixels:
     """
     file_format = _recognise(data)
     limit = min(max_pixels, Image.MAX_IMAGE_PIXELS or max_pixels)
+    if file_format == "JPEG" and _scans(data) > _MAX_SCANS:
+        raise InvalidImage(f"The image is a JPEG of more than {_MAX_SCANS} scans. Save it anew.", param="image")
     if file_format == "WEBP":
         # Pillow allocates a WebP's canvas, twice, when it opens the file: too late for the check in `_read`.
         _check_size(_webp_size(data), limit)
@@ -114,6 +122,17 @@ def _recognise(data: bytes) -> str:
             return file_format
     what = next((name for name, signature in _REFUSED.items() if signature.match(data)), "in no format known here")
     raise UnsupportedImageFormat(f"The image is {what}. Convert it to PNG, JPEG or WebP.", param="image")
+
+
+def _scans(data: bytes) -> int:
+    """How many scans a JPEG has, up to its end mark: what phones put behind that is no part of it."""
+    scans, at = 0, 2
+    while marker := _MARKER.search(data, at):
+        if marker[0].endswith(b"\xd9"):
+            break
+        scans += marker[0].endswith(b"\xda")
+        at = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2], "big")
+    return scans
 
 
 def _webp_size(data: bytes) -> Size:

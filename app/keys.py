@@ -43,8 +43,7 @@ class Keys:
         self._stamp: tuple[int, ...] = ()
         self._checked = 0.0
         if self._file:
-            self._of_file = _read(self._file)
-            self._stamp = _stamp(self._file)
+            self._stamp, self._of_file = _read(self._file)
             self._checked = time.monotonic()
 
     def __bool__(self) -> bool:
@@ -69,7 +68,8 @@ class Keys:
         try:
             stamp = _stamp(self._file)
             if stamp != self._stamp:
-                self._stamp, self._of_file = stamp, _read(self._file)
+                self._stamp = stamp
+                self._stamp, self._of_file = _read(self._file)
                 logger.info("%d API keys were read again", len(self._of_file))
         except (OSError, Misconfigured) as error:
             logger.error("the API keys stay as they were: %s", error)
@@ -94,16 +94,21 @@ def sent_key(headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:
     return None
 
 
-def _read(file: Path) -> tuple[bytes, ...]:
-    """The digests of a file with one key a line; empty lines, and those that begin with #, do not count."""
+def _read(file: Path) -> tuple[tuple[int, ...], tuple[bytes, ...]]:
+    """A file's stamp, and digests of its keys, one a line; empty lines, and those that begin with #, do not count."""
     try:
+        if not file.is_file():
+            # To read a pipe would wait for its other end.
+            raise OSError("there is no such file")
+        # Before the content: what changes in between is seen at the next look.
+        stamp = _stamp(file)
         lines = file.read_text(encoding="ascii").splitlines()
     except (OSError, ValueError) as error:
         raise Misconfigured(f"IMG2IMG_API_KEYS_FILE: {file} cannot be read: {error}.") from error
     keys = _digests((line for line in lines if not line.startswith("#")), f"IMG2IMG_API_KEYS_FILE: {file}")
     if not keys:
         raise Misconfigured(f"IMG2IMG_API_KEYS_FILE: {file} holds no key. Write one on each line.")
-    return keys
+    return stamp, keys
 
 
 def _digests(keys: Iterable[str], where: str) -> tuple[bytes, ...]:

@@ -1,17 +1,20 @@
 """Decodes uploads in processes of their own: `app.decoder`, from the service's side."""
 
 import logging
+import math
 import os
+import signal
 import socket
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 from app.decoder import ERRORS, FITS, PIXELS, REPLY, REQUEST
 from app.engine.jobs import Pixels
-from app.errors import InvalidImage
+from app.errors import DeadlineExceeded, InvalidImage
 from app.request import IMAGE_SIZE, Fit
 
 logger = logging.getLogger(__name__)
@@ -24,7 +27,11 @@ _PIXELS_LENGTH = IMAGE_SIZE * IMAGE_SIZE * 3
 
 
 class _DecoderDied(Exception):
-    """The process ended, or did not answer in time."""
+    """The process ended, or answered nonsense."""
+
+
+class _DecoderHangs(_DecoderDied):
+    """It did not answer in time."""
 
 
 class Sandbox:
@@ -46,20 +53,30 @@ class Sandbox:
         for decoder in [_Decoder(self._max_pixels) for _ in range(count)]:
             self._keep(decoder)
 
-    def decode(self, data: bytes, fit: Fit) -> Pixels:
+    def decode(self, data: bytes, fit: Fit, deadline: float = math.inf) -> Pixels:
         """As `app.images.decode`, which says what comes out of it and which errors there are.
 
         A picture at which a decoder dies is tried once more, since something else may have killed it, and then refused
-        as `InvalidImage`.
+        as `InvalidImage`. One that takes too long is not tried again.
+
+        Raises:
+            DeadlineExceeded: it was not decoded before `deadline`, a reading of `time.monotonic()`.
         """
         for _ in range(_TRIES):
-            decoder = self._idle.pop() if self._idle else _Decoder(self._max_pixels)
+            seconds = deadline - time.monotonic()
+            if seconds <= 0:
+                raise _too_late()
+            decoder = self._take()
             try:
-                kind, body = decoder.ask(data, fit)
+                kind, body = decoder.ask(data, fit, min(seconds, DECODE_SECONDS))
             except _DecoderDied as death:
-                logger.error("decoder %d died: %s", decoder.pid, death)
-                decoder.close()
-                self._on_death()
+                self._bury(decoder, str(death))
+                if isinstance(death, _DecoderHangs) and seconds < DECODE_SECONDS:
+                    raise _too_late() from None
+                if isinstance(death, _DecoderHangs) or decoder.exit_code == -signal.SIGXCPU:
+                    raise InvalidImage(
+                        "The image takes too long to read. Save it anew, and send that.", param="image"
+                    ) from None
                 continue
             self._keep(decoder)
             if kind == PIXELS:
@@ -68,6 +85,22 @@ class Sandbox:
         raise InvalidImage(
             "The image cannot be read: it makes the decoder fail. Save it anew, and send that.", param="image"
         )
+
+    def _take(self) -> "_Decoder":
+        """One that lives. The first to go, where the machine has too little memory, are those that wait here."""
+        while True:
+            try:
+                decoder = self._idle.pop()
+            except IndexError:
+                return _Decoder(self._max_pixels)
+            if decoder.exit_code is None:
+                return decoder
+            self._bury(decoder, "it was ended from outside")
+
+    def _bury(self, decoder: "_Decoder", cause: str) -> None:
+        logger.error("decoder %d died: %s", decoder.pid, cause)
+        decoder.close()
+        self._on_death()
 
     def close(self) -> None:
         """End all decoders; one that is at work when it has done that."""
@@ -82,15 +115,15 @@ class Sandbox:
             self._idle.append(decoder)
 
 
+def _too_late() -> DeadlineExceeded:
+    return DeadlineExceeded("The image was not read in time. Send a smaller one, or allow more time.", retry_after=5)
+
+
 class _Decoder:
     """One process, and the socket to it."""
 
     def __init__(self, max_pixels: int) -> None:
         self._socket, theirs = socket.socketpair()
-        # By the kernel: Python's own limit would take a long answer to pieces.
-        limit = struct.pack("ll", *divmod(int(DECODE_SECONDS * 1e6), 10**6))
-        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
-            self._socket.setsockopt(socket.SOL_SOCKET, option, limit)
         with theirs:
             self._process = subprocess.Popen(  # noqa: S603
                 [sys.executable, "-P", "-m", "app.decoder", str(theirs.fileno()), str(max_pixels)],
@@ -103,8 +136,17 @@ class _Decoder:
             )
         self.pid = self._process.pid
 
-    def ask(self, data: bytes, fit: Fit) -> tuple[int, bytes]:
+    @property
+    def exit_code(self) -> int | None:
+        """None while it lives; of a signal its number, negated."""
+        return self._process.poll()
+
+    def ask(self, data: bytes, fit: Fit, seconds: float) -> tuple[int, bytes]:
         """The kind of the answer, and its body. Raises `_DecoderDied`."""
+        # By the kernel: Python's own limit would take a long answer to pieces. Nought would be no limit.
+        limit = struct.pack("ll", *divmod(max(1, int(seconds * 1e6)), 10**6))
+        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+            self._socket.setsockopt(socket.SOL_SOCKET, option, limit)
         try:
             self._socket.sendall(REQUEST.pack(len(data), FITS.index(fit)))
             self._socket.sendall(data)
@@ -112,8 +154,10 @@ class _Decoder:
             if kind > len(ERRORS) or length > _PIXELS_LENGTH or (kind == PIXELS and length != _PIXELS_LENGTH):
                 raise _DecoderDied("its answer makes no sense")
             return kind, self._receive(length)
+        except BlockingIOError:
+            raise _DecoderHangs(f"it did not answer within {seconds:.3g} s") from None
         except OSError as error:
-            raise _DecoderDied(f"{error}, within {DECODE_SECONDS:g} s") from error
+            raise _DecoderDied(str(error)) from error
 
     def _receive(self, length: int) -> bytes:
         """So many bytes, in one piece: a picture's are not to be copied once more."""

@@ -47,9 +47,14 @@ class Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         service: Service | None = getattr(self._app.state, "service", None)
-        if self._draining or not service:
+        if not service or (self._draining and self.should_exit):
             self.force_exit = self.should_exit and sig == signal.SIGINT
             self.should_exit = True
+            return
+        if self._draining:
+            # Supervisors may send SIGTERM to the process, and again to its group; who presses Ctrl-C twice means it.
+            if sig == signal.SIGINT:
+                self._draining.cancel()
             return
         logger.info("told to end by %s: what runs is finished, what comes is refused", signal.Signals(sig).name)
         self._draining = asyncio.get_running_loop().create_task(self._drain(service))

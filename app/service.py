@@ -68,14 +68,16 @@ class Service:
         self.metrics = metrics
         # As many as there are cores: decoding a large picture holds up to 200 MB, and more at once is no faster.
         count = os.cpu_count() or 1
-        self._threads = ThreadPoolExecutor(count, "images")
+        # Of their own each: finished pictures do not wait behind those that are slow to read.
+        self._readers = ThreadPoolExecutor(count, "readers")
+        self._writers = ThreadPoolExecutor(count, "writers")
         self._helpers = ThreadPoolExecutor(count, "helpers")
         self._sandbox = Sandbox(settings.max_image_pixels, metrics.decoder_deaths.inc)
-        self._threads.submit(self._sandbox.warm, count)
+        self._readers.submit(self._sandbox.warm, count)
 
     def close(self) -> None:
         """Let the threads and the decoders go."""
-        for threads in (self._threads, self._helpers):
+        for threads in (self._readers, self._writers, self._helpers):
             threads.shutdown(wait=False, cancel_futures=True)
         self._sandbox.close()
 
@@ -101,7 +103,7 @@ class Service:
         seed = secrets.randbelow(2**32) if request.seed is None else request.seed
         with self.engine.admit(request.unet_rows, call.caller, call.timeout) as deadline:
             start = time.perf_counter()
-            pixels = await self._on_thread(self._sandbox.decode, upload, request.fit)
+            pixels = await _on_thread(self._readers, self._sandbox.decode, upload, request.fit, deadline)
             decoded = time.perf_counter()
             job = Job(
                 # The engine needs a name that no other job has; the caller chose the request's.
@@ -118,7 +120,7 @@ class Service:
             result = await self.engine.run(job, on_progress, call.caller)
         finished = time.perf_counter()
         text = self._infotext(request, seed) if self.settings.embed_parameters else None
-        data = await self._on_thread(images.encode, result.pixels, output_format, text, self._helpers)
+        data = await _on_thread(self._writers, images.encode, result.pixels, output_format, text, self._helpers)
         seconds = {
             "queue": result.queued,
             "decode": decoded - start,
@@ -162,5 +164,6 @@ class Service:
         model = self.engine.info.model.rpartition("/")[2] if self.engine.info else "unknown"
         return images.infotext(request, seed, model, __version__)
 
-    async def _on_thread(self, function: Callable[..., T], *arguments: object) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
+
+async def _on_thread(threads: ThreadPoolExecutor, function: Callable[..., T], *arguments: object) -> T:
+    return await asyncio.get_running_loop().run_in_executor(threads, function, *arguments)

@@ -168,6 +168,23 @@ def test_a_key_file_that_is_of_no_use_ends_the_program_with_a_sentence(
     assert len(done.stderr.splitlines()) == 1
 
 
+def test_a_pipe_in_place_of_a_key_file_is_not_waited_for(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text("old-key\n")
+    keys = Keys(Settings(api_keys_file=file))
+    file.unlink()
+    os.mkfifo(file)
+    time.sleep(1.1)
+    assert keys.find(b"old-key")
+    with pytest.raises(Misconfigured, match="no such file"):
+        Keys(Settings(api_keys_file=file))
+
+
+def test_any_origin_is_no_origin() -> None:
+    with pytest.raises(Misconfigured, match="name each origin"):
+        create_app(Settings(cors_origins="*"))
+
+
 @pytest.mark.parametrize("listed", [" ", ",", " , "])
 def test_a_list_without_a_key_in_it_does_not_open_the_door(listed: str) -> None:
     with pytest.raises(Misconfigured, match="holds no key"):
@@ -238,11 +255,11 @@ class TestOrigins:
             )
 
         with start_server(cors_origins="https://friend.org") as url:
-            for origin in ("https://elsewhere.org", "null", "http://127.0.0.1", f"{url}.evil.org"):
+            for origin in ("https://elsewhere.org", "null", "http://127.0.0.1", f"{url}.evil.org", "http://[::1"):
                 problem(ask(origin), 403, "origin_not_allowed")
             assert ask(url).status_code == 200
             assert ask("https://friend.org").status_code == 200
-            assert sample(url, 'img2img_rejected_total{reason="origin_not_allowed"}') == 4
+            assert sample(url, 'img2img_rejected_total{reason="origin_not_allowed"}') == 5
             # What changes nothing is told to any page; whether that may read it is for its browser to see.
             assert httpx2.get(f"{url}/metrics", headers={"Origin": "https://elsewhere.org"}).status_code == 200
 

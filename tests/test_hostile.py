@@ -49,7 +49,15 @@ def flat(size: tuple[int, int], colour: int = 2) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", data) + chunk(b"IEND", b"")
 
 
+def many_scans(count: int) -> bytes:
+    """A progressive JPEG, its last scan again and again: each costs its reader a pass over all pixels."""
+    whole = saved(SMALL, "JPEG", progressive=True)
+    last = whole.rindex(b"\xff\xda")
+    return whole[:-2] + whole[last:-2] * count + whole[-2:]
+
+
 BOMBS = {
+    "a JPEG of thousands of scans": (many_scans(3_000), 422),
     "a PNG of 84 megapixels": (flat((9_200, 9_200)), 413),
     "a PNG of 20000 x 20000": (flat((20_000, 20_000))[:100_000], 413),
     "a JPEG of 84 megapixels": (saved(Image.new("L", (9_200, 9_200)), "JPEG"), 413),
@@ -88,6 +96,8 @@ SHAPES = {
 }
 POLYGLOTS = {
     "a PNG with a zip behind it": (FILES["PNG"] + b"PK\3\4" + bytes(100), 200),
+    "a JPEG with a film behind it": (FILES["JPEG"] + b"\xff\xda" * 1_000, 200),
+    "a JPEG of twenty scans": (many_scans(10), 200),
     "a JPEG with a page behind it": (FILES["JPEG"] + b"<script>alert(1)</script>", 200),
     "a page with a PNG behind it": (b"<html>" + FILES["PNG"], 415),
     "a PDF with a JPEG in it": (b"%PDF-1.4\n" + FILES["JPEG"], 415),
@@ -209,6 +219,9 @@ def test_each_hostile_form_gets_its_status(target: Target, body: bytes, status: 
         "multipart/form-data; boundary=" + "y" * 500,
         "multipart/form-data; boundary=\xe9",
         "multipart/form-data; boundary=x; charset=utf-7",
+        "multipart/form-data; boundary=x; charset=undefined",
+        "multipart/form-data; boundary=x; charset=idna",
+        "multipart/form-data; boundary=x; charset=UTF-8",
         "multipart/mixed; boundary=x",
     ],
 )
@@ -229,6 +242,10 @@ JSONS = {
     "an integer too large for a float": b'{"inputs": "", "parameters": {"strength": 1' + b"0" * 400 + b"}}",
     "a name without end": b'{"inputs": "", "parameters": {"' + b"x" * 10**7 + b'": 1}}',
     "millions of parts": b'{"inputs": "", "parameters": {"prompt": [' + b"{}," * 5_000_000 + b"{}]}}",
+    "half a character for a name": b'{"inputs": "", "parameters": {"\\ud800": 1}}',
+    "half a character for a name, twice": b'{"inputs": "", "parameters": {"\\ud800": 1, "\\ud800": 1}}',
+    "a field twice": b'{"inputs": "", "parameters": {"prompt": "a", "prompt": "b"}}',
+    "a list for an object": b'{"inputs": "", "parameters": []}',
     "numbers that are none": b'{"inputs": "", "parameters": {"strength": NaN, "guidance_scale": Infinity}}',
     "lone surrogates": b'{"inputs": "iVBO", "parameters": {"prompt": "\\ud800"}}',
     "a key twice": b'{"inputs": "", "inputs": ""}',

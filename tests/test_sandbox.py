@@ -4,6 +4,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -14,7 +15,7 @@ from PIL import Image
 
 from app import decoder, images, sandbox
 from app.engine.jobs import Pixels
-from app.errors import ImageTooLarge, InvalidImage, ServiceError, UnsupportedImageFormat
+from app.errors import DeadlineExceeded, ImageTooLarge, InvalidImage, ServiceError, UnsupportedImageFormat
 from app.request import Fit
 from app.sandbox import Sandbox
 from tests.pictures import LIMIT, chunk, every_format, noise, orientation, png, saved, webp_bomb
@@ -152,11 +153,58 @@ def test_a_picture_at_which_two_decoders_die_is_refused_and_the_next_one_is_read
     assert box.decode(saved(noise((8, 8)), "PNG"), Fit.STRETCH)
 
 
-def test_a_decoder_that_hangs_is_killed(
+def test_a_decoder_that_hangs_is_killed_and_its_picture_not_tried_again(
     box: Sandbox, others: set[int], deaths: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("app.sandbox.DECODE_SECONDS", 3.0)
-    assert killed(box, others, 1, signal.SIGSTOP) == [images.decode(slow_picture(), Fit.STRETCH, LIMIT)]
+    (refused,) = killed(box, others, 1, signal.SIGSTOP)
+    assert isinstance(refused, InvalidImage)
+    assert "takes too long" in str(refused)
+    assert deaths == [1]
+
+
+def test_those_that_were_ended_while_they_waited_cost_no_request(
+    box: Sandbox, others: set[int], deaths: list[int]
+) -> None:
+    box.warm(2)
+    for pid in set(decoders()) - others:
+        os.kill(pid, signal.SIGKILL)
+    time.sleep(0.2)
+    assert box.decode(saved(noise((8, 8)), "PNG"), Fit.STRETCH)
+    assert deaths == [1, 1]
+
+
+def test_a_picture_is_not_decoded_for_longer_than_its_caller_waits(box: Sandbox, deaths: list[int]) -> None:
+    with pytest.raises(DeadlineExceeded):
+        box.decode(slow_picture(), Fit.STRETCH, time.monotonic() + 0.1)
+    assert deaths == [1]
+    with pytest.raises(DeadlineExceeded):
+        box.decode(slow_picture(), Fit.STRETCH, time.monotonic() - 1)
+    assert deaths == [1]
+
+
+def test_a_picture_that_takes_too_much_of_the_processor_is_refused_and_not_tried_again(
+    box: Sandbox, others: set[int], deaths: list[int]
+) -> None:
+    box.warm(1)
+    (pid,) = set(decoders()) - others
+    eventually(lambda: "Max file size             0 " in Path(f"/proc/{pid}/limits").read_text())
+    outcome: list[object] = []
+
+    def decode() -> None:
+        try:
+            outcome.append(box.decode(slow_picture(), Fit.STRETCH))
+        except ServiceError as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=decode)
+    thread.start()
+    eventually(lambda: "Max cpu time              1" in Path(f"/proc/{pid}/limits").read_text())
+    os.kill(pid, signal.SIGXCPU)
+    thread.join()
+    (refusal,) = outcome
+    assert isinstance(refusal, InvalidImage)
+    assert "takes too long" in str(refusal)
     assert deaths == [1]
 
 
@@ -202,6 +250,7 @@ def test_the_largest_pictures_that_are_allowed_fit_into_what_a_decoder_may_have(
 def test_the_loop_of_a_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
     """In this process, without its confines."""
     monkeypatch.setattr(decoder, "_confine", lambda memory: None)
+    monkeypatch.setattr(decoder, "_limit_time", lambda: None)
     ours, theirs = socket.socketpair()
     thread = threading.Thread(target=decoder.main, args=(theirs.detach(), LIMIT))
     thread.start()

@@ -105,9 +105,11 @@ class Engine:
         """Admit nothing from now on, and wait for what was; what is not done after so many seconds is refused."""
         self._closed = True
         self._count()
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._idle.wait(), seconds)
-        self._end()
+        try:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._idle.wait(), seconds)
+        finally:
+            self._end()
 
     async def stop(self) -> None:
         """End the workers and refuse whatever still waits."""

@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import AsyncGenerator, Iterable
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
 from fastapi import APIRouter, Request
 from fastapi.responses import StreamingResponse
@@ -56,6 +57,10 @@ async def img2img(request: Request) -> StreamingResponse:
 async def _read(request: Request) -> tuple[bytes, dict[str, Any]]:
     """The picture's bytes and the fields, from whichever body this is; fields in the query are as good."""
     query = request.query_params.multi_items()
+    try:
+        unquote_to_bytes(request.scope["query_string"]).decode()
+    except UnicodeDecodeError:
+        raise InvalidParameter("The query is not in UTF-8. Encode its text as UTF-8 before you escape it.") from None
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type == "multipart/form-data":
         upload, fields = await _read_form(request)
@@ -86,7 +91,7 @@ class _FormParser(MultiPartParser):
         if part.file is None and part.field_name != "image":
             try:
                 part.data.decode(self._charset)
-            except (UnicodeDecodeError, LookupError) as error:
+            except UnicodeDecodeError as error:
                 # Starlette's would take it for Latin-1, and draw something else than was asked for.
                 raise MultiPartException(f"The text of the part '{part.field_name[:64]}' is not in UTF-8.") from error
         super().on_part_end()
@@ -95,6 +100,8 @@ class _FormParser(MultiPartParser):
 async def _read_form(request: Request) -> tuple[bytes, dict[str, str]]:
     body = await request.body()
     _, options = parse_options_header(request.headers["content-type"])
+    if options.get(b"charset", b"utf-8").lower() not in (b"utf-8", b"utf8", b"us-ascii"):
+        raise MalformedBody("The form's charset must be utf-8: leave it out of the Content-Type.")
     # The parser takes what is there for the whole: a part that was cut off would just be missing.
     if b"--" + options.get(b"boundary", b"") + b"--" not in body[-_MAX_EPILOGUE:]:
         raise MalformedBody("The form's last boundary is missing: it was cut short on its way, or is no form.")
@@ -132,12 +139,12 @@ def parse_hugging_face(data: bytes) -> tuple[bytes, dict[str, Any]]:
             f"The JSON has more than {_MAX_JSON_PARTS:,} commas and brackets. Send one picture and text."
         )
     try:
-        body = json.loads(data)
+        body = json.loads(data, object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
         raise MalformedBody("The body is not valid JSON.") from error
     if not isinstance(body, dict) or not isinstance(body.get("inputs"), str):
         raise InvalidParameter('Send {"inputs": "<base64 of the picture>", "parameters": {…}}.', param="inputs")
-    fields = body.get("parameters") or {}
+    fields = {} if body.get("parameters") is None else body["parameters"]
     if not isinstance(fields, dict) or set(body) - {"inputs", "parameters"}:
         raise InvalidParameter("'parameters' must be an object; it and 'inputs' are all there is.", param="parameters")
     size = fields.pop("target_size", None)

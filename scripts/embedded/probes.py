@@ -50,13 +50,13 @@ class Probes(nn.Module):
         Returns:
             A number: mean squared errors, and cross-entropies in nats times `WHERE_WEIGHT`.
         """
-        rows, columns = self.where(self._states["where"]).float().split(PATCHES, 1)
+        # Where the processor is faster so, the UNet has run in bfloat16.
+        states = {name: state.float() for name, state in self._states.items()}
+        rows, columns = self.where(states["where"]).float().split(PATCHES, 1)
         at = torch.arange(PATCHES).expand(len(rows), PATCHES, PATCHES)
         total = WHERE_WEIGHT * (functional.cross_entropy(rows, at.mT) + functional.cross_entropy(columns, at))
         for probe, name, side in ((self.patch, "patch", PATCH), (self.quarter, "quarter", PATCH // 2)):
-            total = total + functional.mse_loss(
-                probe(self._states[name]).float(), functional.pixel_unshuffle(targets, side)
-            )
+            total = total + functional.mse_loss(probe(states[name]).float(), functional.pixel_unshuffle(targets, side))
         return total
 
     def stop(self) -> None:

@@ -50,7 +50,9 @@ def _poison(count: int, every: float) -> tuple[list[bool], list[bool]]:
         run = asyncio.run(load(target, todo, poison, every))
     innocent = [run.answers[number] == right[number] for number in right]
     return innocent, [
-        (answer.status_code, answer.json()["code"], answer.headers["x-should-retry"]) == (500, "worker_lost", "false")
+        answer.status_code == 500
+        and answer.json()["code"] == "worker_lost"
+        and answer.headers["x-should-retry"] == "false"
         for answer in answers
     ]
 
