@@ -71,7 +71,8 @@ class Gate:
         if found is None:
             raise Unauthorized(
                 f"{'This API key is not known here' if key else 'An API key is needed'}. "
-                "Send one as 'Authorization: Bearer <key>' or as 'X-API-Key: <key>'."
+                "Send one as 'Authorization: Bearer <key>' or as 'X-API-Key: <key>'; "
+                "the client and 'img2img edit' take theirs from IMG2IMG_API_KEY."
             )
         return f"key {found}"
 

@@ -20,7 +20,13 @@ class Settings(BaseSettings):
     """The service's settings. Raises pydantic's `ValidationError`, naming the variable, for a value out of bounds."""
 
     model_config = SettingsConfigDict(
-        env_prefix="IMG2IMG_", frozen=True, extra="forbid", populate_by_name=True, protected_namespaces=()
+        env_prefix="IMG2IMG_",
+        # As compose files and shells write what is not set.
+        env_ignore_empty=True,
+        frozen=True,
+        extra="forbid",
+        populate_by_name=True,
+        protected_namespaces=(),
     )
 
     model: str = Field(

@@ -88,7 +88,7 @@ class TestSharing:
         for _ in range(7):
             admission.admit(3, "greedy")
         admission.admit(3, "modest")
-        with pytest.raises(TooManyRequests, match="Most of them are yours"):
+        with pytest.raises(TooManyRequests, match="Most of those ahead are yours"):
             admission.admit(3, "greedy")
         # Of the greedy one's 35 rows no more than its own 5 and 5 go before it: 4 s at the most likely, 5 at the worst.
         assert admission.admit(3, "modest", timeout=5.1) == 5.1

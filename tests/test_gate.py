@@ -100,7 +100,7 @@ def test_health_is_open_and_the_rest_opens_to_any_of_the_keys_in_any_of_the_ways
         assert post(url, png).status_code == 401
         with Img2Img(url, api_key="second-key") as client:
             assert client.edit(png, "dog wizard").data
-        with Img2Img(url) as client, pytest.raises(Img2ImgError, match="An API key is needed"):
+        with Img2Img(url) as client, pytest.raises(Img2ImgError, match=r"An API key is needed.*IMG2IMG_API_KEY"):
             client.edit(png, "dog wizard")
 
 
@@ -178,6 +178,13 @@ def test_a_pipe_in_place_of_a_key_file_is_not_waited_for(tmp_path: Path) -> None
     assert keys.find(b"old-key")
     with pytest.raises(Misconfigured, match="no such file"):
         Keys(Settings(api_keys_file=file))
+
+
+def test_a_variable_without_a_value_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("API_KEYS_FILE", "API_KEYS", "PORT"):
+        monkeypatch.setenv(f"IMG2IMG_{name}", "")
+    assert not Keys(Settings())
+    assert Settings().port == 8000
 
 
 def test_any_origin_is_no_origin() -> None:

@@ -108,11 +108,11 @@ class Admission:
 
     def _too_late(self, slowest: float, seconds: float, own: int, callers: int) -> ServiceError:
         message = (
-            f"The requests ahead leave too little time: this one may take {slowest:.1f} s, "
+            f"There is too little time: with those ahead of it this request may take {slowest:.1f} s, "
             f"and the limit is {seconds:g} s. Try again later."
         )
         if callers > 1 and own > (self.rows + CODEC_ROWS) / callers:
-            return TooManyRequests(f"Most of them are yours. {message}", retry_after=slowest - seconds)
+            return TooManyRequests(f"{message} Most of those ahead are yours.", retry_after=slowest - seconds)
         return DeadlineExceeded(message, retry_after=slowest - seconds)
 
     def measured(self, unet_rows: int, seconds: float) -> None:

@@ -109,7 +109,8 @@ async def _read_form(request: Request) -> tuple[bytes, dict[str, str]]:
     try:
         form = await parser.parse()
     except MultiPartException as error:
-        raise MalformedBody(f"The form cannot be read: {error.message}") from error
+        files = " A part with a file name is a file, and only 'image' may be one." if "files" in error.message else ""
+        raise MalformedBody(f"The form cannot be read: {error.message}{files}") from error
     try:
         parts = _once(form.multi_items())
         image = parts.pop("image", None)
