@@ -67,6 +67,13 @@ def test_a_png_without_its_end_mark_is_read() -> None:
     assert decoded(saved(noise((50, 50)), "PNG")[:-12]) == noise((50, 50)).resize((512, 512))
 
 
+def test_a_jpeg_of_many_scans_is_refused_and_one_with_a_film_behind_it_is_not() -> None:
+    whole = saved(noise((8, 8)), "JPEG", progressive=True)
+    last = whole.rindex(b"\xff\xda")
+    assert "scans" in refusal(InvalidImage, whole[:-2] + whole[last:-2] * 100 + whole[-2:])
+    assert decoded(whole + b"\xff\xda" * 100).tobytes() == decoded(whole).tobytes()
+
+
 def test_an_empty_upload_is_refused() -> None:
     assert "empty" in refusal(InvalidImage, b"")
 

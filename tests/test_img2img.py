@@ -179,6 +179,11 @@ def test_a_field_that_cannot_be_used_is_named(server: str, png: bytes, fields: d
     problem(post(server, png, **fields), 422, "invalid_parameter", param)
 
 
+def test_a_query_that_is_not_in_utf_8_is_refused(server: str, png: bytes) -> None:
+    answer = httpx2.post(f"{server}/img2img?prompt=caf%e9", content=png, headers={"Content-Type": "image/png"})
+    assert "UTF-8" in problem(answer, 422, "invalid_parameter")
+
+
 def test_a_field_in_form_and_query_at_once_is_refused(server: str, png: bytes) -> None:
     files, data = {"image": png}, {"prompt": "x", "seed": "1"}
     response = httpx2.post(f"{server}/img2img?seed=2", files=files, data=data)
