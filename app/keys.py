@@ -66,9 +66,7 @@ class Keys:
             return
         self._checked = now
         try:
-            stamp = _stamp(self._file)
-            if stamp != self._stamp:
-                self._stamp = stamp
+            if _stamp(self._file) != self._stamp:
                 self._stamp, self._of_file = _read(self._file)
                 logger.info("%d API keys were read again", len(self._of_file))
         except (OSError, Misconfigured) as error:
@@ -97,11 +95,11 @@ def sent_key(headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:
 def _read(file: Path) -> tuple[tuple[int, ...], tuple[bytes, ...]]:
     """A file's stamp, and digests of its keys, one a line; empty lines, and those that begin with #, do not count."""
     try:
-        if not file.is_file():
-            # To read a pipe would wait for its other end.
-            raise OSError("there is no such file")
         # Before the content: what changes in between is seen at the next look.
         stamp = _stamp(file)
+        if not file.is_file():
+            # To read a pipe would wait for its other end.
+            raise OSError("it is no regular file")
         lines = file.read_text(encoding="ascii").splitlines()
     except (OSError, ValueError) as error:
         raise Misconfigured(f"IMG2IMG_API_KEYS_FILE: {file} cannot be read: {error}.") from error

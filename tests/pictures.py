@@ -86,3 +86,10 @@ MAKERS: dict[str, Callable[[Image.Image], bytes]] = {
     "extended": lambda image: saved(image, "WEBP", exif=orientation(1)),
 }
 every_format = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
+
+
+def many_scans(count: int) -> bytes:
+    """A progressive JPEG, its last scan so many times more: each costs its reader a pass over all pixels."""
+    whole = saved(noise((24, 24)), "JPEG", progressive=True)
+    last = whole.rindex(b"\xff\xda")
+    return whole[:-2] + whole[last:-2] * count + whole[-2:]

@@ -176,7 +176,7 @@ def test_a_pipe_in_place_of_a_key_file_is_not_waited_for(tmp_path: Path) -> None
     os.mkfifo(file)
     time.sleep(1.1)
     assert keys.find(b"old-key")
-    with pytest.raises(Misconfigured, match="no such file"):
+    with pytest.raises(Misconfigured, match="no regular file"):
         Keys(Settings(api_keys_file=file))
 
 

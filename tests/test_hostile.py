@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 
 from scripts.resilience.target import Target, serving
-from tests.pictures import chunk, noise, orientation, resized_jpeg, saved, webp, webp_bomb
+from tests.pictures import chunk, many_scans, noise, orientation, resized_jpeg, saved, webp, webp_bomb
 from tests.pictures import png as raw_png
 from tests.test_images import MODES
 from tests.test_img2img import post, problem
@@ -47,13 +47,6 @@ def flat(size: tuple[int, int], colour: int = 2) -> bytes:
     data = b"".join(packer.compress(row) for _ in range(height)) + packer.flush()
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, colour, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", data) + chunk(b"IEND", b"")
-
-
-def many_scans(count: int) -> bytes:
-    """A progressive JPEG, its last scan again and again: each costs its reader a pass over all pixels."""
-    whole = saved(SMALL, "JPEG", progressive=True)
-    last = whole.rindex(b"\xff\xda")
-    return whole[:-2] + whole[last:-2] * count + whole[-2:]
 
 
 BOMBS = {

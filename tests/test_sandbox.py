@@ -93,8 +93,8 @@ def slow_picture() -> bytes:
     return png((side, side), 8, 2, bytes((1 + 3 * side) * side))
 
 
-def killed(box: Sandbox, others: set[int], times: int, number: signal.Signals = signal.SIGKILL) -> list[object]:
-    """What becomes of a slow picture if so many decoders are killed while they have it."""
+def reading(box: Sandbox) -> tuple[threading.Thread, list[object]]:
+    """A thread that has a slow picture decoded, and where it puts what comes of that."""
     outcome: list[object] = []
 
     def decode() -> None:
@@ -105,6 +105,12 @@ def killed(box: Sandbox, others: set[int], times: int, number: signal.Signals = 
 
     thread = threading.Thread(target=decode)
     thread.start()
+    return thread, outcome
+
+
+def killed(box: Sandbox, others: set[int], times: int, number: signal.Signals = signal.SIGKILL) -> list[object]:
+    """What becomes of a slow picture if so many decoders are killed while they have it."""
+    thread, outcome = reading(box)
     seen = set(others)
     for _ in range(times):
         eventually(lambda: bool(set(decoders()) - seen))
@@ -134,13 +140,12 @@ def test_a_decoder_that_dies_in_the_middle_of_a_picture_is_replaced(
 
     eventually(lambda: "Max file size             0 " in Path(f"/proc/{pid}/limits").read_text())
     before = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11])
-    outcome: list[Pixels] = []
-    thread = threading.Thread(target=lambda: outcome.append(box.decode(slow_picture(), Fit.STRETCH)))
-    thread.start()
+    thread, outcome = reading(box)
     eventually(busy)
     os.kill(pid, signal.SIGKILL)
     thread.join()
-    assert len(outcome) == len(deaths) == 1
+    assert [type(one) for one in outcome] == [Pixels]
+    assert deaths == [1]
 
 
 def test_a_picture_at_which_two_decoders_die_is_refused_and_the_next_one_is_read(
@@ -189,16 +194,7 @@ def test_a_picture_that_takes_too_much_of_the_processor_is_refused_and_not_tried
     box.warm(1)
     (pid,) = set(decoders()) - others
     eventually(lambda: "Max file size             0 " in Path(f"/proc/{pid}/limits").read_text())
-    outcome: list[object] = []
-
-    def decode() -> None:
-        try:
-            outcome.append(box.decode(slow_picture(), Fit.STRETCH))
-        except ServiceError as error:
-            outcome.append(error)
-
-    thread = threading.Thread(target=decode)
-    thread.start()
+    thread, outcome = reading(box)
     eventually(lambda: "Max cpu time              1" in Path(f"/proc/{pid}/limits").read_text())
     os.kill(pid, signal.SIGXCPU)
     thread.join()

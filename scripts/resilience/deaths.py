@@ -39,18 +39,22 @@ def case(count: int, every: float = EVERY_SECONDS) -> Outcome:
 
 
 def _poison(count: int, every: float) -> tuple[list[bool], list[bool]]:
-    todo, answers = requests(count), []
+    todo = requests(count)
+    answers: list[httpx2.Response | None] = []
     with tempfile.TemporaryDirectory() as name, serving(Path(name), FAULTY, KNOBS) as target:
         right = asyncio.run(load(target, todo)).answers
 
         def poison() -> None:
             form, files = {"prompt": "poison"}, {"image": picture()}
-            answers.append(httpx2.post(f"{target.url}/img2img", data=form, files=files, trust_env=False, timeout=60))
+            # One that is never answered is to be counted as well.
+            answers.append(None)
+            answers[-1] = httpx2.post(f"{target.url}/img2img", data=form, files=files, trust_env=False, timeout=60)
 
         run = asyncio.run(load(target, todo, poison, every))
     innocent = [run.answers[number] == right[number] for number in right]
     return innocent, [
-        answer.status_code == 500
+        answer is not None
+        and answer.status_code == 500
         and answer.json()["code"] == "worker_lost"
         and answer.headers["x-should-retry"] == "false"
         for answer in answers

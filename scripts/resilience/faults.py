@@ -54,8 +54,7 @@ FROM_INSIDE: dict[str, Fault] = {
         "out of memory for more than two",
         "device lost",
         "garbage on the pipe",
-        "dies at the start",
-        "hangs at the start",
+        *STARTS,
     )
 }
 

@@ -19,9 +19,11 @@ TICK_SECONDS = 0.004
 """Of a UNet call, plus as much for each job that shares it: two hundred default pictures a second, at most."""
 
 FILE = "fault"
+STARTS = ("dies at the start", "hangs at the start")
+"""Faults that only a start takes."""
+
 NO_START = "dies at every start"
-STARTS = ("dies at the start", "hangs at the start", NO_START)
-"""Faults that only a start takes; this last one stays."""
+"""Likewise, but this one stays."""
 
 
 @dataclass
@@ -97,7 +99,7 @@ def misbehave(folder: Path, model: Faulty | None) -> None:
     """Do what the folder's file says, if it is for this moment: a start if `model` is None, else a call."""
     try:
         what = (folder / FILE).read_text()
-        if (what in STARTS) != (model is None):
+        if (what in (*STARTS, NO_START)) != (model is None):
             return
         if what != NO_START:
             (folder / FILE).unlink()
