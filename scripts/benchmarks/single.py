@@ -53,7 +53,9 @@ def case(model: Path) -> Outcome:
     image = upload()
     fresh = replace(OURS, environment={"IMG2IMG_CACHE_BYTES": "0"})
     names = ("ours", "ours, picture and prompt known", "reference")
-    total, beside, rested = ({name: [] for name in names} for _ in range(3))
+    total: dict[str, list[float]] = {name: [] for name in names}
+    beside: dict[str, list[float]] = {name: [] for name in names}
+    rested: dict[str, list[float]] = {name: [] for name in names}
     with running(fresh, model) as plain, running(OURS, model) as cached, running(REFERENCE, model) as reference:
         clients = [httpx2.Client(base_url=url, trust_env=False, timeout=600) for url in (plain, cached, reference)]
         for turn in range(TURNS + 1):
