@@ -166,7 +166,7 @@ def case(minutes: float, *, embedded: bool) -> tuple[Outcome, list[Seen]]:
     counts = traffic.counts
     return Outcome(
         "soak",
-        f"{minutes:g} minutes of mixed traffic by {CLIENTS} clients; growth from the run's second to its third third",
+        f"{minutes:g} minutes of mixed traffic by {CLIENTS} clients; growth between the halves of the last three quarters",
         ("good", "bad", "hung up", "slow", "MiB", "MiB with workers", "descriptors", "threads", "latency, s", "before"),
         [
             (
