@@ -185,12 +185,26 @@ class _Echo(BaseHTTPRequestHandler):
         pass
 
 
-def test_what_a_caller_says_of_its_own_address_does_not_reach_the_service(tmp_path: Path) -> None:
+@contextmanager
+def echo(folder: Path) -> Iterator[tuple[ThreadingHTTPServer, str]]:
+    """A server that echoes, and the URL of a proxy before it."""
     with ThreadingHTTPServer(("127.0.0.1", 0), _Echo) as service:
         threading.Thread(target=service.serve_forever).start()
         try:
-            with nginx(tmp_path, f"http://127.0.0.1:{service.server_port}") as url:
-                forged = [("X-Forwarded-For", "192.0.2.7"), ("x-forwarded-for", "192.0.2.8, 192.0.2.9")]
-                assert httpx2.get(f"{url}/whatever", headers=forged).text == "127.0.0.1"
+            with nginx(folder, f"http://127.0.0.1:{service.server_port}") as url:
+                yield service, url
         finally:
             service.shutdown()
+
+
+def test_what_a_caller_says_of_its_own_address_does_not_reach_the_service(tmp_path: Path) -> None:
+    forged = [("X-Forwarded-For", "192.0.2.7"), ("x-forwarded-for", "192.0.2.8, 192.0.2.9")]
+    with echo(tmp_path) as (_, url):
+        assert httpx2.get(f"{url}/whatever", headers=forged).text == "127.0.0.1"
+
+
+def test_it_says_when_nobody_is_behind_it(tmp_path: Path) -> None:
+    with echo(tmp_path) as (service, url):
+        service.server_close()
+        answer = httpx2.get(f"{url}/health/ready")
+    assert (answer.status_code, answer.json()["status"], answer.headers["retry-after"]) == (503, 503, "2")

@@ -166,7 +166,7 @@ def case(minutes: float, *, embedded: bool) -> tuple[Outcome, list[Seen]]:
     counts = traffic.counts
     return Outcome(
         "soak",
-        f"{minutes:g} minutes of mixed traffic by {CLIENTS} clients; growth between the halves of the last three quarters",
+        f"{minutes:g} minutes of mixed traffic by {CLIENTS} clients; growth from half to half of the last 3/4",
         ("good", "bad", "hung up", "slow", "MiB", "MiB with workers", "descriptors", "threads", "latency, s", "before"),
         [
             (

@@ -99,11 +99,13 @@ class Container:
 
 
 @contextmanager
-def compose_up(**variables: str) -> Iterator[Container]:
-    """The service of the compose file's `cpu` profile, healthy, in a project of its own."""
+def compose_up(*profiles: str, **variables: str) -> Iterator[Container]:
+    """The service of the compose file's `cpu` profile, healthy, in a project of its own; other profiles with it."""
     port = free_port()
     variables = {"IMAGE": IMAGE, "HOST_PORT": str(port), **variables}
-    compose = [*shlex.split(os.environ["COMPOSE"]), "--project-name", f"img2img-test-{port}", "--profile", "cpu"]
+    compose = [*shlex.split(os.environ["COMPOSE"]), "--project-name", f"img2img-test-{port}"]
+    for profile in ("cpu", *profiles):
+        compose += ["--profile", profile]
     try:
         run([*compose, "up", "--detach", "--no-build"], **variables)
         container = Container(run([*compose, "ps", "-q", "img2img-cpu"], **variables), f"http://127.0.0.1:{port}")

@@ -126,6 +126,25 @@ def test_a_service_whose_worker_cannot_come_back_exits_and_is_restarted() -> Non
         assert service.edit(DEMO).status_code == 200
 
 
+def test_keys_come_from_a_folder_of_the_host_and_can_be_exchanged(tmp_path: Path) -> None:
+    def exchange(key: str) -> None:
+        new = tmp_path / "new"
+        new.write_text(f"{key}\n")
+        new.rename(tmp_path / "api-keys")
+
+    tmp_path.chmod(0o755)
+    exchange("first-key")
+    with compose_up(KEYS_FOLDER=str(tmp_path), IMG2IMG_API_KEYS_FILE="/keys/api-keys") as guarded:
+
+        def answers(key: str) -> int:
+            return httpx2.get(f"{guarded.url}/metrics", headers={"X-API-Key": key}).status_code
+
+        assert (answers("first-key"), answers("second-key")) == (200, 401)
+        exchange("second-key")
+        eventually(lambda: answers("second-key") == 200)
+        assert answers("first-key") == 401
+
+
 @contextmanager
 def exit_codes(service: Container) -> Iterator[IO[str]]:
     """What the container's ends say from now on, a line each: Docker remembers only the last few hundred events."""
