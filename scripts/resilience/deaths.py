@@ -44,11 +44,12 @@ def _poison(count: int, every: float) -> tuple[list[bool], list[bool]]:
     with tempfile.TemporaryDirectory() as name, serving(Path(name), FAULTY, KNOBS) as target:
         right = asyncio.run(load(target, todo)).answers
 
-        def poison() -> None:
+        def poison() -> bool:
             form, files = {"prompt": "poison"}, {"image": picture()}
             # One that is never answered is to be counted as well.
             answers.append(None)
             answers[-1] = httpx2.post(f"{target.url}/img2img", data=form, files=files, trust_env=False, timeout=60)
+            return True
 
         run = asyncio.run(load(target, todo, poison, every))
     innocent = [run.answers[number] == right[number] for number in right]

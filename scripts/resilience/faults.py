@@ -22,25 +22,28 @@ CLIENTS = 16
 EVERY_SECONDS = 3.0
 KNOBS = {"tick_timeout_seconds": 1.0, "load_timeout_seconds": 2.0, "queue_size": 64, "max_batch": 4}
 
-Fault = Callable[[Target, Path], None]
+Fault = Callable[[Target, Path], bool]
+"""False if there was nothing that it could be done to."""
 Fields = dict[str, str]
 
 
 def _told(what: str) -> Fault:
     """A fault that the pretended model makes itself."""
 
-    def do(target: Target, folder: Path) -> None:
+    def do(target: Target, folder: Path) -> bool:
+        taken = not (folder / FILE).exists()
         # All at once, lest the model reads half of it.
         (folder / "next").write_text(what)
         (folder / "next").rename(folder / FILE)
         if what in STARTS:
             target.signal_worker(signal.SIGKILL)
+        return taken
 
     return do
 
 
 def _signal(number: signal.Signals) -> Fault:
-    return lambda target, folder: (target.signal_worker(number), None)[1]
+    return lambda target, folder: target.signal_worker(number)
 
 
 FROM_OUTSIDE: dict[str, Fault] = {"SIGKILL": _signal(signal.SIGKILL), "SIGSTOP": _signal(signal.SIGSTOP)}
@@ -96,7 +99,7 @@ async def ask(client: httpx2.AsyncClient, fields: Fields, image: bytes) -> str:
 
 
 async def load(
-    target: Target, todo: Sequence[Fields], fault: Callable[[], None] | None = None, every: float = EVERY_SECONDS
+    target: Target, todo: Sequence[Fields], fault: Callable[[], bool] | None = None, every: float = EVERY_SECONDS
 ) -> Run:
     """Send all of them, so many clients each one after the other; with a fault every few seconds."""
     run, queue, image = Run(), list(enumerate(todo)), picture()
@@ -112,8 +115,9 @@ async def load(
         async def disturb() -> None:
             while fault:
                 await asyncio.sleep(every if run.faults else 1.0)
-                run.faults.append(time.monotonic())
-                await asyncio.to_thread(fault)
+                moment = time.monotonic()
+                if await asyncio.to_thread(fault):
+                    run.faults.append(moment)
 
         disturbing = asyncio.create_task(disturb())
         await asyncio.gather(*(one() for _ in range(CLIENTS)))
