@@ -8,11 +8,13 @@ other the error's message. No pickle: what comes out of here is not trusted. End
 """
 
 import importlib
+import os
 import resource
 import socket
 import struct
 import sys
 import time
+import warnings
 from contextlib import suppress
 from pathlib import Path
 
@@ -40,6 +42,8 @@ def main(fd: int, max_pixels: int) -> None:
     # Whatever a format needs is loaded now, and not from a file while something hostile is being read.
     for name in ("Png", "Jpeg", "Mpo", "Tiff", "WebP"):
         importlib.import_module(f"PIL.{name}ImagePlugin")
+    # A hostile picture could fill the log with what Pillow and its libraries say of each of its tags.
+    warnings.simplefilter("ignore")
     _confine(_BASE_BYTES + _BYTES_A_PIXEL * max_pixels)
     with socket.socket(fileno=fd) as connection:
         while header := _receive(connection, REQUEST.size):
@@ -60,7 +64,8 @@ def _decode(data: bytes, fit: Fit, max_pixels: int) -> tuple[int, bytes]:
 
 
 def _confine(memory: int) -> None:  # pragma: no cover  a process so confined can write no report of it
-    """Little memory, no file written, no core dump, and the first to go where the machine has too little memory."""
+    """Little memory, no file written, no core dump, no word, and the first to go where there is too little memory."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
     for what, most in ((resource.RLIMIT_AS, memory), (resource.RLIMIT_FSIZE, 0), (resource.RLIMIT_CORE, 0)):
         resource.setrlimit(what, (most, most))
     with suppress(OSError):

@@ -20,6 +20,8 @@ OPEN_PATHS = frozenset({"/health", "/health/live", "/health/ready", "/ping"})
 
 _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 _POLICY_VIOLATION = 1008
+_PRIVATE = (".localhost", ".local", ".internal", ".home.arpa", ".test")
+"""RFC 6761, 6762 and 8375, and what ICANN has set aside."""
 
 
 class Gate:
@@ -62,7 +64,7 @@ class Gate:
         changes = scope["type"] == "websocket" or scope["method"] not in _SAFE_METHODS
         if changes and not self._welcome(headers.get("origin"), headers.get("host", "")):
             raise OriginNotAllowed(
-                "A web page of another origin may not use this service. Name its origin in IMG2IMG_CORS_ORIGINS."
+                "A web page of this origin may not use the service. Name the origin in IMG2IMG_CORS_ORIGINS."
             )
         key = sent_key(scope["headers"])
         if not self.keys or (scope["type"] == "http" and scope["path"] in OPEN_PATHS):
@@ -77,13 +79,28 @@ class Gate:
         return f"key {found}"
 
     def _welcome(self, origin: str | None, host: str) -> bool:
-        """Only browsers send an origin: without one, there is no page that could act for its visitor."""
+        """Only browsers send an origin: without one, there is no page that could act for its visitor.
+
+        The service's own origin is what the browser took for its address. A stranger can have a public name of his own
+        point here (DNS rebinding), so that his page seems to be the service's: without keys, no such name is believed.
+        """
         if origin is None or origin in self.origins:
             return True
         try:
-            return urlsplit(origin).netloc == host
+            url = urlsplit(origin)
         except ValueError:
             return False
+        own = url.scheme in ("http", "https") and url.netloc == host != ""
+        return own and (bool(self.keys) or _private(url.hostname or ""))
+
+
+def _private(name: str) -> bool:
+    """Whether a host's name can be no stranger's: an address, a name without a dot, or one that no public DNS has."""
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return "." not in name or name.endswith(_PRIVATE)
+    return True
 
 
 def _network(scope: Scope) -> str:

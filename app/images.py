@@ -26,8 +26,8 @@ Size = tuple[int, int]
 _MAX_SCANS = 64
 """Of a JPEG. Encoders write about ten; each is a pass over all of its pixels, for as little as forty bytes."""
 
-_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
-"""But for those that may stand within a scan: a stuffed 0xFF, and restarts."""
+_MARKER = re.compile(rb"\xff[\x02-\xcf\xd9-\xfe]")
+"""But for those that have no length, and so hide nothing behind them: a stuffed 0xFF, TEM, restarts, and the start."""
 
 _SQUARE = (IMAGE_SIZE, IMAGE_SIZE)
 
@@ -107,6 +107,9 @@ def decode(data: bytes, fit: Fit, max_pixels: int) -> Pixels:
         # Above Pillow's own limit, and so above ours; whether that comes as a warning is up to the process's filters.
         raise _too_large(f"over {(Image.MAX_IMAGE_PIXELS or 0) / 1e6:.1f} megapixels", limit) from error
     except Exception as error:
+        if "MAX_TEXT_" in str(error):
+            message = "The image's metadata is larger than a megabyte when it is unpacked. Save it without metadata."
+            raise InvalidImage(message, param="image") from error
         # Pillow has no common base for what hostile data makes it raise: AssertionError, KeyError, zlib.error, ...
         message = f"The image is a truncated or corrupt {file_format} file. Send the whole, unchanged file."
         raise InvalidImage(message, param="image") from error

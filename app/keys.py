@@ -100,7 +100,8 @@ def _read(file: Path) -> tuple[tuple[int, ...], tuple[bytes, ...]]:
         if not file.is_file():
             # To read a pipe would wait for its other end.
             raise OSError("it is no regular file")
-        lines = file.read_text(encoding="ascii").splitlines()
+        # Some editors mark UTF-8 at its beginning.
+        lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, ValueError) as error:
         raise Misconfigured(f"IMG2IMG_API_KEYS_FILE: {file} cannot be read: {error}.") from error
     keys = _digests((line for line in lines if not line.startswith("#")), f"IMG2IMG_API_KEYS_FILE: {file}")

@@ -8,12 +8,12 @@ import sys
 def configure(level: str) -> None:
     """Send all log lines of `level` and above to standard error.
 
-    The model libraries are kept to their errors: they would put the caller's prompt into the log.
+    Libraries are kept to their errors: they would put the caller's prompt, or pieces of a form, into the log.
     """
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     logging.basicConfig(
         level=level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s", force=True
     )
-    for noisy in ("diffusers", "transformers", "httpx2", "httpcore2", "PIL"):
+    for noisy in ("diffusers", "transformers", "httpx2", "httpcore2", "PIL", "python_multipart"):
         logging.getLogger(noisy).setLevel(logging.ERROR)

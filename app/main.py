@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect
 
 from app import __version__
 from app.engine.engine import LOADER, Engine
-from app.errors import EngineStopped, Misconfigured, ServiceError
+from app.errors import EngineStopped, ServiceError
 from app.gate import Gate
 from app.keys import Keys
 from app.metrics import Metrics
@@ -59,7 +59,7 @@ def create_app(
         on_failure: called once if no worker can be kept running.
 
     Raises:
-        Misconfigured: the API keys cannot be used, or `*` was given for an origin.
+        Misconfigured: the API keys cannot be used.
     """
     settings = settings or Settings()
     metrics = Metrics()
@@ -81,8 +81,6 @@ def create_app(
         telemetry={"logs": False},
     )
     origins = frozenset(filter(None, settings.cors_origins.split(",")))
-    if "*" in origins:
-        raise Misconfigured("IMG2IMG_CORS_ORIGINS: name each origin, like https://example.org; * is none.")
     # The last one added is the first that a request meets.
     app.add_middleware(BodyLimits, max_bytes=settings.max_body_bytes, seconds=settings.body_timeout_seconds)
     app.add_middleware(Gate, keys=Keys(settings), origins=origins, metrics=metrics)

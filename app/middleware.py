@@ -13,7 +13,15 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.errors import BodyTimeout, BodyTooLarge, ServiceError, ShuttingDown, error_headers, problem
+from app.errors import (
+    BodyTimeout,
+    BodyTooLarge,
+    ServiceError,
+    ShuttingDown,
+    UnsupportedMediaType,
+    error_headers,
+    problem,
+)
 from app.metrics import Metrics
 
 logger = logging.getLogger(__name__)
@@ -56,6 +64,9 @@ class RequestContext:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        if scope["method"] == "HEAD":
+            # As GET, to everything in here: the server leaves the body out, by a scope of its own.
+            scope = {**scope, "method": "GET"}
         sent = Headers(scope=scope).get("x-request-id", "")
         request_id = sent if _REQUEST_ID.fullmatch(sent) else secrets.token_hex(16)
         scope.setdefault("state", {})["request_id"] = request_id
@@ -80,7 +91,7 @@ class RequestContext:
             self.metrics.requests.labels(route, str(status)).inc()
             self.metrics.request_seconds.labels(route).observe(seconds)
             level = logging.DEBUG if route in _QUIET else logging.INFO
-            logger.log(level, "%s %s %d %.1f ms id=%s", scope["method"], route, status, seconds * 1000, request_id)
+            logger.log(level, "%s %s %d %.1f ms id=%s", scope["method"][:16], route, status, seconds * 1000, request_id)
 
 
 class BodyLimits:
@@ -99,7 +110,9 @@ class BodyLimits:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        declared = Headers(scope=scope).get("content-length", "")
+        headers = Headers(scope=scope)
+        encoding = headers.get("content-encoding", "").strip().lower()
+        declared = headers.get("content-length", "")
         expected = int(declared) if declared.isdecimal() else 0
         deadline = asyncio.get_running_loop().time() + self.seconds
         received, complete = 0, False
@@ -108,6 +121,8 @@ class BodyLimits:
             nonlocal received, complete
             if complete:
                 return await receive()
+            if encoding not in ("", "identity"):
+                raise UnsupportedMediaType("A body with a Content-Encoding is not taken. Send it as it is.")
             if expected > self.max_bytes:
                 raise _too_large(self.max_bytes)
             try:
@@ -117,6 +132,9 @@ class BodyLimits:
                 raise BodyTimeout(
                     f"The request body was not complete after {self.seconds:g} s. Send it faster, or send less."
                 ) from None
+            except asyncio.CancelledError:
+                # What runs is done, the process is about to end, and the body is still on its way.
+                raise ShuttingDown("The service has shut down. Send the request again.") from None
             complete = not message.get("more_body", False)
             received += len(message.get("body", b""))
             if received > self.max_bytes:

@@ -1,11 +1,11 @@
 """Decodes uploads in processes of their own: `app.decoder`, from the service's side."""
 
+import asyncio
 import logging
 import math
 import os
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import time
@@ -13,9 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from app.decoder import ERRORS, FITS, PIXELS, REPLY, REQUEST
+from app.engine.framing import enlarge
 from app.engine.jobs import Pixels
-from app.errors import DeadlineExceeded, InvalidImage
+from app.errors import DeadlineExceeded, InvalidImage, Unavailable
 from app.request import IMAGE_SIZE, Fit
+from app.turns import Turns
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +25,9 @@ DECODE_SECONDS = 30.0
 """Longer than any picture within the limits takes on a slow and busy machine."""
 
 _TRIES = 2
+_LAST_SECONDS = 1.0
+"""For a decoder whose end of the socket is closed to come to its own end, which says why."""
+
 _PIXELS_LENGTH = IMAGE_SIZE * IMAGE_SIZE * 3
 
 
@@ -30,80 +35,98 @@ class _DecoderDied(Exception):
     """The process ended, or answered nonsense."""
 
 
-class _DecoderHangs(_DecoderDied):
-    """It did not answer in time."""
-
-
 class Sandbox:
-    """Decoder processes, as many as there are threads that use it at once. Every method may be called on any thread.
+    """Decoder processes, and whose turn it is to have one. Lives on one event loop.
 
     Args:
         max_pixels: limit of an upload's width x height.
+        count: pictures of one caller that are decoded at once; another caller finds room for one beside them.
         on_death: called for each decoder that dies.
     """
 
-    def __init__(self, max_pixels: int, on_death: Callable[[], None]) -> None:
+    def __init__(self, max_pixels: int, count: int, on_death: Callable[[], None]) -> None:
         self._max_pixels = max_pixels
         self._on_death = on_death
-        self._idle: list[_Decoder] = []
+        self._turns = Turns(count + 1)
+        self._idle = [_Decoder(max_pixels) for _ in range(count)]
         self._closed = False
 
-    def warm(self, count: int) -> None:
-        """Start so many decoders ahead of the first picture."""
-        for decoder in [_Decoder(self._max_pixels) for _ in range(count)]:
-            self._keep(decoder)
-
-    def decode(self, data: bytes, fit: Fit, deadline: float = math.inf) -> Pixels:
+    async def decode(self, data: bytes, fit: Fit, deadline: float = math.inf, caller: str = "") -> Pixels:
         """As `app.images.decode`, which says what comes out of it and which errors there are.
 
         A picture at which a decoder dies is tried once more, since something else may have killed it, and then refused
-        as `InvalidImage`. One that takes too long is not tried again.
+        as `InvalidImage`. One that takes too long is not tried again. Cancelling ends the decoder.
+
+        Args:
+            data: the bytes of the file.
+            fit: how it becomes a square.
+            deadline: a reading of `time.monotonic()`.
+            caller: takes turns with others.
 
         Raises:
-            DeadlineExceeded: it was not decoded before `deadline`, a reading of `time.monotonic()`.
+            DeadlineExceeded: it was not decoded before its deadline.
+            Unavailable: something that was not the picture killed the decoder, twice.
         """
+        seconds = None if math.isinf(deadline) else deadline - time.monotonic()
+        try:
+            async with asyncio.timeout(seconds), self._turns.turn(caller):
+                return await self._decode(data, fit)
+        except TimeoutError:
+            raise DeadlineExceeded(
+                "The image was not read in time. Send a smaller one, or try again when less is going on.", retry_after=5
+            ) from None
+
+    async def _decode(self, data: bytes, fit: Fit) -> Pixels:
+        codes = []
         for _ in range(_TRIES):
-            seconds = deadline - time.monotonic()
-            if seconds <= 0:
-                raise _too_late()
             decoder = self._take()
             try:
-                kind, body = decoder.ask(data, fit, min(seconds, DECODE_SECONDS))
+                async with asyncio.timeout(DECODE_SECONDS):
+                    kind, body = await decoder.ask(data, fit)
             except _DecoderDied as death:
-                self._bury(decoder, str(death))
-                if isinstance(death, _DecoderHangs) and seconds < DECODE_SECONDS:
-                    raise _too_late() from None
-                if isinstance(death, _DecoderHangs) or decoder.exit_code == -signal.SIGXCPU:
-                    raise InvalidImage(
-                        "The image takes too long to read. Save it anew, and send that.", param="image"
-                    ) from None
+                codes.append(await self._bury(decoder, str(death)))
+                if codes[-1] == -signal.SIGXCPU:
+                    raise _takes_too_long() from None
                 continue
+            except TimeoutError:
+                await self._bury(decoder, f"it did not answer within {DECODE_SECONDS:g} s", kill=True)
+                raise _takes_too_long() from None
+            except asyncio.CancelledError:
+                # It is late, or nobody waits for the picture any more. Whoever comes next finds one that has started.
+                self._keep(_Decoder(self._max_pixels))
+                await decoder.ended(kill=True)
+                raise
             self._keep(decoder)
             if kind == PIXELS:
                 return Pixels(IMAGE_SIZE, IMAGE_SIZE, body)
             raise ERRORS[kind - 1](body.decode(errors="replace"), param="image")
+        if set(codes) == {-signal.SIGKILL}:
+            # A picture cannot cause that: its decoder's limits are told to it, or end it by other signals.
+            raise Unavailable("What reads images was ended from outside, twice. Try again in a moment.", retry_after=5)
         raise InvalidImage(
             "The image cannot be read: it makes the decoder fail. Save it anew, and send that.", param="image"
         )
 
     def _take(self) -> "_Decoder":
         """One that lives. The first to go, where the machine has too little memory, are those that wait here."""
-        while True:
-            try:
-                decoder = self._idle.pop()
-            except IndexError:
-                return _Decoder(self._max_pixels)
+        while self._idle:
+            decoder = self._idle.pop()
             if decoder.exit_code is None:
                 return decoder
-            self._bury(decoder, "it was ended from outside")
+            logger.error("decoder %d died: it was ended from outside", decoder.pid)
+            decoder.close()
+            self._on_death()
+        return _Decoder(self._max_pixels)
 
-    def _bury(self, decoder: "_Decoder", cause: str) -> None:
-        logger.error("decoder %d died: %s", decoder.pid, cause)
-        decoder.close()
+    async def _bury(self, decoder: "_Decoder", cause: str, *, kill: bool = False) -> int:
+        """Returns the exit code: of a signal its number, negated."""
+        code = await decoder.ended(kill=kill)
+        logger.error("decoder %d died with exit code %d: %s", decoder.pid, code, cause)
         self._on_death()
+        return code
 
     def close(self) -> None:
-        """End all decoders; one that is at work when it has done that."""
+        """End all decoders; those that are at work when they have done that."""
         self._closed = True
         while self._idle:
             self._idle.pop().close()
@@ -115,8 +138,8 @@ class Sandbox:
             self._idle.append(decoder)
 
 
-def _too_late() -> DeadlineExceeded:
-    return DeadlineExceeded("The image was not read in time. Send a smaller one, or allow more time.", retry_after=5)
+def _takes_too_long() -> InvalidImage:
+    return InvalidImage("The image takes too long to read. Save it anew, and send that.", param="image")
 
 
 class _Decoder:
@@ -124,7 +147,9 @@ class _Decoder:
 
     def __init__(self, max_pixels: int) -> None:
         self._socket, theirs = socket.socketpair()
+        self._socket.setblocking(False)
         with theirs:
+            enlarge(theirs)
             self._process = subprocess.Popen(  # noqa: S603
                 [sys.executable, "-P", "-m", "app.decoder", str(theirs.fileno()), str(max_pixels)],
                 stdin=subprocess.DEVNULL,
@@ -138,33 +163,41 @@ class _Decoder:
 
     @property
     def exit_code(self) -> int | None:
-        """None while it lives; of a signal its number, negated."""
+        """None while it lives."""
         return self._process.poll()
 
-    def ask(self, data: bytes, fit: Fit, seconds: float) -> tuple[int, bytes]:
+    async def ask(self, data: bytes, fit: Fit) -> tuple[int, bytes]:
         """The kind of the answer, and its body. Raises `_DecoderDied`."""
-        # By the kernel: Python's own limit would take a long answer to pieces. Nought would be no limit.
-        limit = struct.pack("ll", *divmod(max(1, int(seconds * 1e6)), 10**6))
-        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
-            self._socket.setsockopt(socket.SOL_SOCKET, option, limit)
+        loop = asyncio.get_running_loop()
         try:
-            self._socket.sendall(REQUEST.pack(len(data), FITS.index(fit)))
-            self._socket.sendall(data)
-            kind, length = REPLY.unpack(self._receive(REPLY.size))
+            await loop.sock_sendall(self._socket, REQUEST.pack(len(data), FITS.index(fit)))
+            await loop.sock_sendall(self._socket, data)
+            kind, length = REPLY.unpack(await self._receive(REPLY.size))
             if kind > len(ERRORS) or length > _PIXELS_LENGTH or (kind == PIXELS and length != _PIXELS_LENGTH):
                 raise _DecoderDied("its answer makes no sense")
-            return kind, self._receive(length)
-        except BlockingIOError:
-            raise _DecoderHangs(f"it did not answer within {seconds:.3g} s") from None
+            return kind, await self._receive(length)
         except OSError as error:
             raise _DecoderDied(str(error)) from error
 
-    def _receive(self, length: int) -> bytes:
-        """So many bytes, in one piece: a picture's are not to be copied once more."""
-        body = self._socket.recv(length, socket.MSG_WAITALL) if length else b""
-        if len(body) < length:
-            raise _DecoderDied("its answer ended too soon")
-        return body
+    async def _receive(self, length: int) -> bytes:
+        loop, body, filled = asyncio.get_running_loop(), bytearray(length), 0
+        while filled < length:
+            received = await loop.sock_recv_into(self._socket, memoryview(body)[filled:])
+            if not received:
+                raise _DecoderDied("its answer ended too soon")
+            filled += received
+        return bytes(body)
+
+    async def ended(self, *, kill: bool) -> int:
+        """Its exit code, when it has come to its end: at once, or by itself within a moment."""
+        self._socket.close()
+        if kill:
+            self._process.kill()
+        try:
+            return await asyncio.to_thread(self._process.wait, _LAST_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            return await asyncio.to_thread(self._process.wait)
 
     def close(self) -> None:
         """End the process, whatever it is doing."""

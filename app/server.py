@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -106,6 +107,8 @@ def serve(settings: Settings, loader: str | None = None) -> int:
         access_log=False,
         log_config=None,
         server_header=False,
+        # Uvicorn would take the word of any proxy on this host for who the caller is.
+        forwarded_allow_ips=os.environ.get("FORWARDED_ALLOW_IPS", ""),
         timeout_graceful_shutdown=_LAST_BYTES_SECONDS,
     )
     server = Server(config, app)
@@ -125,4 +128,8 @@ def warn_if_open(settings: Settings) -> None:
             "Set IMG2IMG_API_KEYS or IMG2IMG_API_KEYS_FILE, unless something in front of it asks who comes.",
             settings.host or "every address",
             settings.port,
+        )
+    if not keys and os.environ.get("IMG2IMG_API_KEY"):
+        logger.warning(
+            "IMG2IMG_API_KEY is the client's key, and asks nobody for one: the service's keys are IMG2IMG_API_KEYS."
         )

@@ -68,16 +68,13 @@ class Service:
         self.metrics = metrics
         # As many as there are cores: decoding a large picture holds up to 200 MB, and more at once is no faster.
         count = os.cpu_count() or 1
-        # Of their own each: finished pictures do not wait behind those that are slow to read.
-        self._readers = ThreadPoolExecutor(count, "readers")
         self._writers = ThreadPoolExecutor(count, "writers")
         self._helpers = ThreadPoolExecutor(count, "helpers")
-        self._sandbox = Sandbox(settings.max_image_pixels, metrics.decoder_deaths.inc)
-        self._readers.submit(self._sandbox.warm, count)
+        self._sandbox = Sandbox(settings.max_image_pixels, count, metrics.decoder_deaths.inc)
 
     def close(self) -> None:
         """Let the threads and the decoders go."""
-        for threads in (self._readers, self._writers, self._helpers):
+        for threads in (self._writers, self._helpers):
             threads.shutdown(wait=False, cancel_futures=True)
         self._sandbox.close()
 
@@ -103,7 +100,7 @@ class Service:
         seed = secrets.randbelow(2**32) if request.seed is None else request.seed
         with self.engine.admit(request.unet_rows, call.caller, call.timeout) as deadline:
             start = time.perf_counter()
-            pixels = await _on_thread(self._readers, self._sandbox.decode, upload, request.fit, deadline)
+            pixels = await self._sandbox.decode(upload, request.fit, deadline, call.caller)
             decoded = time.perf_counter()
             job = Job(
                 # The engine needs a name that no other job has; the caller chose the request's.

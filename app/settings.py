@@ -3,10 +3,12 @@
 Each is read from the environment variable `IMG2IMG_<NAME>`; nothing is read until `Settings()` is called.
 """
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AliasChoices, Discriminator, Field, SecretStr, Tag
+from pydantic import AfterValidator, AliasChoices, Discriminator, Field, SecretStr, Tag
+from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 MaxBatch = Annotated[
@@ -14,6 +16,19 @@ MaxBatch = Annotated[
     # Else a wrong value would be told once for each of the two.
     Discriminator(lambda value: "word" if value == "auto" else "number"),
 ]
+
+
+_ORIGIN = re.compile(r"https?://([^\s,/*A-Z]+)", re.ASCII)
+
+
+def _origins(value: str) -> str:
+    if value and not all(map(_ORIGIN.fullmatch, value.split(","))):
+        raise PydanticCustomError(
+            "origins",
+            "must name each origin as browsers write it, like https://example.org: in small letters, without a path, "
+            "and no *; separated by commas",
+        )
+    return value
 
 
 class Settings(BaseSettings):
@@ -65,9 +80,8 @@ class Settings(BaseSettings):
     api_keys_file: Path | None = Field(
         None, description="A file with one more API key on each line; it is read again when it changes."
     )
-    cors_origins: str = Field(
+    cors_origins: Annotated[str, AfterValidator(_origins)] = Field(
         "",
-        pattern=r"^([^\s,/]+(://[^\s,/]+)?(,[^\s,/]+(://[^\s,/]+)?)*)?$",
         description="Origins of web pages that may use the service from a browser, like `https://example.org`, "
         "separated by commas; its own may.",
     )
@@ -100,7 +114,11 @@ class Settings(BaseSettings):
         120.0, gt=0, le=3600, description="Waiting and running together; a request that cannot make it is refused."
     )
     tick_timeout_seconds: float = Field(
-        180.0, gt=0, le=3600, description="A worker silent for so long while it has work is killed and replaced."
+        180.0,
+        gt=0,
+        le=3600,
+        description="A worker silent for so long while it has work is killed and replaced; already after 30 s where "
+        "that is 20 times as long as it should take.",
     )
     load_timeout_seconds: float = Field(
         3600.0, gt=0, description="The same for a worker that downloads and loads the model."
@@ -133,6 +151,7 @@ class Settings(BaseSettings):
     max_image_pixels: int = Field(
         50_000_000,
         ge=1,
+        le=1_000_000_000,
         description="Pixels of an upload, by its header; a larger one gets 413. Pillow has a limit too: 89 million.",
     )
     embed_parameters: bool = Field(

@@ -25,24 +25,6 @@ NGINX = shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/loca
 
 pytestmark = pytest.mark.skipif(NGINX is None, reason="nginx is not installed")
 
-# What nginx needs to run here, by whoever runs the tests; the rest is the file that the compose file mounts.
-MAIN = """
-daemon off;
-{user}
-pid {folder}/pid;
-error_log stderr;
-events {{ worker_connections 4096; }}
-http {{
-    access_log off;
-    client_body_temp_path {folder}/body;
-    proxy_temp_path {folder}/proxy;
-    fastcgi_temp_path {folder}/fastcgi;
-    uwsgi_temp_path {folder}/uwsgi;
-    scgi_temp_path {folder}/scgi;
-    include {folder}/edge.conf;
-}}
-"""
-
 
 @pytest.fixture(scope="module")
 def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
@@ -59,11 +41,14 @@ def nginx(folder: Path, service: str) -> Iterator[str]:
     text = text.replace("http://img2img-service:8000", service)
     # Seconds here are tenths there, and Docker's name service is not here.
     text = re.sub(r"(client_header_timeout|client_body_timeout|send_timeout) 10s", r"\1 1s", text)
-    text = text.replace("resolver 127.0.0.11 valid=10s;", "")
-    (folder / "edge.conf").write_text(text)
-    (folder / "nginx.conf").write_text(MAIN.format(folder=folder, user="user root;" if os.geteuid() == 0 else ""))
+    text = re.sub(r"resolver(_timeout)? .*;", "", text)
+    text = text.replace("/tmp/", f"{folder}/")
+    if os.geteuid() == 0:
+        text = f"user root;\n{text}"
+    config = folder / "edge.conf"
+    config.write_text(text)
     assert NGINX
-    command = [NGINX, "-p", str(folder), "-c", str(folder / "nginx.conf"), "-e", "stderr"]
+    command = [NGINX, "-p", str(folder), "-c", str(config), "-e", "stderr", "-g", "daemon off;"]
     with subprocess.Popen(command) as process:
         url = f"http://127.0.0.1:{port}"
 
@@ -148,6 +133,23 @@ def test_drips_of_a_head_do_not_buy_more_time(edge: str) -> None:
         assert time.monotonic() - start < 8
         gone.set()
         thread.join()
+
+
+def test_connections_that_say_nothing_keep_nobody_out(edge: str) -> None:
+    silent = [connect(edge) for _ in range(2_000)]
+    try:
+        for connection in silent:
+            connection.sendall(b"GET /health/live HTTP/1.1\r\n")
+        assert httpx2.get(f"{edge}/health/live").status_code == 200
+    finally:
+        for connection in silent:
+            connection.close()
+
+
+def test_what_is_no_request_is_told_so_in_the_service_s_own_shape(edge: str) -> None:
+    answer = httpx2.get(f"{edge}/health/live", headers={"X-Long": "x" * 9_000})
+    assert (answer.status_code, answer.headers["content-type"]) == (400, "application/problem+json")
+    assert answer.headers["x-request-id"]
 
 
 def test_a_caller_with_too_many_connections_is_told_so(edge: str) -> None:

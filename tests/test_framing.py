@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from app.engine.framing import BUFFER_BYTES, HEADER, Receiver, pack, unpack
+from app.engine.framing import BUFFER_BYTES, HEADER, Receiver, enlarge, pack, unpack
 from app.engine.jobs import Done, Pixels, Progress, Result, Started
 
 SMALL = [Started("a"), Progress("a", 1, 3), Progress("a", 2, 3)]
@@ -22,7 +22,7 @@ async def received(pieces: list[bytes], count: int) -> list[object]:
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
     loop = asyncio.get_running_loop()
-    transport, receiver = await loop.create_unix_connection(Receiver, sock=ours)
+    transport, receiver = await loop.create_unix_connection(lambda: Receiver(ours), sock=ours)
 
     async def send() -> None:
         for piece in pieces:
@@ -74,6 +74,37 @@ def test_what_is_no_message_ends_the_connection_and_takes_no_memory(header: byte
 def test_a_connection_that_ends_within_a_message_gives_none() -> None:
     data = b"".join(pack(done(8)))
     assert asyncio.run(received([data, data[:-1]], 1)) == [done(8)]
+
+
+@pytest.mark.parametrize(
+    ("left", "last"),
+    [
+        (b"".join(part for message in (*SMALL, done(512)) for part in pack(message)), None),
+        (HEADER.pack(0, 5), ValueError),
+    ],
+    ids=["words", "nonsense"],
+)
+def test_the_last_words_of_one_that_has_died_are_heard_though_it_could_not_be_told_anything(
+    left: bytes, last: type[Exception] | None
+) -> None:
+    async def go() -> list[object]:
+        ours, theirs = socket.socketpair()
+        enlarge(theirs)
+        transport, receiver = await asyncio.get_running_loop().create_unix_connection(lambda: Receiver(ours), sock=ours)
+        theirs.sendall(left)
+        theirs.close()
+        # Before the loop has looked at what has come.
+        transport.write(b"too late")
+        heard: list[object] = []
+        while (message := await receiver.receive()) is not None:
+            heard.append(message)
+        return heard
+
+    if last:
+        with pytest.raises(last):
+            asyncio.run(go())
+    else:
+        assert asyncio.run(go()) == [*SMALL, done(512)]
 
 
 def test_pixels_stand_beside_the_pickle_and_are_bytes_again() -> None:

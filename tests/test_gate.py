@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx2
 import pytest
+from pydantic import ValidationError
 
 from app.client import Img2Img, Img2ImgError
 from app.errors import Misconfigured
@@ -145,7 +146,7 @@ def test_keys_of_a_file_are_exchanged_without_a_restart(
 
 @pytest.mark.parametrize(
     ("content", "reason"),
-    [(None, "cannot be read"), ("\n# nothing\n", "holds no key"), ("two words\n", "no space"), ("schlüssel", "read")],
+    [(None, "cannot be read"), ("\n# nothing\n", "holds no key"), ("two words\n", "no space"), ("schlüssel", "ASCII")],
 )
 def test_a_key_file_that_is_of_no_use_ends_the_program_with_a_sentence(
     content: str | None, reason: str, tmp_path: Path
@@ -187,9 +188,44 @@ def test_a_variable_without_a_value_is_not_set(monkeypatch: pytest.MonkeyPatch) 
     assert Settings().port == 8000
 
 
-def test_any_origin_is_no_origin() -> None:
-    with pytest.raises(Misconfigured, match="name each origin"):
-        create_app(Settings(cors_origins="*"))
+@pytest.mark.parametrize(
+    "listed", ["*", "null", "example.org", "https://Example.org", "https://example.org/", "ftp://x", "https://*.org"]
+)
+def test_an_origin_that_no_browser_sends_is_refused(listed: str) -> None:
+    with pytest.raises(ValidationError, match="as browsers write it"):
+        Settings(cors_origins=listed)
+
+
+@pytest.mark.parametrize("content", ["\ufeffthe-key\n", "  the-key  \n", "  # a-comment\n\t#another\nthe-key"])
+def test_a_key_file_is_read_as_it_is_meant(content: str, tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text(content)
+    keys = Keys(Settings(api_keys_file=tmp_path / "keys"))
+    assert keys.find(b"the-key")
+    assert not keys.find(b"#another")
+    assert not keys.find(b"a-comment")
+
+
+@pytest.mark.parametrize(
+    ("host", "origin", "keys", "status"),
+    [
+        ("127.0.0.1:8000", "http://127.0.0.1:8000", "", 422),
+        ("[::1]:8000", "http://[::1]:8000", "", 422),
+        ("gpu-box:8000", "http://gpu-box:8000", "", 422),
+        ("img2img.internal", "https://img2img.internal", "", 422),
+        # Whoever owns the name can have it point here; with a key, his page would have to know that.
+        ("stranger.example.org", "http://stranger.example.org", "", 403),
+        ("stranger.example.org", "http://stranger.example.org", "key", 422),
+        ("listed.example.org", "https://listed.example.org", "", 422),
+        ("x", "ftp://x", "", 403),
+        ("", "null", "", 403),
+    ],
+)
+def test_a_page_is_the_service_s_own_only_if_no_stranger_can_name_it_so(
+    host: str, origin: str, keys: str, status: int, start_server: StartServer
+) -> None:
+    with start_server(api_keys=keys, cors_origins="https://listed.example.org") as url:
+        headers = {"Host": host, "Origin": origin, "X-API-Key": "key"}
+        assert httpx2.post(f"{url}/img2img?nonsense=1", headers=headers).status_code == status
 
 
 @pytest.mark.parametrize("listed", [" ", ",", " , "])
@@ -198,7 +234,12 @@ def test_a_list_without_a_key_in_it_does_not_open_the_door(listed: str) -> None:
         Keys(Settings(api_keys=listed))
 
 
-def test_keys_are_shown_by_neither_settings_nor_log(png: bytes) -> None:
+def children(parent: int) -> list[int]:
+    """Process ids of a process's children."""
+    return [int(pid) for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
+
+
+def test_keys_are_shown_by_neither_settings_nor_log_nor_any_other_process(png: bytes) -> None:
     secret = "unmistakable-secret"
     assert secret not in repr(Settings(api_keys=secret))
     with pytest.raises(Misconfigured) as error:
@@ -208,22 +249,28 @@ def test_keys_are_shown_by_neither_settings_nor_log(png: bytes) -> None:
 import sys
 from app.server import serve
 from app.settings import Settings
-sys.exit(serve(Settings(devices="cpu", port=int(sys.argv[1]), api_keys="{secret}", log_level="debug"), "{FAKE}"))
+sys.exit(serve(Settings(devices="cpu", port=int(sys.argv[1]), log_level="debug"), "{FAKE}"))
 """
     from tests.conftest import _free_port
 
     port = _free_port()
-    with subprocess.Popen([sys.executable, "-c", code, str(port)], stderr=subprocess.PIPE, text=True) as process:
+    environment = {**os.environ, "IMG2IMG_API_KEYS": secret}
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(port)], stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
         url = f"http://127.0.0.1:{port}"
         try:
             with Img2Img(url, api_key=secret) as client:
                 client.wait_until_ready(30)
                 client.edit(png, "dog wizard")
             httpx2.get(f"{url}/metrics", headers={"X-API-Key": f"{secret}-wrong"})
+            seen = [Path(f"/proc/{pid}/environ").read_bytes() for pid in children(process.pid)]
         finally:
             process.send_signal(signal.SIGTERM)
             _, log = process.communicate(timeout=30)
     assert "401" in log
+    assert len(seen) > 1
+    assert not any(secret.encode() in environment for environment in seen)
     assert secret not in log
 
 
@@ -314,7 +361,9 @@ def test_every_answer_has_the_headers_that_keep_a_browser_from_harm(server: str,
     assert picture.headers["cache-control"] == "no-store"
 
 
-def test_a_public_address_without_a_key_is_a_loud_warning(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+def test_a_public_address_without_a_key_is_a_loud_warning(
+    caplog: pytest.LogCaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def warnings(**knobs: Any) -> list[str]:
         caplog.clear()
         warn_if_open(Settings(**knobs))
@@ -325,6 +374,9 @@ def test_a_public_address_without_a_key_is_a_loud_warning(caplog: pytest.LogCapt
         assert warnings(host=host, api_keys="key") == []
         assert warnings(host=host, api_keys_file=tmp_path) == []
     assert warnings(host="127.0.0.1") == []
+    monkeypatch.setenv("IMG2IMG_API_KEY", "of-the-client")
+    assert "the service's keys are IMG2IMG_API_KEYS" in warnings(host="127.0.0.1")[0]
+    assert warnings(host="127.0.0.1", api_keys="key") == []
 
 
 def test_callers_are_told_apart_by_key_then_by_address_of_ipv6_by_network() -> None:

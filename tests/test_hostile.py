@@ -180,9 +180,13 @@ MULTIPART = {
         422,
     ),
     "text that is no UTF-8": (form(IMAGE, part("prompt", b"\xff\xfe\x00d")), 400),
+    "text in UTF-16": (
+        form(IMAGE, part("prompt", "dog".encode("utf-16le"), "Content-Type: text/plain; charset=utf-16le")),
+        400,
+    ),
     "a charset that there is not": (
         form(IMAGE, part("prompt", b"dog", "Content-Type: text/plain; charset=klingon")),
-        200,
+        400,
     ),
     "a part without a name": (form(IMAGE, b"Content-Disposition: form-data\r\n\r\nx"), 400),
     "a part without a head": (form(IMAGE, b"\r\nx"), 400),

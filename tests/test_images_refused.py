@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import warnings
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,20 @@ def test_a_jpeg_of_many_scans_is_refused_and_one_with_a_film_behind_it_is_not() 
     whole = many_scans(0)
     assert "scans" in refusal(InvalidImage, many_scans(100))
     assert decoded(whole + b"\xff\xda" * 100).tobytes() == decoded(whole).tobytes()
+
+
+@pytest.mark.parametrize("marker", [b"\xff\x01", b"\xff\xd8", b"\xff\xd0"], ids=["TEM", "SOI", "RST"])
+def test_scans_do_not_hide_behind_a_marker_without_a_length(marker: bytes) -> None:
+    data = many_scans(100)
+    first = data.rindex(b"\xff\xda", 0, len(data) // 2)
+    length = (len(data) - first).to_bytes(2, "big")
+    assert "scans" in refusal(InvalidImage, data[:first] + marker + length + data[first:])
+
+
+@pytest.mark.parametrize("name", [b"zTXt", b"iTXt"])
+def test_of_metadata_that_is_too_large_it_is_said_so(name: bytes) -> None:
+    body = b"note\0" + (b"\0" if name == b"zTXt" else b"\1\0\0\0") + zlib.compress(bytes(2 * 2**20))
+    assert "metadata" in refusal(InvalidImage, png((4, 4), 8, 2, bytes(52), chunk(name, body)))
 
 
 def test_an_empty_upload_is_refused() -> None:

@@ -142,6 +142,12 @@ def test_hugging_faces_json_is_the_same_request(server: str, png: bytes, prefix:
     assert httpx2.post(f"{server}/img2img", json=body).content == post(server, png, seed="3").content
 
 
+def test_json_in_lines_and_with_nothing_said_is_the_same_request(server: str, png: bytes) -> None:
+    body = {"inputs": base64.encodebytes(png).decode(), "parameters": {"prompt": None, "seed": 5}}
+    answer = httpx2.post(f"{server}/img2img", json=body)
+    assert (answer.status_code, answer.headers["x-seed"]) == (200, "5")
+
+
 def test_hugging_faces_own_client_works_unchanged(server: str, png: bytes) -> None:
     from huggingface_hub import InferenceClient
 
@@ -211,7 +217,13 @@ def test_a_large_upload_never_touches_the_disk(server: str, monkeypatch: pytest.
 
 def test_a_second_file_is_refused(server: str, png: bytes) -> None:
     two = httpx2.post(f"{server}/img2img", files=[("image", png), ("image", png)], data={"prompt": "x"})
-    assert "only 'image' may be one" in problem(two, 400, "malformed_body")
+    assert "Send one picture" in problem(two, 400, "malformed_body")
+
+
+def test_a_picture_that_is_sent_as_a_long_text_is_told_how_to_send_it(server: str, png: bytes) -> None:
+    text = base64.b64encode(png * 20).decode()
+    body = httpx2.post(f"{server}/img2img", files={"prompt": (None, "x"), "image": (None, text * 20)})
+    assert "a file part named 'image'" in problem(body, 400, "malformed_body")
 
 
 def test_a_prompt_sent_as_a_file_is_refused(server: str) -> None:
@@ -253,7 +265,7 @@ def test_json_that_is_none_is_refused(server: str, body: bytes) -> None:
         ({"inputs": 5}, "inputs"),
         ({"inputs": "AAAA", "parameters": []}, None),
         ({"inputs": "AAAA", "parameters": [1]}, "parameters"),
-        ({"inputs": "AAAA", "options": {}}, "parameters"),
+        ({"inputs": "AAAA", "options": {}}, "options"),
         ({"inputs": "AAAA", "parameters": {"target_size": {"width": 1024, "height": 1024}}}, "target_size"),
         ({"inputs": "AAAA", "parameters": {"scheduler": "x"}}, "scheduler"),
         ({"inputs": "no base64!"}, "inputs"),

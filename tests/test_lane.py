@@ -7,12 +7,14 @@ import selectors
 import signal
 import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from app.engine import lane
 from app.engine.engine import Engine
 from app.engine.jobs import Cancel, Done, Job, ModelInfo, Pixels, Ready, Result, Started
 from app.errors import DeadlineExceeded, OutOfMemory, ShuttingDown, WorkerLost
@@ -94,6 +96,53 @@ class TestCanary:
             await task
             assert deaths(engine, "hang") == 0
 
+    @in_a_loop
+    async def test_a_call_that_hangs_costs_no_request_under_the_settings_that_everybody_has(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("app.engine.lane._HANG_SECONDS", 0.5)
+        async with running() as engine:
+            await until(lambda: engine.ready)
+            assert engine.settings.tick_timeout_seconds > engine.settings.deadline_seconds
+            result = await engine.run(job(prompt=f"hang_at=2 once={tmp_path / 'hung'}", seed=4))
+            assert result.pixels.data[0] == 4 + 4
+            assert deaths(engine, "hang") == 1
+
+    def test_a_hang_is_noticed_well_before_a_request_is_too_late(self) -> None:
+        assert Settings().deadline_seconds > 2 * lane._HANG_SECONDS
+
+    @in_a_loop
+    async def test_a_worker_that_stands_still_is_noticed_though_nobody_waits_long_for_it(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("app.engine.lane._SILENCE_SECONDS", 1.0)
+        monkeypatch.setattr("app.engine.lane._HANG_SECONDS", 2.5)
+        async with running() as engine:
+            await until(lambda: engine.ready)
+            pid, seen = pid_of(engine), set()
+            os.kill(pid, signal.SIGSTOP)
+            while engine._lanes[0].pid == pid:
+                with suppress(DeadlineExceeded):
+                    await engine.run(job(f"j{time.monotonic()}", seconds=0.3))
+                seen.add(engine.ready)
+            assert seen == {True, False}
+            assert deaths(engine, "hang") == 1
+            await until(lambda: engine.ready)
+
+    @in_a_loop
+    async def test_a_job_that_was_taken_back_at_once_is_no_hang(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("app.engine.lane._SILENCE_SECONDS", 0.5)
+        monkeypatch.setattr("app.engine.engine._WATCH_SECONDS", 0.05)
+        async with running() as engine:
+            await until(lambda: engine.ready)
+            for number in range(20):
+                task = asyncio.create_task(engine.run(job(f"j{number}")))
+                await asyncio.sleep(0)
+                task.cancel()
+                await asyncio.sleep(0.1)
+                assert engine.ready
+            assert deaths(engine, "hang") == 0
+
 
 class TestTrouble:
     @in_a_loop
@@ -148,6 +197,28 @@ class TestSleep:
             assert not lane.asleep
             assert deaths(engine, "exit") == 0
             await until(lambda: lane.asleep)
+
+    @in_a_loop
+    async def test_one_that_wakes_up_is_ready_for_those_who_would_turn_away(self) -> None:
+        async with running(idle_unload_seconds=0.3) as engine:
+            await until(lambda: engine._lanes[0].asleep)
+            task = asyncio.create_task(engine.run(job(seed=1)))
+            await asyncio.sleep(0)
+            while not task.done():
+                assert engine.ready
+                await asyncio.sleep(0.01)
+            assert (await task).pixels.data[0] == 1 + 4
+
+    @in_a_loop
+    async def test_one_that_dies_when_it_wakes_up_is_not(self) -> None:
+        async with running(idle_unload_seconds=0.3) as engine:
+            await until(lambda: engine._lanes[0].asleep and not engine._lanes[0].pid)
+            task = asyncio.create_task(engine.run(job(seed=1)))
+            await until(lambda: engine._lanes[0].pid)
+            os.kill(pid_of(engine), signal.SIGKILL)
+            await until(lambda: not engine.ready)
+            assert (await task).pixels.data[0] == 1 + 4
+            assert engine.ready
 
     @in_a_loop
     async def test_it_does_not_go_while_it_works(self) -> None:

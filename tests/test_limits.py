@@ -1,5 +1,6 @@
 """Limits, health and metrics of a real server, some of it over a bare socket."""
 
+import gzip
 import json
 import re
 import socket
@@ -235,12 +236,35 @@ def test_the_documentation_has_every_field_and_error(server: str) -> None:
     assert httpx2.get(f"{server}/docs").status_code == 200
 
 
-@pytest.mark.parametrize("sent", ["0", "-1", "soon", "nan", "inf", ""])
+@pytest.mark.parametrize("sent", ["0", "-1", "soon", "nan", "inf", "", "1_0", "1e3"])
 def test_a_timeout_that_is_none_is_refused(server: str, png: bytes, sent: str) -> None:
     response = httpx2.post(
         f"{server}/img2img", files={"image": png}, data={"prompt": ""}, headers={"X-Request-Timeout": sent}
     )
     assert "seconds above 0" in problem(response, 422, "invalid_parameter", "X-Request-Timeout")
+
+
+def test_a_caller_whom_nothing_keeps_waiting_is_told_to_allow_more_time(start_server: StartServer, png: bytes) -> None:
+    with start_server() as url:
+        assert post(url, png, prompt="tick=0.2").status_code == 200
+        response = httpx2.post(
+            f"{url}/img2img", files={"image": png}, data={"prompt": ""}, headers={"X-Request-Timeout": "0.001"}
+        )
+    assert "Allow more time" in problem(response, 503, "deadline_exceeded")
+
+
+@pytest.mark.parametrize("path", ["/health/live", "/health/ready", "/ping", "/metrics", "/docs", "/openapi.json"])
+def test_head_answers_as_get_does_but_for_the_body(server: str, path: str) -> None:
+    head, get = httpx2.head(f"{server}{path}"), httpx2.get(f"{server}{path}")
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["content-type"] == get.headers["content-type"]
+
+
+def test_a_compressed_body_is_refused_for_what_it_is(server: str, png: bytes) -> None:
+    headers = {"Content-Type": "image/png", "Content-Encoding": "gzip"}
+    answer = httpx2.post(f"{server}/img2img", content=gzip.compress(png), headers=headers)
+    assert "Content-Encoding" in problem(answer, 415, "unsupported_media_type")
+    assert httpx2.post(f"{server}/img2img", content=png, headers={"Content-Encoding": "identity"}).status_code == 200
 
 
 def test_a_caller_who_will_not_wait_so_long_is_told_in_time(start_server: StartServer, png: bytes) -> None:

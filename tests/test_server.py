@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import httpx2
@@ -132,6 +133,22 @@ class TestDrain:
             request.join()
         problem(answers[0], 503, "shutting_down")
 
+    def test_a_caller_whose_picture_is_still_arriving_at_the_end_is_told_so(self) -> None:
+        with serving() as (url, process):
+            eventually(lambda: is_ready(url))
+            with connect(url) as connection:
+                head = b"POST /img2img HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 1000\r\n\r\n"
+                connection.sendall(head + bytes(990))
+                time.sleep(0.3)
+                process.send_signal(signal.SIGTERM)
+                answer = b"".join(iter(lambda: connection.recv(65536), b""))
+            assert process.wait(20) == 0
+            assert answer.startswith(b"HTTP/1.1 503 ")
+            assert b"content-type: application/problem+json\r\n" in answer
+            assert b"retry-after: 1\r\n" in answer
+            assert process.stderr
+            assert "Traceback" not in process.stderr.read()
+
     def test_who_presses_ctrl_c_again_does_not_wait_for_slow_callers_either(self) -> None:
         with serving() as (url, process):
             eventually(lambda: is_ready(url))
@@ -189,6 +206,25 @@ def test_a_port_that_is_taken_ends_the_process_and_says_so() -> None:
         assert second.returncode != 0
         assert "address already in use" in second.stderr
         assert first.poll() is None
+
+
+@pytest.mark.parametrize(("trusted", "served"), [("", 2), ("127.0.0.1", 4)])
+def test_what_a_caller_says_of_its_address_counts_only_if_it_comes_from_a_proxy_that_is_named(
+    png: bytes, monkeypatch: pytest.MonkeyPatch, trusted: str, served: int
+) -> None:
+    """Of six requests, one caller gets the two places of the queue, and a crowd twice as many."""
+    monkeypatch.setenv("FORWARDED_ALLOW_IPS", trusted)
+    with serving(queue_size=2) as (url, _):
+        eventually(lambda: is_ready(url))
+
+        def ask(number: int) -> int:
+            headers = {"X-Forwarded-For": f"192.0.2.{number}"}
+            form = {"prompt": "tick=0.3"}
+            return httpx2.post(f"{url}/img2img", files={"image": png}, data=form, headers=headers).status_code
+
+        with ThreadPoolExecutor(6) as pool:
+            statuses = list(pool.map(ask, range(6)))
+    assert statuses.count(200) == served
 
 
 def test_prompts_never_reach_the_log(png: bytes) -> None:

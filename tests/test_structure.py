@@ -22,6 +22,7 @@ LAYERS = [
         "app.settings",
         "app.logs",
         "app.client",
+        "app.turns",
         "app.engine.memory",
         "app.engine.stepping",
         "app.engine.weights",

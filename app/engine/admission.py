@@ -107,6 +107,12 @@ class Admission:
         return own + sum(min(other.rows, own) for other in self._promised.values() if other is not mine)
 
     def _too_late(self, slowest: float, seconds: float, own: int, callers: int) -> ServiceError:
+        if not self.requests:
+            return DeadlineExceeded(
+                f"There is too little time: this request may take {slowest:.2g} s, and the limit is {seconds:g} s. "
+                "Allow more time, or send fewer steps.",
+                retry_after=slowest - seconds,
+            )
         message = (
             f"There is too little time: with those ahead of it this request may take {slowest:.1f} s, "
             f"and the limit is {seconds:g} s. Try again later."

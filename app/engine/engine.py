@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from typing import Any
 
+from pydantic import SecretStr
+
 from app.engine.admission import CODEC_ROWS, Admission
 from app.engine.fair import FairQueue
 from app.engine.jobs import (
@@ -72,7 +74,8 @@ class Engine:
         self.admission = Admission(settings.queue_size, settings.deadline_seconds)
         self.failure: EngineStopped | None = None
         self._on_failure = on_failure
-        self._lanes = [Lane(Start(loader, device, settings), metrics, self) for device in settings.devices.split(",")]
+        told = settings.model_copy(update={"api_keys": SecretStr("")})
+        self._lanes = [Lane(Start(loader, device, told), metrics, self) for device in settings.devices.split(",")]
         self._waiting: FairQueue[Ticket] = FairQueue()
         self._tasks: list[asyncio.Task[None]] = []
         self._closed = False

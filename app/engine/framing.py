@@ -50,9 +50,14 @@ def unpack(body: bytes, picture: bytes) -> Any:
 
 
 class Receiver(asyncio.BufferedProtocol):
-    """The engine's end. What is received is copied once, out of a buffer that stays; asyncio's streams do so thrice."""
+    """The engine's end. What is received is copied once, out of a buffer that stays; asyncio's streams do so thrice.
 
-    def __init__(self) -> None:
+    Args:
+        end: the socket that it is on.
+    """
+
+    def __init__(self, end: socket.socket) -> None:
+        self._end = end
         self._complete: asyncio.Queue[tuple[bytes, bytes] | Exception | None] = asyncio.Queue()
         self._buffer = bytearray(BUFFER_BYTES)
         self._filled = 0
@@ -86,6 +91,15 @@ class Receiver(asyncio.BufferedProtocol):
         return int(HEADER.size + body + picture)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        # Where a word to a worker that had just died is what failed, its own last words are still to be read: they say
+        # which jobs it had on board.
+        try:
+            while isinstance(exc, ConnectionError) and (received := self._end.recv_into(self.get_buffer(-1))):
+                self.buffer_updated(received)
+        except OSError:
+            pass
+        except ValueError as nonsense:
+            exc = nonsense
         self._complete.put_nowait(exc)
 
     async def receive(self) -> Any:

@@ -24,8 +24,12 @@ _SLOWEST_CANARY = 50
 
 _SILENCE_SECONDS = 8.0
 _SLOWEST_TURN = 4
-"""A worker with work that says nothing for so long, or for so many times the time of its jobs' single pass, is not
-ready."""
+"""A worker that owes an answer and says nothing for so long, or for so many times the time of its jobs' single pass, is
+not ready."""
+
+_HANG_SECONDS = 30.0
+_HANGING_TURN = 20
+"""Likewise, it is killed then: soon enough for its jobs to be done by another before their deadlines."""
 
 
 @dataclass(eq=False)
@@ -85,8 +89,11 @@ class Lane:
         self._awake = asyncio.Event()
         self._awake.set()
         self._sent_to_sleep = False
+        self._waking = False
         self._born = 0.0
         self._heard = 0.0
+        self._owing = False
+        """Whether the worker was given something since it last said a word, and has to say one."""
         self._used = 0.0
         self._asked = 0.0
         self._canary_limit = CANARY_SECONDS
@@ -105,10 +112,18 @@ class Lane:
 
     @property
     def able(self) -> bool:
-        """Whether a job that is sent now can be expected to be done: a worker is ready and speaks, or sleeps."""
-        if self.tickets and self.info:
-            return time.monotonic() - self._heard < max(_SILENCE_SECONDS, _SLOWEST_TURN * self._turn_seconds)
-        return self.asleep or self.info is not None
+        """Whether a job that is sent now can be expected to be done: a worker is ready and speaks, or sleeps, or wakes.
+
+        One that wakes up has made pictures before: to count it as gone would turn away those for whom it was woken.
+        """
+        if self._owing and self.info:
+            return self._silence < max(_SILENCE_SECONDS, _SLOWEST_TURN * self._turn_seconds)
+        return self.asleep or self._waking or self.info is not None
+
+    @property
+    def _silence(self) -> float:
+        """Seconds since the worker last said a word, or was given something while it owed none."""
+        return time.monotonic() - self._heard
 
     async def run(self) -> None:
         """Start worker after worker, each once the one before has died, until this task is cancelled."""
@@ -122,6 +137,7 @@ class Lane:
             self.deaths_in_a_row += 1
             self._metrics.worker_deaths.labels(cause).inc()
             tickets, self.tickets = list(self.tickets.values()), {}
+            self._waking = False
             logger.error(
                 "worker on %s died (%s, exit code %d) with %d jobs", self.device, cause, exit_code, len(tickets)
             )
@@ -133,12 +149,13 @@ class Lane:
         self._starting = asyncio.create_task(WorkerProcess.spawn(self.start))
         process = self._process = await asyncio.shield(self._starting)
         self._heard = self._born = time.monotonic()
-        self._asked = 0.0
+        self._asked, self._owing = 0.0, False
         logger.info("worker %d starts on %s", process.pid, self.device)
         try:
             async for message in process.messages():
                 self._heard, self._asked = time.monotonic(), 0.0
                 self._owner.received(self, message)
+                self._owing = bool(self.tickets)
         except Exception:
             logger.exception("worker %d sent something that cannot be read", process.pid)
             self.kill("garbage")
@@ -155,6 +172,7 @@ class Lane:
         """The worker has loaded and takes jobs."""
         self.info = self.last_info = message.info
         self.capacity = message.capacity
+        self._waking = False
         self._used = time.monotonic()
         self.start_seconds = self._used - self._born
         self._canary_limit = max(CANARY_SECONDS, _SLOWEST_CANARY * message.canary_seconds)
@@ -171,9 +189,10 @@ class Lane:
     def send(self, ticket: Ticket) -> None:
         """Hand a job to the worker, which must be ready."""
         ticket.lane = self
-        if not self.tickets:
-            # It had nothing to say until now: its silence counts from here.
-            self._heard = time.monotonic()
+        if not self._owing:
+            # It had nothing to say until now: its silence counts from here. What was taken back from it before it said
+            # a word does not change that it owes one.
+            self._heard, self._owing = time.monotonic(), True
         self.tickets[ticket.job.id] = ticket
         self._tell(ticket.job)
 
@@ -197,17 +216,17 @@ class Lane:
         if not self._process:
             return
         now = time.monotonic()
-        silent = now - self._heard
+        silent = self._silence
         if self.tickets:
             self._used = now
         if not self.info:
             limit = load_timeout
         elif self.tickets:
-            limit = tick_timeout
+            limit = min(tick_timeout, max(_HANG_SECONDS, _HANGING_TURN * self._turn_seconds))
         elif self._asked:
             limit, silent = self._canary_limit, now - self._asked
         else:
-            if silent > CANARY_SECONDS:
+            if self._owing or silent > CANARY_SECONDS:
                 self._asked = now
                 self._tell(Canary())
             return
@@ -232,6 +251,7 @@ class Lane:
 
     def wake(self) -> None:
         """Start a worker again, if none is there because there was nothing to do."""
+        self._waking = self.asleep
         self._awake.set()
 
     def kill(self, cause: str) -> None:

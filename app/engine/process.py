@@ -42,7 +42,9 @@ class WorkerProcess:
                 # Ctrl-C goes to the whole foreground group: the worker must outlive it until the last job is done.
                 process_group=0,
             )
-        worker = cls(process, *await asyncio.get_running_loop().create_unix_connection(Receiver, sock=ours))
+        worker = cls(
+            process, *await asyncio.get_running_loop().create_unix_connection(lambda: Receiver(ours), sock=ours)
+        )
         worker.send(start)
         return worker
 
@@ -84,7 +86,8 @@ class WorkerProcess:
 
 
 def environment() -> dict[str, str]:
-    """The variables of a worker."""
+    """The variables of a worker: all but those that hold what is none of its business."""
+    own = {name: value for name, value in os.environ.items() if not name.startswith("IMG2IMG_API_KEY")}
     return {
         # torch then asks for huge pages: a large model's pass spends a tenth of its time on faults for small ones.
         "THP_MEM_ALLOC_ENABLE": "1",
@@ -92,7 +95,7 @@ def environment() -> dict[str, str]:
         # a worker's threads would hold the cores on which its last picture is written and sent, and where any other
         # process wants one of them, a picture would take forty times as long.
         "GOMP_SPINCOUNT": "4000",
-        **os.environ,
+        **own,
         # The modules of this process, not those of whatever folder it was started in.
         "PYTHONPATH": os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path),
     }

@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import re
 from collections.abc import AsyncIterator, Coroutine
 from typing import Any, TypeVar
 
@@ -16,6 +17,7 @@ from app.service import Call, Picture
 T = TypeVar("T")
 
 _CHUNK = 256 * 1024
+_SECONDS = re.compile(r"[0-9]{1,12}(\.[0-9]{0,12})?|\.[0-9]{1,12}", re.ASCII)
 
 
 async def unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) -> T:
@@ -52,10 +54,7 @@ def call_of(request: Request) -> Call:
     sent = request.headers.get("x-request-timeout")
     timeout = None
     if sent is not None:
-        try:
-            timeout = float(sent)
-        except ValueError:
-            timeout = math.nan
+        timeout = float(sent) if _SECONDS.fullmatch(sent) else 0.0
         if not 0 < timeout < math.inf:
             raise InvalidParameter(
                 "X-Request-Timeout must be a number of seconds above 0, like 2.5.", param="X-Request-Timeout"

@@ -17,13 +17,14 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from app.errors import InvalidImage, InvalidParameter, MalformedBody, NotAcceptable, UnsupportedMediaType
 from app.request import IMAGE_SIZE, OutputFormat, parse_request
 from app.routes.common import call_of, picture_response, unless_disconnected
-from app.routes.schema import IMG2IMG_OPENAPI, IMG2IMG_RESPONSES
+from app.routes.schema import IMG2IMG_OPENAPI, IMG2IMG_RESPONSES, KEYS
 from app.service import Service
 
 router = APIRouter()
 
 _MAX_TEXT_BYTES = 64 * 1024
 _MAX_EPILOGUE = 1024
+_CHARSETS = (b"utf-8", b"utf8", b"us-ascii")
 _MAX_JSON_PARTS = 50_000
 """Two prompts of nothing but commas have fewer; base64 has none."""
 
@@ -37,12 +38,14 @@ _MAX_JSON_PARTS = 50_000
     tags=["pictures"],
     response_class=StreamingResponse,
     responses=IMG2IMG_RESPONSES,
+    dependencies=KEYS,
     openapi_extra=IMG2IMG_OPENAPI,
 )
 async def img2img(request: Request) -> StreamingResponse:
     """Takes the picture as `multipart/form-data`, as a raw body, or as base64 in Hugging Face's JSON.
 
-    The answer is the picture itself. `X-Seed` is what makes it again.
+    The answer is the picture itself. `X-Seed` is what makes it again. A header `X-Request-Timeout` says for how many
+    seconds you will wait.
     """
     call = call_of(request)
     upload, fields = await _read(request)
@@ -70,7 +73,8 @@ async def _read(request: Request) -> tuple[bytes, dict[str, Any]]:
         return upload, fields
     if media_type == "application/json":
         upload, fields = parse_hugging_face(await request.body())
-        return upload, {"prompt": "", **_once([*query, *fields.items()])}
+        said = {name: value for name, value in fields.items() if value is not None}
+        return upload, {"prompt": "", **_once([*query, *said.items()])}
     # Hugging Face's client names no type for bytes: what a picture is shows in its content anyway.
     if media_type.startswith("image/") or media_type in ("application/octet-stream", ""):
         return await request.body(), {"prompt": "", **_once(query)}
@@ -80,6 +84,12 @@ async def _read(request: Request) -> tuple[bytes, dict[str, Any]]:
     )
 
 
+_FORM_ADVICE = {
+    "files": " Send one picture, as the part 'image': every part with a file name is a file.",
+    "maximum size": " Send the picture as a file part named 'image', like curl's -F image=@photo.png.",
+}
+
+
 class _FormParser(MultiPartParser):
     """Starlette's, but nothing of an upload goes to the disk: the body's limit bounds it in memory as well."""
 
@@ -87,6 +97,9 @@ class _FormParser(MultiPartParser):
 
     def on_part_end(self) -> None:
         part = self._current_part
+        _, options = parse_options_header(dict(part.item_headers).get(b"content-type", b""))
+        if part.file is None and options.get(b"charset", b"utf-8").lower() not in _CHARSETS:
+            raise MultiPartException(f"The charset of the part '{part.field_name[:64]}' must be utf-8.")
         # A picture that is sent as text is told so later, and better.
         if part.file is None and part.field_name != "image":
             try:
@@ -100,7 +113,7 @@ class _FormParser(MultiPartParser):
 async def _read_form(request: Request) -> tuple[bytes, dict[str, str]]:
     body = await request.body()
     _, options = parse_options_header(request.headers["content-type"])
-    if options.get(b"charset", b"utf-8").lower() not in (b"utf-8", b"utf8", b"us-ascii"):
+    if options.get(b"charset", b"utf-8").lower() not in _CHARSETS:
         raise MalformedBody("The form's charset must be utf-8: leave it out of the Content-Type.")
     # The parser takes what is there for the whole: a part that was cut off would just be missing.
     if b"--" + options.get(b"boundary", b"") + b"--" not in body[-_MAX_EPILOGUE:]:
@@ -109,8 +122,8 @@ async def _read_form(request: Request) -> tuple[bytes, dict[str, str]]:
     try:
         form = await parser.parse()
     except MultiPartException as error:
-        files = " A part with a file name is a file, and only 'image' may be one." if "files" in error.message else ""
-        raise MalformedBody(f"The form cannot be read: {error.message}{files}") from error
+        advice = next((more for words, more in _FORM_ADVICE.items() if words in error.message), "")
+        raise MalformedBody(f"The form cannot be read: {error.message}{advice}") from error
     try:
         parts = _once(form.multi_items())
         image = parts.pop("image", None)
@@ -146,8 +159,10 @@ def parse_hugging_face(data: bytes) -> tuple[bytes, dict[str, Any]]:
     if not isinstance(body, dict) or not isinstance(body.get("inputs"), str):
         raise InvalidParameter('Send {"inputs": "<base64 of the picture>", "parameters": {…}}.', param="inputs")
     fields = {} if body.get("parameters") is None else body["parameters"]
-    if not isinstance(fields, dict) or set(body) - {"inputs", "parameters"}:
-        raise InvalidParameter("'parameters' must be an object; it and 'inputs' are all there is.", param="parameters")
+    if not isinstance(fields, dict):
+        raise InvalidParameter("'parameters' must be an object.", param="parameters")
+    if others := sorted(set(body) - {"inputs", "parameters"}):
+        raise InvalidParameter("'inputs' and 'parameters' are all that is read here.", param=others[0][:64])
     size = fields.pop("target_size", None)
     if size not in (None, {"width": IMAGE_SIZE, "height": IMAGE_SIZE}):
         raise InvalidParameter(f"Only pictures of {IMAGE_SIZE}x{IMAGE_SIZE} are made here.", param="target_size")
@@ -159,7 +174,8 @@ def _decode_base64(text: str) -> bytes:
     if text.startswith("data:"):
         text = text.partition(",")[2]
     try:
-        return base64.b64decode(text, validate=True)
+        # Some encoders break it into lines.
+        return base64.b64decode("".join(text.split()), validate=True)
     except (ValueError, binascii.Error) as error:
         raise InvalidImage("'inputs' is not base64.", param="inputs") from error
 

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from fastapi import Security
+from fastapi.security import APIKeyHeader, HTTPBearer
 from pydantic import BaseModel, Field
 
 from app.request import Img2ImgRequest, OutputFormat
@@ -78,11 +80,22 @@ _HEADERS = {
     "Server-Timing": "Milliseconds of queue, decode, encode_prompt, encode_image, denoise, vae and the output format.",
 }
 
+KEYS = [
+    Security(HTTPBearer(auto_error=False, description="Where the service asks for a key.")),
+    Security(APIKeyHeader(name="X-API-Key", auto_error=False, description="The same.")),
+]
+"""Dependencies that say so in the description; it is `app.gate` that asks, before any route."""
+
 IMG2IMG_OPENAPI: dict[str, Any] = {"requestBody": _body()}
+
+_PROBLEM = {"application/problem+json": {"schema": Problem.model_json_schema()}}
+_NO_KEY = "An API key is needed, or another one."
+
+METRICS_RESPONSES: dict[int | str, dict[str, Any]] = {401: {"description": _NO_KEY, "content": _PROBLEM}}
 
 _ERRORS = {
     400: "The body is not what its Content-Type says.",
-    401: "An API key is needed, or another one.",
+    401: _NO_KEY,
     403: "A page of this origin may not use the service.",
     406: "The Accept header admits no format that is made here.",
     408: "The body did not arrive in time.",
@@ -100,11 +113,5 @@ IMG2IMG_RESPONSES: dict[int | str, dict[str, Any]] = {
         "content": {output_format.media_type: _PICTURE for output_format in OutputFormat},
         "headers": {name: {"description": text, "schema": {"type": "string"}} for name, text in _HEADERS.items()},
     },
-    **{
-        status: {
-            "description": text,
-            "content": {"application/problem+json": {"schema": Problem.model_json_schema()}},
-        }
-        for status, text in _ERRORS.items()
-    },
+    **{status: {"description": text, "content": _PROBLEM} for status, text in _ERRORS.items()},
 }

@@ -4,6 +4,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import HTMLResponse, JSONResponse
 
+from app.routes.schema import KEYS, METRICS_RESPONSES
 from app.service import Service
 
 router = APIRouter(tags=["system"])
@@ -37,7 +38,13 @@ async def ready(request: Request) -> JSONResponse:
     return JSONResponse({"status": "ready", "model": service.model})
 
 
-@router.get("/metrics", summary="Prometheus metrics", response_class=Response)
+@router.get(
+    "/metrics",
+    summary="Prometheus metrics",
+    response_class=Response,
+    responses=METRICS_RESPONSES,
+    dependencies=KEYS,
+)
 async def metrics(request: Request) -> Response:
     """All series in Prometheus' text format."""
     service: Service = request.app.state.service

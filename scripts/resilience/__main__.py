@@ -24,6 +24,9 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=60, help="of overload (default: 60)")
     parser.add_argument("--cuts", type=int, default=10_000, help="requests that are cut off (default: 10000)")
     options = parser.parse_args()
+    for name in ("requests", "seconds", "cuts"):
+        if getattr(options, name) <= 0:
+            parser.error(f"--{name} must be more than 0")
     cases: dict[str, Callable[[], report.Outcome]] = {
         "faults": lambda: faults.case(options.requests),
         "deaths": lambda: deaths.case(options.requests),

@@ -75,7 +75,7 @@ def main() -> None:
     target, seed = {"pictures": (picture, seed_pictures), "json": (json_body, seed_json)}[what]
     seed(folder)
     # A picture is decoded in a fraction of a second, within the memory of a decoder.
-    options = [f"-max_total_time={seconds}", "-timeout=20", "-rss_limit_mb=2048", "-max_len=4096"]
+    options = [f"-max_total_time={int(seconds)}", "-timeout=20", "-rss_limit_mb=2048", "-max_len=4096"]
     atheris.Setup([sys.argv[0], f"-artifact_prefix={folder}/fault-", *options, str(folder)], target)
     atheris.Fuzz()
 

@@ -176,6 +176,7 @@ def case(minutes: float, *, embedded: bool) -> tuple[Outcome, list[Seen]]:
             )
         ],
         [
+            Goal("pictures, at least", counts.get("good", 0), at_least=1),
             Goal("answers that surprise", len(traffic.surprises), at_most=0),
             Goal("workers and decoders that died", deaths, at_most=0),
             Goal("tracebacks in the log", tracebacks, at_most=0),
@@ -222,6 +223,8 @@ def main() -> int:
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw it over time, from the project's folder")
     parser.add_argument("--samples", type=Path, metavar="FILE", help="write what was seen as JSON lines")
     options = parser.parse_args()
+    if options.minutes <= 0:
+        parser.error("--minutes must be more than 0")
     outcome, seen = case(options.minutes, embedded=options.embedded)
     report.show(outcome, Console())
     if options.samples:

@@ -21,10 +21,6 @@ RECIPE = f"""
 FROM {IMAGE}
 USER root
 RUN apt-get -qq update && apt-get -qq install -y --no-install-recommends nginx-light
-RUN printf '%s\\n' 'pid /tmp/pid;' 'error_log stderr;' 'events {{}}' 'http {{' 'access_log off;' \
-    'client_body_temp_path /tmp/body;' 'proxy_temp_path /tmp/proxy;' 'fastcgi_temp_path /tmp/fastcgi;' \
-    'uwsgi_temp_path /tmp/uwsgi;' 'scgi_temp_path /tmp/scgi;' 'include /etc/nginx/conf.d/*.conf;' '}}' \
-    > /etc/nginx/nginx.conf
 USER 101
 ENTRYPOINT []
 HEALTHCHECK NONE

@@ -1,0 +1,93 @@
+"""Whose turn it is, without processes and without time."""
+
+import asyncio
+
+import pytest
+
+from app.turns import Turns
+from tests.test_engine import in_a_loop
+
+
+class Visitors:
+    """Tasks that take a place and stay until they are told to go."""
+
+    def __init__(self, places: int) -> None:
+        self.turns = Turns(places)
+        self.inside: list[str] = []
+        self.doors: dict[str, asyncio.Event] = {}
+        self.tasks: dict[str, asyncio.Task[None]] = {}
+
+    async def come(self, *names: str) -> list[str]:
+        """Callers are known by the first letters of their visitors; returns who is inside then."""
+        for name in names:
+            self.doors[name] = asyncio.Event()
+            self.tasks[name] = asyncio.create_task(self._visit(name))
+        return await self._inside()
+
+    async def go(self, name: str) -> list[str]:
+        self.doors[name].set()
+        return await self._inside()
+
+    async def give_up(self, name: str) -> list[str]:
+        self.tasks[name].cancel()
+        return await self._inside()
+
+    async def _visit(self, name: str) -> None:
+        async with self.turns.turn(name[0]):
+            self.inside.append(name)
+            try:
+                await self.doors[name].wait()
+            finally:
+                self.inside.remove(name)
+
+    async def _inside(self) -> list[str]:
+        for _ in range(10):
+            await asyncio.sleep(0)
+        return sorted(self.inside)
+
+
+@in_a_loop
+async def test_the_last_place_is_for_somebody_who_has_none() -> None:
+    visitors = Visitors(3)
+    assert await visitors.come("a1", "a2", "a3", "a4") == ["a1", "a2"]
+    assert await visitors.come("b1", "b2") == ["a1", "a2", "b1"]
+    assert await visitors.go("a1") == ["a2", "b1"]
+    assert await visitors.come("c1") == ["a2", "b1", "c1"]
+
+
+@in_a_loop
+async def test_whoever_has_least_inside_comes_next_and_callers_take_turns() -> None:
+    visitors = Visitors(2)
+    assert await visitors.come("a1", "a2", "a3", "b1", "c1") == ["a1", "b1"]
+    assert await visitors.go("a1") == ["a2", "b1"]
+    assert await visitors.go("b1") == ["a2", "c1"]
+    assert await visitors.go("a2") == ["a3", "c1"]
+
+
+@in_a_loop
+async def test_who_gives_up_takes_no_place_and_keeps_none() -> None:
+    visitors = Visitors(2)
+    assert await visitors.come("a1", "a2", "a3") == ["a1"]
+    assert await visitors.give_up("a2") == ["a1"]
+    assert await visitors.give_up("a1") == ["a3"]
+    assert await visitors.give_up("a3") == []
+    assert await visitors.come("a4", "b1") == ["a4", "b1"]
+
+
+@in_a_loop
+async def test_who_is_cancelled_in_the_moment_of_being_let_in_frees_the_place() -> None:
+    visitors = Visitors(2)
+    assert await visitors.come("a1", "a2") == ["a1"]
+    visitors.doors["a1"].set()
+    await asyncio.sleep(0)
+    visitors.tasks["a2"].cancel()
+    assert await visitors.come("a3") == ["a3"]
+
+
+@in_a_loop
+async def test_an_error_inside_frees_the_place() -> None:
+    turns = Turns(2)
+    for _ in range(3):
+        with pytest.raises(ValueError, match="inside"):
+            async with turns.turn("a"):
+                raise ValueError("inside")
