@@ -25,6 +25,9 @@ DECODE_SECONDS = 30.0
 """Longer than any picture within the limits takes on a slow and busy machine."""
 
 _TRIES = 2
+_GRACE_SECONDS = 1.0
+"""For a picture that nobody waits for any more: nearly all are read by then, and a decoder costs more to replace."""
+
 _LAST_SECONDS = 1.0
 """For a decoder whose end of the socket is closed to come to its own end, which says why."""
 
@@ -55,7 +58,8 @@ class Sandbox:
         """As `app.images.decode`, which says what comes out of it and which errors there are.
 
         A picture at which a decoder dies is tried once more, since something else may have killed it, and then refused
-        as `InvalidImage`. One that takes too long is not tried again. Cancelling ends the decoder.
+        as `InvalidImage`. One that takes too long is not tried again. Once nobody waits for it any more, its decoder is
+        ended, if it does not come to its own end in a moment; until then its caller's turn lasts.
 
         Args:
             data: the bytes of the file.
@@ -68,13 +72,25 @@ class Sandbox:
             Unavailable: something that was not the picture killed the decoder, twice.
         """
         seconds = None if math.isinf(deadline) else deadline - time.monotonic()
+        began = asyncio.Event()
+        reading = asyncio.create_task(self._in_turn(data, fit, caller, began))
+        # Also of what nobody waits for the outcome has to be asked for.
+        reading.add_done_callback(lambda task: task.cancelled() or task.exception())
         try:
-            async with asyncio.timeout(seconds), self._turns.turn(caller):
-                return await self._decode(data, fit)
+            async with asyncio.timeout(seconds):
+                return await asyncio.shield(reading)
         except TimeoutError:
             raise DeadlineExceeded(
                 "The image was not read in time. Send a smaller one, or try again when less is going on.", retry_after=5
             ) from None
+        finally:
+            if not reading.done():
+                asyncio.get_running_loop().call_later(_GRACE_SECONDS if began.is_set() else 0, reading.cancel)
+
+    async def _in_turn(self, data: bytes, fit: Fit, caller: str, began: asyncio.Event) -> Pixels:
+        async with self._turns.turn(caller):
+            began.set()
+            return await self._decode(data, fit)
 
     async def _decode(self, data: bytes, fit: Fit) -> Pixels:
         codes = []
@@ -92,7 +108,7 @@ class Sandbox:
                 await self._bury(decoder, f"it did not answer within {DECODE_SECONDS:g} s", kill=True)
                 raise _takes_too_long() from None
             except asyncio.CancelledError:
-                # It is late, or nobody waits for the picture any more. Whoever comes next finds one that has started.
+                # Whoever comes next finds one that has started.
                 self._keep(_Decoder(self._max_pixels))
                 await decoder.ended(kill=True)
                 raise
