@@ -41,15 +41,22 @@ class Turns:
             caller = min(self._waiting, key=self._inside.__getitem__)
             if self._free < (2 if self._inside[caller] else 1):
                 return
-            line = self._waiting.pop(caller)
+            line = self._waiting[caller]
+            if line[0].cancelled():
+                # In this very moment: it has not yet come to take itself out.
+                self._forget(caller, line[0])
+                continue
             self._free -= 1
             self._inside[caller] += 1
             line.popleft().set_result(None)
+            # Behind the others.
+            del self._waiting[caller]
             if line:
                 self._waiting[caller] = line
 
     def _forget(self, caller: str, waiter: "asyncio.Future[None]") -> None:
-        line = self._waiting[caller]
-        line.remove(waiter)
+        line = self._waiting.get(caller, deque())
+        if waiter in line:
+            line.remove(waiter)
         if not line:
-            del self._waiting[caller]
+            self._waiting.pop(caller, None)

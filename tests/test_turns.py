@@ -85,6 +85,18 @@ async def test_who_is_cancelled_in_the_moment_of_being_let_in_frees_the_place() 
 
 
 @in_a_loop
+async def test_who_is_cancelled_in_the_moment_in_which_a_place_is_free_does_not_take_it_along() -> None:
+    visitors = Visitors(2)
+    assert await visitors.come("a1", "a2", "a3") == ["a1"]
+    visitors.tasks["a1"].cancel()
+    visitors.tasks["a2"].cancel()
+    assert await visitors.come("b1") == ["a3", "b1"]
+    for name in ("a3", "b1"):
+        await visitors.go(name)
+    assert await visitors.come("c1", "d1") == ["c1", "d1"]
+
+
+@in_a_loop
 async def test_an_error_inside_frees_the_place() -> None:
     turns = Turns(2)
     for _ in range(3):
