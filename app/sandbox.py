@@ -134,10 +134,10 @@ class Sandbox:
             self._on_death()
         return _Decoder(self._max_pixels)
 
-    async def _bury(self, decoder: "_Decoder", cause: str, *, kill: bool = False) -> int:
-        """Returns the exit code: of a signal its number, negated."""
+    async def _bury(self, decoder: "_Decoder", cause: str, *, kill: bool = False) -> int | None:
+        """Returns the exit code: of a signal its number, negated; None if it did not come to an end by itself."""
         code = await decoder.ended(kill=kill)
-        logger.error("decoder %d died with exit code %d: %s", decoder.pid, code, cause)
+        logger.error("decoder %d died with exit code %s: %s", decoder.pid, code, cause)
         self._on_death()
         return code
 
@@ -204,16 +204,17 @@ class _Decoder:
             filled += received
         return bytes(body)
 
-    async def ended(self, *, kill: bool) -> int:
-        """Its exit code, when it has come to its end: at once, or by itself within a moment."""
+    async def ended(self, *, kill: bool) -> int | None:
+        """Its exit code, once it has come to its end by itself; None if it had to be killed, now or after a moment."""
         self._socket.close()
-        if kill:
-            self._process.kill()
-        try:
-            return await asyncio.to_thread(self._process.wait, _LAST_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            return await asyncio.to_thread(self._process.wait)
+        if not kill:
+            try:
+                return await asyncio.to_thread(self._process.wait, _LAST_SECONDS)
+            except subprocess.TimeoutExpired:
+                pass
+        self._process.kill()
+        await asyncio.to_thread(self._process.wait)
+        return None
 
     def close(self) -> None:
         """End the process, whatever it is doing."""

@@ -107,6 +107,18 @@ def test_the_last_words_of_one_that_has_died_are_heard_though_it_could_not_be_to
         assert asyncio.run(go()) == [*SMALL, done(512)]
 
 
+def test_one_that_left_no_words_has_ended_all_the_same() -> None:
+    async def go() -> object:
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            ours.setblocking(False)
+            receiver = Receiver(ours)
+            receiver.connection_lost(BrokenPipeError())
+            return await receiver.receive()
+
+    assert asyncio.run(go()) is None
+
+
 def test_pixels_stand_beside_the_pickle_and_are_bytes_again() -> None:
     message = done(8)
     body, picture = pack(message)

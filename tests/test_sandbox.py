@@ -238,10 +238,34 @@ def test_a_picture_that_takes_too_much_of_the_processor_is_refused_and_not_tried
     assert deaths == [1]
 
 
+def test_a_decoder_that_dies_before_it_has_all_of_a_picture_is_replaced(
+    box: Sandbox, others: set[int], deaths: list[int]
+) -> None:
+    (pid,) = set(decoders()) - others
+    os.kill(pid, signal.SIGSTOP)
+    outcome: list[object] = []
+
+    def read() -> None:
+        try:
+            decode(box, b"no picture" * 1_000_000)
+        except ServiceError as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    time.sleep(0.5)
+    os.kill(pid, signal.SIGKILL)
+    thread.join()
+    assert [type(one) for one in outcome] == [UnsupportedImageFormat]
+    assert deaths == [1]
+
+
+@pytest.mark.parametrize("patience", [0.0, 5.0])
 def test_an_answer_that_makes_no_sense_is_not_believed(
-    box: Sandbox, deaths: list[int], monkeypatch: pytest.MonkeyPatch
+    box: Sandbox, deaths: list[int], monkeypatch: pytest.MonkeyPatch, patience: float
 ) -> None:
     monkeypatch.setattr(sandbox, "_PIXELS_LENGTH", 3)
+    monkeypatch.setattr(sandbox, "_LAST_SECONDS", patience)
     with pytest.raises(InvalidImage):
         decode(box, saved(noise((8, 8)), "PNG"))
     assert deaths == [1, 1]
