@@ -115,6 +115,7 @@ def edit(
         Literal["png", "webp", "jpeg"] | None,
         typer.Option("--format", help="The file format.", show_default="by OUT's ending, else png"),
     ] = None,
+    quality: Annotated[int | None, typer.Option(help="1 to 100, of a WebP or JPEG.")] = None,
     url: UrlOption = None,
     local: Annotated[bool, typer.Option("--local", help="Run the model here, without a service.")] = False,
     model: ModelOption = None,
@@ -136,6 +137,7 @@ def edit(
         "seed": seed,
         "fit": fit,
         "output_format": target.output_format,
+        "quality": quality,
     }
     data = editing.read_picture(image)
     if local:
@@ -158,7 +160,7 @@ def download(
     The model `auto` is stabilityai/sdxl-turbo here.
     """
     settings = read_settings(model=model, vae=vae).model_copy(update={"offline": False})
-    configure(settings.log_level)
+    configure(settings.log_level, settings.log_format)
     from app.engine import checkpoint
     from app.errors import CheckpointError
 

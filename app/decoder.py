@@ -2,9 +2,10 @@
 
     python -m app.decoder FD MAX_PIXELS
 
-FD is one end of a socket pair. A request on it is a `REQUEST` header (bytes that follow, index of the `Fit`) and the
-file; the answer a `REPLY` header (kind, bytes that follow) and, for the kind `PIXELS`, `uint8[512, 512, 3]`, for any
-other the error's message. No pickle: what comes out of here is not trusted. Ends when the other end closes.
+FD is one end of a socket pair. A request on it is a `REQUEST` header (bytes that follow, index of the `Fit`, or `READ`
+for what the file says of how it was made) and the file; the answer a `REPLY` header (kind, bytes that follow) and, for
+the kind `FOUND`, `uint8[512, 512, 3]` or a text in UTF-8, for any other the error's message. No pickle: what comes out
+of here is not trusted. Ends when the other end closes.
 """
 
 import importlib
@@ -24,11 +25,15 @@ from app.request import Fit
 
 REQUEST = struct.Struct(">IB")
 REPLY = struct.Struct(">BI")
-PIXELS = 0
+FOUND = 0
 ERRORS = (InvalidImage, ImageTooLarge, UnsupportedImageFormat)
 """The errors that a picture can cause, each by its kind less one."""
 
 FITS = tuple(Fit)
+READ = len(FITS)
+MAX_TEXT = 2**18
+"""Bytes of what is read from a file: more than any prompt has."""
+
 CPU_SECONDS = 15
 """For one picture: longer than any within the limits takes. By then whoever asked may be gone, and the service too."""
 
@@ -49,14 +54,16 @@ def main(fd: int, max_pixels: int) -> None:
         while header := _receive(connection, REQUEST.size):
             length, fit = REQUEST.unpack(header)
             _limit_time()
-            kind, body = _decode(_receive(connection, length), FITS[fit], max_pixels)
+            kind, body = _answer(_receive(connection, length), fit, max_pixels)
             connection.sendall(REPLY.pack(kind, len(body)))
             connection.sendall(body)
 
 
-def _decode(data: bytes, fit: Fit, max_pixels: int) -> tuple[int, bytes]:
+def _answer(data: bytes, fit: int, max_pixels: int) -> tuple[int, bytes]:
     try:
-        return PIXELS, images.decode(data, fit, max_pixels).data
+        if fit == READ:
+            return FOUND, images.parameters(data, max_pixels).encode(errors="replace")[:MAX_TEXT]
+        return FOUND, images.decode(data, FITS[fit], max_pixels).data
     except ERRORS as error:
         return 1 + ERRORS.index(type(error)), error.message.encode()
     except MemoryError:

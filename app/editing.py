@@ -93,8 +93,10 @@ def read_picture(image: str) -> bytes:
 def edit_there(data: bytes, fields: dict[str, Any], url: str) -> Edited:
     """Have a running service make the picture; ends the program if it does not."""
     try:
-        with Img2Img(url) as client, progress(f"Waiting for {url}"):
-            return client.edit(data, **fields)
+        with Img2Img(url) as client, progress(f"Waiting for {url}") as on_step:
+            return client.edit(
+                data, **fields, on_progress=lambda seen: on_step(seen.step, seen.steps) if seen.steps else None
+            )
     except Img2ImgError as error:
         fail(str(error), ExitCode.of_status(error.status))
     except NoService as error:
@@ -108,7 +110,7 @@ def edit_here(data: bytes, fields: dict[str, Any], settings: "Settings", loader:
     from app.errors import EngineStopped, ServiceError
 
     if "log_level" in settings.model_fields_set:
-        configure(settings.log_level)
+        configure(settings.log_level, settings.log_format)
     else:
         # What goes wrong is said once, in the end; a log before it would only say the same less well.
         logging.getLogger("app").addHandler(logging.NullHandler())

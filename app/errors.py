@@ -4,9 +4,12 @@
     ├── BodyTimeout             408  body_timeout
     ├── Unauthorized            401  unauthorized
     ├── OriginNotAllowed        403  origin_not_allowed
+    ├── Interrupted             409  interrupted
     ├── InvalidImage            422  invalid_image
     ├── InvalidParameter        422  invalid_parameter
     ├── MalformedBody           400  malformed_body
+    ├── ModelNotFound           404  model_not_found
+    ├── PredictionNotFound      404  prediction_not_found
     ├── NotAcceptable           406  not_acceptable
     ├── BodyTooLarge            413  body_too_large
     ├── ImageTooLarge           413  image_too_large
@@ -70,6 +73,12 @@ class OriginNotAllowed(ServiceError):
     status, code = 403, "origin_not_allowed"
 
 
+class Interrupted(ServiceError):
+    """The caller told the work to end before it was done."""
+
+    status, code, retryable = 409, "interrupted", False
+
+
 class InvalidParameter(ServiceError):
     """A field has a value that cannot be used."""
 
@@ -86,6 +95,18 @@ class MalformedBody(ServiceError):
     """The body is not what its Content-Type says."""
 
     status, code = 400, "malformed_body"
+
+
+class ModelNotFound(ServiceError):
+    """The request names a model that is not served here."""
+
+    status, code = 404, "model_not_found"
+
+
+class PredictionNotFound(ServiceError):
+    """No prediction of the caller's runs under this id."""
+
+    status, code = 404, "prediction_not_found"
 
 
 class NotAcceptable(ServiceError):

@@ -13,9 +13,14 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from app.errors import OriginNotAllowed, ServiceError, Unauthorized
 from app.keys import Keys, sent_key
 from app.metrics import Metrics
-from app.middleware import problem_response
+from app.refusals import refusal
 
-OPEN_PATHS = frozenset({"/health", "/health/live", "/health/ready", "/ping"})
+OPEN_PATHS = frozenset(
+    (
+        *("/health", "/health/live", "/health/ready", "/health-check", "/ping"),
+        *("/v2/health/live", "/v2/health/ready"),
+    )
+)
 """What whoever supervises the service asks without a key."""
 
 _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
@@ -34,13 +39,22 @@ class Gate:
         keys: none means that anybody may come in.
         origins: those that may send requests besides the service's own, as browsers write them.
         metrics: where refusals are counted.
+        open_paths: those that need no key.
     """
 
-    def __init__(self, app: ASGIApp, keys: Keys, origins: frozenset[str], metrics: Metrics) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        keys: Keys,
+        origins: frozenset[str],
+        metrics: Metrics,
+        open_paths: frozenset[str] = OPEN_PATHS,
+    ) -> None:
         self.app = app
         self.keys = keys
         self.origins = origins
         self.metrics = metrics
+        self.open_paths = open_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
@@ -54,7 +68,7 @@ class Gate:
                 # Before it is accepted, that is a 403 on the wire.
                 await send({"type": "websocket.close", "code": _POLICY_VIOLATION, "reason": error.message})
             else:
-                await problem_response(error, scope["state"]["request_id"])(scope, receive, send)
+                await refusal(error, scope["state"]["request_id"], scope["path"])(scope, receive, send)
             return
         await self.app(scope, receive, send)
 
@@ -67,7 +81,7 @@ class Gate:
                 "A web page of this origin may not use the service. Name the origin in IMG2IMG_CORS_ORIGINS."
             )
         key = sent_key(scope["headers"])
-        if not self.keys or (scope["type"] == "http" and scope["path"] in OPEN_PATHS):
+        if not self.keys or (scope["type"] == "http" and scope["path"] in self.open_paths):
             return f"address {_network(scope)}"
         found = self.keys.find(key) if key else None
         if found is None:

@@ -5,10 +5,10 @@ settings are read but never changed. Only raw pixels lie between the two halves,
 text or colour profile can come out again.
 """
 
-import json
 import logging
 import re
 from concurrent.futures import Executor
+from dataclasses import dataclass
 from io import BytesIO
 
 from PIL import ExifTags, Image, ImageOps
@@ -17,7 +17,7 @@ from PIL.PngImagePlugin import PngInfo
 from app import png
 from app.engine.jobs import Pixels
 from app.errors import ImageTooLarge, InvalidImage, ServiceError, UnsupportedImageFormat
-from app.request import IMAGE_SIZE, Fit, Img2ImgRequest, OutputFormat
+from app.request import IMAGE_SIZE, Fit, OutputFormat
 
 _log = logging.getLogger(__name__)
 
@@ -54,6 +54,7 @@ _REFUSED = {
 }
 
 _QUALITY = {OutputFormat.WEBP: 90, OutputFormat.JPEG: 92}
+_PREVIEW_QUALITY = 80
 _MAX_JPEG_EXIF = 65_533
 """Bytes that fit into a JPEG marker segment."""
 
@@ -232,35 +233,97 @@ def _pad(rgb: Image.Image) -> Image.Image:
     return canvas
 
 
-def encode(pixels: Pixels, output_format: OutputFormat, parameters: str | None, helper: Executor) -> bytes:
-    """Write a picture as a file: PNG without loss, WebP at quality 90, JPEG at quality 92.
+@dataclass(frozen=True, slots=True)
+class Marks:
+    """What is written into a file beside the picture.
 
-    Every file says in XMP that it was made with generative AI (IPTC `DigitalSourceType`).
+    Attributes:
+        parameters: an `infotext`, where image tools look for it: PNG text `parameters`, EXIF `UserComment` in the
+            others. A JPEG has no room for more than about 32,000 characters: it then goes without.
+        generated: whether its XMP says that it was made with generative AI (IPTC `DigitalSourceType`).
+    """
+
+    parameters: str | None = None
+    generated: bool = True
+
+    @property
+    def xmp(self) -> bytes:
+        """An XMP packet, or nothing."""
+        return _XMP if self.generated else b""
+
+
+def encode(
+    pixels: Pixels, output_format: OutputFormat, marks: Marks, helper: Executor, quality: int | None = None
+) -> bytes:
+    """Write a picture as a file: PNG without loss, WebP at quality 90, JPEG at quality 92, or at another one.
 
     Args:
         pixels: the picture.
         output_format: the file format.
-        parameters: an `infotext` to store where image tools look for it: PNG text `parameters`, EXIF `UserComment` in
-            the others. A JPEG has no room for more than about 32,000 characters: it then goes without.
+        marks: what is written beside it.
         helper: does half of a PNG's work; not the executor that this runs on.
+        quality: 1 to 100, of a WebP or JPEG.
     """
     if output_format is OutputFormat.PNG:
-        return png.encode(pixels.width, pixels.height, pixels.data, _png_text(parameters), helper)
+        return png.encode(pixels.width, pixels.height, pixels.data, _png_text(marks), helper)
     image = Image.frombytes("RGB", (pixels.width, pixels.height), pixels.data)
-    exif = _exif(parameters)
+    exif = _exif(marks.parameters)
     too_long = output_format is OutputFormat.JPEG and len(exif) > _MAX_JPEG_EXIF
     buffer = BytesIO()
-    quality = _QUALITY[output_format]
-    image.save(buffer, output_format.value, quality=quality, xmp=_XMP, exif=b"" if too_long else exif)
+    quality = quality or _QUALITY[output_format]
+    image.save(buffer, output_format.value, quality=quality, xmp=marks.xmp, exif=b"" if too_long else exif)
     return buffer.getvalue()
 
 
-def _png_text(parameters: str | None) -> PngInfo:
+def parameters(data: bytes, max_pixels: int) -> str:
+    """What a file says of how it was made, where `encode` writes it; an empty text if it says nothing.
+
+    Raises:
+        InvalidImage, ImageTooLarge, UnsupportedImageFormat: as `decode`, but for what only its pixels would show.
+    """
+    file_format = _recognise(data)
+    try:
+        image = Image.open(BytesIO(data), formats=(file_format,))
+        _check_size(image.size, max_pixels)
+        if file_format == "PNG":
+            # Text may stand behind the pixels.
+            image.load()
+            return str(image.info.get("parameters", ""))
+        comment = image.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment, b"")
+    except (ServiceError, MemoryError):
+        raise
+    except Exception as error:
+        message = f"The image is a truncated or corrupt {file_format} file. Send the whole, unchanged file."
+        raise InvalidImage(message, param="image") from error
+    return _comment(comment)
+
+
+def _comment(comment: object) -> str:
+    """A `UserComment` as text, by its 8-byte character code."""
+    if not isinstance(comment, bytes):
+        return ""
+    code, text = comment[:8], comment[8:]
+    encoding = "utf-16-be" if code.startswith(b"UNICODE") else "utf-8"
+    return text.decode(encoding, errors="replace").strip("\0")
+
+
+def enlarged(pixels: Pixels, output_format: OutputFormat, marks: Marks) -> bytes:
+    """A preview as a file of 512x512; of its marks, that it was generated."""
+    small = Image.frombytes("RGB", (pixels.width, pixels.height), pixels.data)
+    buffer = BytesIO()
+    marks = Marks(generated=marks.generated)
+    told = {"pnginfo": _png_text(marks)} if output_format is OutputFormat.PNG else {"xmp": marks.xmp}
+    small.resize(_SQUARE).save(buffer, output_format.value, quality=_PREVIEW_QUALITY, **told)
+    return buffer.getvalue()
+
+
+def _png_text(marks: Marks) -> PngInfo:
     """As iTXt, since a tEXt chunk holds Latin-1 only."""
     text = PngInfo()
-    text.add_itxt("XML:com.adobe.xmp", _XMP)
-    if parameters is not None:
-        text.add_itxt("parameters", parameters)
+    if marks.generated:
+        text.add_itxt("XML:com.adobe.xmp", _XMP)
+    if marks.parameters is not None:
+        text.add_itxt("parameters", marks.parameters)
     return text
 
 
@@ -271,32 +334,3 @@ def _exif(parameters: str | None) -> bytes:
     exif = Image.Exif()
     exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = b"UNICODE\0" + parameters.encode("utf-16-be")
     return exif.tobytes()
-
-
-def infotext(request: Img2ImgRequest, seed: int, model: str, version: str) -> str:
-    """The request in the notation of AUTOMATIC1111's web UI, which image tools read back.
-
-    Args:
-        request: what was asked for.
-        seed: the seed that was used, whether asked for or drawn.
-        model: name of the checkpoint.
-        version: name and version of the program.
-    """
-    facts = {
-        "Steps": request.num_inference_steps,
-        "CFG scale": f"{request.guidance_scale:.15g}",
-        "Seed": seed,
-        "Size": f"{IMAGE_SIZE}x{IMAGE_SIZE}",
-        "Model": _quote(model),
-        "Denoising strength": f"{request.strength:.15g}",
-        "Version": _quote(version),
-    }
-    lines = [request.prompt, ", ".join(f"{name}: {value}" for name, value in facts.items())]
-    if request.negative_prompt:
-        lines.insert(1, f"Negative prompt: {request.negative_prompt}")
-    return "\n".join(lines)
-
-
-def _quote(value: str) -> str:
-    """A value that holds a separator of the notation is written as a JSON string, as the web UI does it."""
-    return json.dumps(value, ensure_ascii=False) if set(value) & set(",:\n") else value

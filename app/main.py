@@ -13,11 +13,12 @@ from starlette.requests import ClientDisconnect
 from app import __version__
 from app.engine.engine import LOADER, Engine
 from app.errors import EngineStopped, ServiceError
-from app.gate import Gate
+from app.gate import OPEN_PATHS, Gate
 from app.keys import Keys
 from app.metrics import Metrics
-from app.middleware import BodyLimits, RequestContext, problem_response
-from app.routes import img2img, system
+from app.middleware import BodyLimits, RequestContext
+from app.refusals import refusal
+from app.routes import cog, img2img, openai, platforms, stability, system, webui
 from app.routes.schema import IMG2IMG_RESPONSES
 from app.service import Service
 from app.settings import Settings
@@ -83,7 +84,8 @@ def create_app(
     origins = frozenset(filter(None, settings.cors_origins.split(",")))
     # The last one added is the first that a request meets.
     app.add_middleware(BodyLimits, max_bytes=settings.max_body_bytes, seconds=settings.body_timeout_seconds)
-    app.add_middleware(Gate, keys=Keys(settings), origins=origins, metrics=metrics)
+    open_paths = OPEN_PATHS | ({settings.health_route} if settings.health_route else set())
+    app.add_middleware(Gate, keys=Keys(settings), origins=origins, metrics=metrics, open_paths=open_paths)
     if origins:
         app.add_middleware(
             CORSMiddleware,
@@ -94,8 +96,12 @@ def create_app(
         )
     app.add_middleware(RequestContext, metrics=metrics)
     _handle_errors(app, metrics)
-    app.include_router(img2img.router)
-    app.include_router(system.router)
+    for room in (img2img, openai, webui, stability, cog, platforms, system):
+        app.include_router(room.router)
+    if settings.health_route:
+        app.add_api_route(settings.health_route, system.ready, include_in_schema=False)
+    if settings.predict_route:
+        app.add_api_route(settings.predict_route, platforms.predict, methods=["POST"], include_in_schema=False)
     return app
 
 
@@ -104,7 +110,7 @@ def _handle_errors(app: FastAPI, metrics: Metrics) -> None:
 
     def answer(request: Request, error: ServiceError) -> Response:
         metrics.rejected.labels(error.code).inc()
-        return problem_response(error, request.state.request_id)
+        return refusal(error, request.state.request_id, request.url.path)
 
     @app.exception_handler(ServiceError)
     async def expected(request: Request, error: ServiceError) -> Response:

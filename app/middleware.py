@@ -8,49 +8,34 @@ import logging
 import re
 import secrets
 import time
+from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import (
     BodyTimeout,
     BodyTooLarge,
-    ServiceError,
     ShuttingDown,
     UnsupportedMediaType,
-    error_headers,
-    problem,
 )
+from app.logs import facts
 from app.metrics import Metrics
+from app.refusals import SECURITY_HEADERS
 
 logger = logging.getLogger(__name__)
 
 # Asked for every few seconds by probes: not worth a line each.
-_QUIET = ("/health", "/health/live", "/health/ready", "/metrics", "/ping")
+_QUIET = (
+    *("/health", "/health/live", "/health/ready", "/health-check", "/ping", "/metrics"),
+    *("/v2/health/live", "/v2/health/ready", "/sdapi/v1/progress"),
+)
 
 # Nothing else may come in: the id goes into log lines and back out in a header.
+# W3C Trace Context, version 00: whoever asks tells which of its traces this request belongs to.
+_TRACE = re.compile(r"00-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,128}", re.ASCII)
-
-SECURITY_HEADERS = {
-    # What is sent is what it says it is, runs nothing, shows in no frame and in no other page, and says to no page
-    # where its visitor came from.
-    "X-Content-Type-Options": "nosniff",
-    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'; sandbox",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Referrer-Policy": "no-referrer",
-}
-"""On every answer that does not set its own."""
-
-
-def problem_response(error: ServiceError, request_id: str) -> JSONResponse:
-    """An error as `application/problem+json`, with the headers that retry loops read."""
-    headers = {**SECURITY_HEADERS, **error_headers(error), "X-Request-Id": request_id}
-    if isinstance(error, BodyTimeout | ShuttingDown):
-        headers["Connection"] = "close"
-    return JSONResponse(
-        problem(error, request_id), error.status, headers=headers, media_type="application/problem+json"
-    )
 
 
 class RequestContext:
@@ -71,6 +56,10 @@ class RequestContext:
         request_id = sent if _REQUEST_ID.fullmatch(sent) else secrets.token_hex(16)
         scope.setdefault("state", {})["request_id"] = request_id
         start, status = time.perf_counter(), 500
+        told: dict[str, Any] = {"request_id": request_id, "method": scope["method"][:16]}
+        if trace := _TRACE.fullmatch(Headers(scope=scope).get("traceparent", "")):
+            told["trace_id"] = trace[1]
+        before = facts.set(told)
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
@@ -90,8 +79,13 @@ class RequestContext:
             route = getattr(scope.get("route"), "path", "unmatched")
             self.metrics.requests.labels(route, str(status)).inc()
             self.metrics.request_seconds.labels(route).observe(seconds)
+            facts.reset(before)
             level = logging.DEBUG if route in _QUIET else logging.INFO
-            logger.log(level, "%s %s %d %.1f ms id=%s", scope["method"][:16], route, status, seconds * 1000, request_id)
+            told |= {"route": route, "status": status, "milliseconds": round(seconds * 1000, 1)}
+            if str(caller := scope["state"].get("caller", "")).startswith("key "):
+                told["key"] = caller.removeprefix("key ")
+            words = "%(method)s %(route)s %(status)d %(milliseconds).1f ms id=%(request_id)s"
+            logger.log(level, words, told, extra={"facts": told})
 
 
 class BodyLimits:

@@ -113,6 +113,9 @@ class Img2ImgRequest(BaseModel):
     output_format: OutputFormat | None = Field(
         None, description="`png`, `webp` or `jpeg`; the `Accept` header decides if absent."
     )
+    quality: Integer | None = Field(
+        None, ge=1, le=100, description="Of a WebP or JPEG file; 90 or 92 if absent. A PNG has none."
+    )
 
     @property
     def steps_run(self) -> int:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from app.decoder import ERRORS, FITS, PIXELS, REPLY, REQUEST
+from app.decoder import ERRORS, FITS, FOUND, MAX_TEXT, READ, REPLY, REQUEST
 from app.engine.framing import enlarge
 from app.engine.jobs import Pixels
 from app.errors import DeadlineExceeded, InvalidImage, Unavailable
@@ -71,9 +71,16 @@ class Sandbox:
             DeadlineExceeded: it was not decoded before its deadline.
             Unavailable: something that was not the picture killed the decoder, twice.
         """
+        return Pixels(IMAGE_SIZE, IMAGE_SIZE, await self._ask(data, FITS.index(fit), deadline, caller))
+
+    async def parameters(self, data: bytes, caller: str = "") -> str:
+        """As `app.images.parameters`, by the same rules."""
+        return (await self._ask(data, READ, math.inf, caller)).decode(errors="replace")
+
+    async def _ask(self, data: bytes, what: int, deadline: float, caller: str) -> bytes:
         seconds = None if math.isinf(deadline) else deadline - time.monotonic()
         began = asyncio.Event()
-        reading = asyncio.create_task(self._in_turn(data, fit, caller, began))
+        reading = asyncio.create_task(self._in_turn(data, what, caller, began))
         # Also of what nobody waits for the outcome has to be asked for.
         reading.add_done_callback(lambda task: task.cancelled() or task.exception())
         try:
@@ -87,18 +94,18 @@ class Sandbox:
             if not reading.done():
                 asyncio.get_running_loop().call_later(_GRACE_SECONDS if began.is_set() else 0, reading.cancel)
 
-    async def _in_turn(self, data: bytes, fit: Fit, caller: str, began: asyncio.Event) -> Pixels:
+    async def _in_turn(self, data: bytes, what: int, caller: str, began: asyncio.Event) -> bytes:
         async with self._turns.turn(caller):
             began.set()
-            return await self._decode(data, fit)
+            return await self._answered(data, what)
 
-    async def _decode(self, data: bytes, fit: Fit) -> Pixels:
+    async def _answered(self, data: bytes, what: int) -> bytes:
         codes = []
         for _ in range(_TRIES):
             decoder = self._take()
             try:
                 async with asyncio.timeout(DECODE_SECONDS):
-                    kind, body = await decoder.ask(data, fit)
+                    kind, body = await decoder.ask(data, what)
             except _DecoderDied as death:
                 codes.append(await self._bury(decoder, str(death)))
                 if codes[-1] == -signal.SIGXCPU:
@@ -113,8 +120,8 @@ class Sandbox:
                 await decoder.ended(kill=True)
                 raise
             self._keep(decoder)
-            if kind == PIXELS:
-                return Pixels(IMAGE_SIZE, IMAGE_SIZE, body)
+            if kind == FOUND:
+                return body
             raise ERRORS[kind - 1](body.decode(errors="replace"), param="image")
         if set(codes) == {-signal.SIGKILL}:
             # A picture cannot cause that: its decoder's limits are told to it, or end it by other signals.
@@ -182,14 +189,15 @@ class _Decoder:
         """None while it lives."""
         return self._process.poll()
 
-    async def ask(self, data: bytes, fit: Fit) -> tuple[int, bytes]:
+    async def ask(self, data: bytes, what: int) -> tuple[int, bytes]:
         """The kind of the answer, and its body. Raises `_DecoderDied`."""
         loop = asyncio.get_running_loop()
         try:
-            await loop.sock_sendall(self._socket, REQUEST.pack(len(data), FITS.index(fit)))
+            await loop.sock_sendall(self._socket, REQUEST.pack(len(data), what))
             await loop.sock_sendall(self._socket, data)
             kind, length = REPLY.unpack(await self._receive(REPLY.size))
-            if kind > len(ERRORS) or length > _PIXELS_LENGTH or (kind == PIXELS and length != _PIXELS_LENGTH):
+            most, pixels = (MAX_TEXT, False) if kind or what == READ else (_PIXELS_LENGTH, True)
+            if kind > len(ERRORS) or length > most or (pixels and length != most):
                 raise _DecoderDied("its answer makes no sense")
             return kind, await self._receive(length)
         except OSError as error:

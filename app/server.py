@@ -88,7 +88,7 @@ def serve(settings: Settings, loader: str | None = None) -> int:
         Misconfigured: the API keys cannot be used.
         SystemExit: the address cannot be listened on; uvicorn has logged why.
     """
-    configure(settings.log_level)
+    configure(settings.log_level, settings.log_format)
     memory.serving()
     failures: list[EngineStopped] = []
 

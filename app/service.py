@@ -4,20 +4,28 @@ import asyncio
 import os
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Literal, TypeVar
 
 from app import __version__, images
 from app.engine.engine import Engine
 from app.engine.jobs import Job, Progress
+from app.errors import InvalidParameter, ModelNotFound, Unavailable
+from app.images import Marks
+from app.infotext import infotext
+from app.logs import facts
 from app.metrics import Metrics
 from app.request import Img2ImgRequest, OutputFormat
 from app.sandbox import Sandbox
 from app.settings import Settings
 
 T = TypeVar("T")
+
+_LOOK_SECONDS = 0.25
+"""How often it is looked at how many are before a request that waits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +41,40 @@ class Call:
     request_id: str
     caller: str = ""
     timeout: float | None = None
+    # The engine needs a name that no other job has; the caller chose the request's.
+    _suffix: str = field(default_factory=lambda: secrets.token_hex(4), repr=False)
+
+    @property
+    def job_id(self) -> str:
+        """Names its job in the engine."""
+        return f"{self.request_id}.{self._suffix}"
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A request waits, and so many are before it."""
+
+    ahead: int
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """`step` of `steps` UNet calls are done. `preview` is a file of the picture as it was promised then.
+
+    A preview comes by itself, after the step that it shows and maybe after the next one.
+    """
+
+    step: int
+    steps: int
+    preview: bytes | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """An answer. `seconds` holds the time of each stage, by its name in `Server-Timing`, in the order of the way."""
+    """An answer. `seconds` holds the time of each stage, by its name in `Server-Timing`, in the order of the way.
+
+    `infotext` says how it was made, in the notation of AUTOMATIC1111's web UI.
+    """
 
     data: bytes = field(repr=False)
     output_format: OutputFormat
@@ -46,6 +83,7 @@ class Picture:
     start_timestep: float
     tokens_cut: int
     seconds: dict[str, float]
+    infotext: str = field(repr=False)
 
     @property
     def filename(self) -> str:
@@ -60,12 +98,16 @@ class Service:
         settings: limits of the pictures.
         engine: started and stopped by whoever made it.
         metrics: where stage times go.
+
+    Attributes:
+        started: when, in seconds of Unix time.
     """
 
     def __init__(self, settings: Settings, engine: Engine, metrics: Metrics) -> None:
         self.settings = settings
         self.engine = engine
         self.metrics = metrics
+        self.started = int(time.time())
         # As many as there are cores: decoding a large picture holds up to 200 MB, and more at once is no faster.
         count = os.cpu_count() or 1
         self._writers = ThreadPoolExecutor(count, "writers")
@@ -84,6 +126,7 @@ class Service:
         request: Img2ImgRequest,
         call: Call,
         on_progress: Callable[[Progress], None] | None = None,
+        previews: frozenset[int] = frozenset(),
     ) -> Picture:
         """Make one picture of an uploaded one.
 
@@ -91,20 +134,22 @@ class Service:
             upload: a PNG, JPEG or WebP file.
             request: what to make of it; `output_format` None means PNG.
             call: whose request it is, and how long there is for it.
-            on_progress: called on the event loop after each UNet call of this picture.
+            on_progress: called on the event loop after each UNet call of this picture, and with each preview.
+            previews: the numbers of the UNet calls after which there is to be one.
 
         Raises:
             ServiceError: any of the tree in `app.errors`.
         """
         output_format = request.output_format or OutputFormat.PNG
+        if request.quality and output_format is OutputFormat.PNG:
+            raise InvalidParameter("A PNG has no quality: leave it out, or ask for webp or jpeg.", param="quality")
         seed = secrets.randbelow(2**32) if request.seed is None else request.seed
         with self.engine.admit(request.unet_rows, call.caller, call.timeout) as deadline:
             start = time.perf_counter()
             pixels = await self._sandbox.decode(upload, request.fit, deadline, call.caller)
             decoded = time.perf_counter()
             job = Job(
-                # The engine needs a name that no other job has; the caller chose the request's.
-                id=f"{call.request_id}.{secrets.token_hex(4)}",
+                id=call.job_id,
                 pixels=pixels,
                 prompt=request.prompt,
                 negative_prompt=request.negative_prompt or None,
@@ -113,11 +158,13 @@ class Service:
                 guidance_scale=request.guidance_scale,
                 seed=seed,
                 deadline=deadline,
+                previews=previews,
             )
             result = await self.engine.run(job, on_progress, call.caller)
         finished = time.perf_counter()
-        text = self._infotext(request, seed) if self.settings.embed_parameters else None
-        data = await _on_thread(self._writers, images.encode, result.pixels, output_format, text, self._helpers)
+        text = infotext(request, seed, self.model_name, __version__)
+        encode = partial(images.encode, helper=self._helpers, quality=request.quality)
+        data = await _on_thread(self._writers, encode, result.pixels, output_format, self._marks(text))
         seconds = {
             "queue": result.queued,
             "decode": decoded - start,
@@ -129,6 +176,9 @@ class Service:
         }
         for stage, value in seconds.items():
             self.metrics.stage_seconds.labels(stage).observe(value)
+        if (told := facts.get()) is not None:
+            stages = {stage: round(value * 1000, 1) for stage, value in seconds.items()}
+            told.setdefault("pictures", []).append({"seed": seed, "stage_milliseconds": stages})
         return Picture(
             data=data,
             output_format=output_format,
@@ -137,7 +187,61 @@ class Service:
             start_timestep=result.start_timestep,
             tokens_cut=result.tokens_cut,
             seconds=seconds,
+            infotext=text,
         )
+
+    async def watch(
+        self,
+        upload: bytes,
+        request: Img2ImgRequest,
+        call: Call,
+        previews: frozenset[int] = frozenset(),
+        preview_format: OutputFormat = OutputFormat.JPEG,
+    ) -> AsyncGenerator[Waiting | Step | Picture, None]:
+        """As `edit`, but says how it goes; the picture comes last. Closing it cancels the work.
+
+        A request that is refused raises before anything has come.
+        """
+        progress: asyncio.Queue[Progress | None] = asyncio.Queue()
+        task = asyncio.create_task(self.edit(upload, request, call, progress.put_nowait, previews))
+        task.add_done_callback(lambda _: progress.put_nowait(None))
+        ahead: int | None = None
+        done: set[tuple[int, bool]] = set()
+        try:
+            while True:
+                try:
+                    one = await asyncio.wait_for(progress.get(), _LOOK_SECONDS)
+                except TimeoutError:
+                    before, ahead = ahead, self.engine.ahead(call.job_id)
+                    if ahead not in (None, before):
+                        yield Waiting(ahead)
+                    continue
+                if one is None:
+                    break
+                # What has to start anew has been shown up to there.
+                if (key := (one.step, one.preview is not None)) in done:
+                    continue
+                done.add(key)
+                shown = None
+                if one.preview:
+                    marks = self._marks("")
+                    shown = await _on_thread(self._writers, images.enlarged, one.preview, preview_format, marks)
+                yield Step(one.step, one.steps, shown)
+            yield task.result()
+        finally:
+            task.cancel()
+            await asyncio.wait({task})
+
+    def _marks(self, text: str) -> Marks:
+        return Marks(text if self.settings.embed_parameters else None, generated=self.settings.mark_pictures)
+
+    async def infotext_of(self, file: bytes, call: Call) -> str:
+        """What a picture file says of how it was made; an empty text if it says nothing.
+
+        Raises:
+            ServiceError: it cannot be read.
+        """
+        return await self._sandbox.parameters(file, call.caller)
 
     async def drain(self) -> None:
         """Refuse new requests, let those that run finish, and return; the settings say how long either may take."""
@@ -157,9 +261,29 @@ class Service:
         """What the workers loaded, and where; None until one has."""
         return asdict(self.engine.info) if self.engine.info else None
 
-    def _infotext(self, request: Img2ImgRequest, seed: int) -> str:
-        model = self.engine.info.model.rpartition("/")[2] if self.engine.info else "unknown"
-        return images.infotext(request, seed, model, __version__)
+    @property
+    def model_name(self) -> str:
+        """The model's, without where it comes from.
+
+        Raises:
+            Unavailable: no worker has loaded one yet, and only it can tell which that is.
+        """
+        name = self.engine.info.model if self.engine.info else self.settings.model
+        if name == "auto":
+            raise Unavailable("The model is being loaded. Try again in a moment.", retry_after=5)
+        return name.rstrip("/").rpartition("/")[2]
+
+    def check_model(self, name: str | None) -> None:
+        """Raises `ModelNotFound` for a name that is neither the model's nor one of the settings'."""
+        aliases = self.settings.model_aliases.split(",")
+        if name is None or name in aliases or "*" in aliases:
+            return
+        if name not in (self.model_name, self.engine.info.model if self.engine.info else self.settings.model):
+            raise ModelNotFound(
+                f"There is no model '{name[:64]}' here. Leave it out, send '{self.model_name}', or have the service "
+                "take other names by IMG2IMG_MODEL_ALIASES.",
+                param="model",
+            )
 
 
 async def _on_thread(threads: ThreadPoolExecutor, function: Callable[..., T], *arguments: object) -> T:

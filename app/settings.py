@@ -18,6 +18,7 @@ MaxBatch = Annotated[
 ]
 
 
+_ROUTE = r"^(/[A-Za-z0-9._~/:-]*)?$"
 _ORIGIN = re.compile(r"https?://([^\s,/*A-Z]+)", re.ASCII)
 
 
@@ -70,8 +71,25 @@ class Settings(BaseSettings):
         8000,
         ge=0,
         le=65535,
-        validation_alias=AliasChoices("IMG2IMG_PORT", "PORT"),
-        description="The port that it listens on; `PORT` is honoured too.",
+        validation_alias=AliasChoices("IMG2IMG_PORT", "AIP_HTTP_PORT", "PORT"),
+        description="The port that it listens on; `PORT` and Vertex AI's `AIP_HTTP_PORT` are honoured too.",
+    )
+    health_route: str = Field(
+        "",
+        pattern=_ROUTE,
+        validation_alias=AliasChoices("IMG2IMG_HEALTH_ROUTE", "AIP_HEALTH_ROUTE"),
+        description="One more path that answers as `/health/ready`; Vertex AI names it by `AIP_HEALTH_ROUTE`.",
+    )
+    predict_route: str = Field(
+        "",
+        pattern=_ROUTE,
+        validation_alias=AliasChoices("IMG2IMG_PREDICT_ROUTE", "AIP_PREDICT_ROUTE"),
+        description="A path that takes Vertex AI's `instances`, which names it by `AIP_PREDICT_ROUTE`.",
+    )
+    model_aliases: str = Field(
+        "",
+        description="Other names that requests may give for the model, like `gpt-image-1`, separated by commas; `*` "
+        "for any.",
     )
     api_keys: SecretStr = Field(
         SecretStr(""),
@@ -86,6 +104,9 @@ class Settings(BaseSettings):
         "separated by commas; its own may.",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="How much is logged.")
+    log_format: Literal["auto", "json", "console"] = Field(
+        "auto", description="`json` (a line of JSON each), `console`, or `auto`: JSON where nobody reads along."
+    )
     max_batch: MaxBatch = Field(
         "auto",
         description="`auto` (4, but 1 for a large model on the CPU) or a number from 1 to 64: jobs that share a UNet "
@@ -153,6 +174,9 @@ class Settings(BaseSettings):
         ge=1,
         le=1_000_000_000,
         description="Pixels of an upload, by its header; a larger one gets 413. Pillow has a limit too: 89 million.",
+    )
+    mark_pictures: bool = Field(
+        True, description="Write into each picture that it was made with generative AI (IPTC `DigitalSourceType`)."
     )
     embed_parameters: bool = Field(
         True, description="Write prompt, seed and steps into the picture's metadata, as image tools expect them."

@@ -6,6 +6,7 @@ The prompt says what it does: words `name=value`, in any order.
     admit=fail   encoding raises
     fail_at=N    the UNet call after N steps raises
     finish=fail  decoding raises;  finish=nan  gives no finite picture
+    preview=fail  making a preview raises
     way=N        the picture is still on its way from the device when asked for it N times
     collect=fail  fetching it raises
     exit_at=N    the process ends with code 7 in the UNet call after N steps
@@ -57,6 +58,22 @@ class FakeDecoding:
         return self.way < 0
 
 
+@dataclass
+class FakePreview:
+    """A pixel of the step's number; has arrived once it was asked for `way` times."""
+
+    index: int
+    way: int
+
+    @property
+    def ready(self) -> bool:
+        self.way -= 1
+        return self.way < 0
+
+    def pixels(self) -> Pixels:
+        return Pixels(1, 1, bytes([self.index] * 3))
+
+
 class FakeDiffusion:
     """Turns each byte of the picture by seed and steps; remembers the ids of each call."""
 
@@ -92,6 +109,11 @@ class FakeDiffusion:
         time.sleep(max(float(state.words.get("tick", 0)) for state in states))
         for state in states:
             state.index += 1
+
+    def preview(self, state: FakeState) -> "FakePreview":
+        if state.words.get("preview") == "fail":
+            raise ValueError("told to fail in preview")
+        return FakePreview(state.index, int(state.words.get("way", 0)))
 
     def finish(self, states: Sequence[FakeState]) -> list[FakeDecoding]:
         self.finished.append([state.job.id for state in states])

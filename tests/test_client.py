@@ -1,3 +1,4 @@
+import asyncio
 import email.parser
 import email.policy
 import json
@@ -15,7 +16,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from app.client import Edited, Img2Img, Img2ImgError, NoService
+from app.client import AsyncImg2Img, Edited, Img2Img, Img2ImgError, NoService, Progress
 from tests.canned import Answer, Asked, canned
 from tests.pictures import opened
 
@@ -31,6 +32,9 @@ PICTURE = Answer(
     },
 )
 BUSY = {"Retry-After": "0", "X-Should-Retry": "true"}
+
+
+StartServer = Callable[..., AbstractContextManager[str]]
 
 
 def problem(status: int, headers: dict[str, str], **members: object) -> Answer:
@@ -253,3 +257,101 @@ def test_the_client_needs_neither_the_models_nor_the_services_libraries() -> Non
     code = "import sys, app.client; print({'torch', 'fastapi', 'starlette', 'pydantic', 'PIL'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
+
+
+class TestProgress:
+    def test_each_step_and_preview_is_told_and_the_picture_is_the_same(self, server: str, png: bytes) -> None:
+        seen: list[Progress] = []
+        arguments: dict[str, Any] = {"num_inference_steps": 4, "strength": 1.0, "seed": 3, "output_format": "webp"}
+        with Img2Img(server) as client:
+            edited = client.edit(png, "x", on_progress=seen.append, previews=True, **arguments)
+            plain = client.edit(png, "x", **arguments)
+        assert [one.step for one in seen if one.steps and not one.preview] == [1, 2, 3, 4]
+        assert [one.step for one in seen if one.preview] == [1, 2, 3]
+        assert {opened(one.preview).size for one in seen if one.preview} == {(512, 512)}
+        assert (edited.data, edited.media_type, edited.seed) == (plain.data, "image/webp", 3)
+        assert set(edited.seconds) == set(plain.seconds)
+        assert edited.request_id
+
+    def test_who_waits_is_told_how_many_are_before(self, start_server: StartServer, png: bytes) -> None:
+        seen: list[Progress] = []
+        with start_server(max_batch=1) as url, Img2Img(url) as client:
+            other = threading.Thread(target=client.edit, args=(png, "tick=0.3"))
+            other.start()
+            time.sleep(0.3)
+            client.edit(png, "x", on_progress=seen.append)
+            other.join()
+        assert [one.ahead for one in seen if one.ahead is not None][:1] == [1]
+
+    def test_a_failure_on_the_way_and_a_refusal_before_are_errors_as_ever(self, server: str, png: bytes) -> None:
+        with Img2Img(server) as client:
+            with pytest.raises(Img2ImgError) as failed:
+                client.edit(png, "fail_at=1", on_progress=lambda progress: None)
+            assert (failed.value.status, failed.value.code) == (500, "inference_failed")
+            with pytest.raises(Img2ImgError) as refused:
+                client.edit(png, "x", strength=0.1, on_progress=lambda progress: None)
+            assert (refused.value.status, refused.value.param) == (422, "strength")
+
+    def test_a_service_that_has_no_events_sends_the_picture(self, png: bytes) -> None:
+        with canned(PICTURE) as other, Img2Img(other.url) as client:
+            assert client.edit(png, "x", on_progress=lambda progress: None).seed == 3
+
+    def test_events_without_a_picture_are_another_program_s(self, png: bytes) -> None:
+        answer = Answer(body=b"event: news\ndata: {}\n\n", headers={"Content-Type": "text/event-stream"})
+        with canned(answer) as other, Img2Img(other.url) as client, pytest.raises(NoService, match="another"):
+            client.edit(png, "x", on_progress=lambda progress: None)
+
+
+class TestAsynchronous:
+    """The same on an event loop."""
+
+    def test_it_makes_the_same_picture(self, server: str, png: bytes) -> None:
+        async def ask() -> tuple[Edited, list[Progress]]:
+            seen: list[Progress] = []
+            async with AsyncImg2Img(server) as client:
+                await client.wait_until_ready(5)
+                assert (await client.health())["status"] == "ready"
+                plain = await client.edit(png, "x", seed=3)
+                told = await client.edit(png, "x", seed=3, on_progress=seen.append)
+                assert told.data == plain.data
+                return plain, seen
+
+        edited, seen = asyncio.run(ask())
+        with Img2Img(server) as client:
+            assert client.edit(png, "x", seed=3).data == edited.data
+        assert [one.step for one in seen] == [1, 2, 3]
+
+    def test_several_at_once(self, server: str, png: bytes) -> None:
+        async def ask() -> list[Edited]:
+            async with AsyncImg2Img(server) as client:
+                return list(await asyncio.gather(*(client.edit(png, "x", seed=seed) for seed in range(4))))
+
+        assert [edited.seed for edited in asyncio.run(ask())] == [0, 1, 2, 3]
+
+    def test_it_waits_as_it_is_told_and_tries_again(self, png: bytes) -> None:
+        async def ask(url: str) -> Edited:
+            async with AsyncImg2Img(url) as client:
+                return await client.edit(png, "x")
+
+        with canned(problem(503, BUSY), PICTURE) as server:
+            assert asyncio.run(ask(server.url)).seed == 3
+            assert len(server.asked) == 2
+
+    def test_refusals_and_absence_are_its_errors_too(self, server: str, png: bytes) -> None:
+        async def ask(url: str, strength: float) -> bool:
+            async with AsyncImg2Img(url) as client:
+                await client.edit(png, "x", strength=strength)
+                return await client.ready()
+
+        with pytest.raises(Img2ImgError, match="strength"):
+            asyncio.run(ask(server, 0.1))
+        with pytest.raises(NoService, match="No service answers"):
+            asyncio.run(ask(f"http://127.0.0.1:{free_port()}", 1.0))
+
+    def test_it_can_wait_in_vain(self) -> None:
+        async def wait() -> None:
+            async with AsyncImg2Img(f"http://127.0.0.1:{free_port()}") as client:
+                await client.wait_until_ready(0.1)
+
+        with pytest.raises(TimeoutError, match="was not ready"):
+            asyncio.run(wait())

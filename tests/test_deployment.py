@@ -125,7 +125,7 @@ class TestCompose:
     @pytest.mark.parametrize("name", ["img2img", "img2img-cpu"])
     def test_weights_are_kept_in_a_named_volume_and_keys_come_from_a_folder(self, name: str) -> None:
         assert compose_service(name)["volumes"] == ["models:/data", "${KEYS_FOLDER:-keys}:/keys:ro"]
-        assert set(yaml.safe_load((ROOT / "docker-compose.yml").read_text())["volumes"]) == {"models", "keys"}
+        assert set(yaml.safe_load((ROOT / "docker-compose.yml").read_text())["volumes"]) >= {"models", "keys"}
 
     @pytest.mark.parametrize("name", ["img2img", "img2img-cpu"])
     def test_tmp_is_memory_and_bounded(self, name: str) -> None:

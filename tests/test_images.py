@@ -11,8 +11,11 @@ import pytest
 from PIL import ExifTags, Image, ImageCms, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
+from app import decoder, images
 from app.engine.jobs import Pixels
-from app.images import decode, encode, infotext
+from app.errors import ImageTooLarge, InvalidImage, UnsupportedImageFormat
+from app.images import Marks, decode, encode, parameters
+from app.infotext import infotext
 from app.request import Fit, Img2ImgRequest, OutputFormat
 from tests.pictures import LIMIT, Size, chunk, decoded, every_format, noise, opened, orientation, png, saved
 
@@ -166,7 +169,7 @@ def text_of(picture: bytes) -> str | None:
 
 def written(pixels: Pixels, output_format: OutputFormat, parameters: str | None) -> bytes:
     with ThreadPoolExecutor(1) as helper:
-        return encode(pixels, output_format, parameters, helper)
+        return encode(pixels, output_format, Marks(parameters), helper)
 
 
 def smooth() -> Pixels:
@@ -215,6 +218,16 @@ def test_parameters_that_exceed_a_jpeg_segment_are_left_out_of_it_alone() -> Non
     assert text_of(written(smooth(), OutputFormat.PNG, exceeds)) == exceeds
 
 
+@pytest.mark.parametrize("output_format", list(OutputFormat))
+def test_a_file_can_go_without_any_mark(output_format: OutputFormat) -> None:
+    pixels = decode(saved(noise((9, 9)), "PNG"), Fit.STRETCH, LIMIT)
+    with ThreadPoolExecutor() as helper:
+        bare = encode(pixels, output_format, Marks(None, generated=False), helper)
+        marked = encode(pixels, output_format, Marks(), helper)
+    assert b"DigitalSourceType" in marked
+    assert b"DigitalSourceType" not in bare
+
+
 @pytest.mark.parametrize("output_format", OutputFormat)
 def test_nothing_but_the_pixels_of_the_upload_comes_out(output_format: OutputFormat) -> None:
     secret = "private-7f3a"
@@ -244,3 +257,40 @@ def test_the_infotext_leaves_out_an_absent_negative_prompt_and_quotes_names_with
         "x",
         'Steps: 4, CFG scale: 1.5, Seed: 0, Size: 512x512, Model: "a, b: ü", Denoising strength: 0.9, Version: 1',
     ]
+
+
+class TestParameters:
+    """In this process; the service has it done by a decoder."""
+
+    @pytest.mark.parametrize("output_format", list(OutputFormat))
+    def test_what_is_written_is_read_back(self, output_format: OutputFormat) -> None:
+        pixels = decode(saved(noise((9, 9)), "PNG"), Fit.STRETCH, LIMIT)
+        with ThreadPoolExecutor() as helper:
+            file = encode(pixels, output_format, Marks("größer ✨\nSteps: 4"), helper)
+            bare = encode(pixels, output_format, Marks(), helper)
+        assert parameters(file, LIMIT) == "größer ✨\nSteps: 4"
+        assert parameters(bare, LIMIT) == ""
+
+    def test_a_comment_in_another_code_is_read_and_one_that_is_no_text_is_not(self) -> None:
+        exif = Image.Exif()
+        exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = b"ASCII\0\0\0a cat\0"
+        assert parameters(saved(noise((9, 9)), "JPEG", exif=exif), LIMIT) == "a cat"
+        assert images._comment(5) == ""
+
+    def test_a_file_that_cannot_be_read_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        with pytest.raises(UnsupportedImageFormat):
+            parameters(b"GIF89a", LIMIT)
+        with pytest.raises(InvalidImage):
+            parameters(b"\x89PNG\r\n\x1a\n", LIMIT)
+        with pytest.raises(ImageTooLarge):
+            parameters(saved(noise((9, 9)), "PNG"), 10)
+
+        def starve(*arguments: object, **options: object) -> Image.Image:
+            raise MemoryError
+
+        monkeypatch.setattr(Image, "open", starve)
+        with pytest.raises(MemoryError):
+            parameters(saved(noise((9, 9)), "PNG"), LIMIT)
+
+    def test_a_decoder_answers_with_it(self) -> None:
+        assert decoder._answer(saved(noise((9, 9)), "PNG"), decoder.READ, LIMIT) == (decoder.FOUND, b"")

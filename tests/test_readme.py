@@ -25,7 +25,7 @@ from app.errors import ServiceError
 from app.main import create_app
 from app.metrics import Metrics
 from app.request import Img2ImgRequest, steps_run
-from app.routes import img2img, system
+from app.routes import cog, img2img, openai, platforms, stability, system, webui
 from app.routes.schema import IMG2IMG_RESPONSES
 from app.settings import Settings
 from scripts import demo
@@ -134,11 +134,12 @@ class TestTables:
         described = {f"{method.upper()} {path}" for path, item in app.openapi()["paths"].items() for method in item}
         plain = {f"GET {route.path}" for route in app.routes if hasattr(route, "path")}
         # Other platforms' names for the same are not in the schema, lest generated clients have each call twice.
-        own = [route for router in (img2img.router, system.router) for route in router.routes]
+        rooms = (cog, img2img, openai, platforms, stability, system, webui)
+        own = [route for room in rooms for route in room.router.routes]
         plain |= {
             f"{method} {route.path}" for route in own if isinstance(route, APIRoute) for method in route.methods or ()
         }
-        named = re.findall(r"`((?:GET|POST) /\S*)`", section("## Routes"))
+        named = re.findall(r"`((?:GET|POST|PUT) /\S*)`", section("## Routes"))
         assert sorted(named) == sorted(described | plain)
 
     def test_strength_means_what_the_table_says(self) -> None:
@@ -230,7 +231,8 @@ def layer(module: str) -> str:
     """How the page's order calls a module: `routes` is one; packages and the entry point are not in it."""
     if module in ("app", "app.engine", "app.routes", "app.__main__"):
         return ""
-    return "routes" if module.startswith("app.routes.") else module.rpartition(".")[2]
+    package = module.split(".")[1]
+    return package if package in ("routes", "client") else module.rpartition(".")[2]
 
 
 class TestPaths:
@@ -291,7 +293,9 @@ def test_a_curl_command_makes_a_picture(command: str, server: str, folder: Path)
     run(["sh", "-ec", command.replace(URL, server)], folder)
 
 
-@pytest.mark.parametrize("snippet", blocks("python"), ids=["client", "requests", "hugging face"])
+@pytest.mark.parametrize(
+    "snippet", blocks("python"), ids=["client", "asynchronous client", "requests", "hugging face", "openai", "web UI"]
+)
 def test_a_python_snippet_makes_a_picture(snippet: str, server: str, folder: Path) -> None:
     assert URL in snippet
     run([sys.executable, "-W", "error", "-c", snippet.replace(URL, server)], folder)

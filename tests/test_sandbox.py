@@ -339,7 +339,7 @@ def test_the_loop_of_a_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
         raise MemoryError
 
     monkeypatch.setattr(images, "decode", too_much)
-    kind, body = decoder._decode(b"", Fit.STRETCH, LIMIT)
+    kind, body = decoder._answer(b"", 0, LIMIT)
     assert decoder.ERRORS[kind - 1] is ImageTooLarge
     assert b"too much memory" in body
 

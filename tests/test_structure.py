@@ -21,22 +21,34 @@ LAYERS = [
         "app.errors",
         "app.settings",
         "app.logs",
-        "app.client",
+        "app.client.wire",
         "app.turns",
         "app.engine.memory",
-        "app.engine.stepping",
+        "app.engine.transfer",
         "app.engine.weights",
     ],
-    ["app.request", "app.metrics", "app.png", "app.engine.cache", "app.engine.compiled", "app.engine.packed"],
-    ["app.engine.jobs", "app.keys"],
+    [
+        "app.client.asynchronous",
+        "app.client.blocking",
+        "app.request",
+        "app.metrics",
+        "app.png",
+        "app.engine.cache",
+        "app.engine.compiled",
+        "app.engine.packed",
+        "app.engine.stepping",
+    ],
+    ["app.client", "app.engine.jobs", "app.keys", "app.refusals"],
     [
         "app.images",
+        "app.infotext",
         "app.engine.batch",
         "app.engine.framing",
         "app.engine.fair",
         "app.engine.faults",
         "app.engine.warmup",
         "app.engine.encoders",
+        "app.engine.previews",
         "app.engine.admission",
         "app.engine.hub",
         "app.middleware",
@@ -45,8 +57,17 @@ LAYERS = [
     ["app.engine.diffusion", "app.engine.worker", "app.engine.lane"],
     ["app.engine.engine", "app.sandbox"],
     ["app.service"],
-    ["app.routes.common", "app.routes.schema"],
-    ["app.routes.img2img", "app.routes.system"],
+    ["app.routes.bodies", "app.routes.common", "app.routes.schema"],
+    ["app.routes.events", "app.routes.webui_runs"],
+    [
+        "app.routes.cog",
+        "app.routes.img2img",
+        "app.routes.openai",
+        "app.routes.platforms",
+        "app.routes.stability",
+        "app.routes.system",
+        "app.routes.webui",
+    ],
     ["app.main"],
     ["app.server"],
     ["app.console"],
@@ -57,7 +78,10 @@ LAYERS = [
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 TENSORS = {
     f"app.engine.{name}"
-    for name in ("checkpoint", "compiled", "diffusion", "encoders", "faults", "packed", "stepping", "weights")
+    for name in (
+        *("checkpoint", "compiled", "diffusion", "encoders", "faults", "packed", "previews", "stepping", "transfer"),
+        "weights",
+    )
 }
 LOADS_TORCH = {*TENSORS, "app.doctor"}
 MODEL_LIBRARIES = {"torch", "diffusers", "transformers"}
@@ -87,9 +111,9 @@ def test_imports_point_one_way_only(path: Path) -> None:
         assert LEVEL[name] < LEVEL[NAMES[path]], f"{NAMES[path]} imports {name}"
 
 
-def test_a_route_imports_service_request_and_errors_and_nothing_below_them() -> None:
+def test_a_route_imports_the_service_what_it_is_asked_and_what_it_answers_and_nothing_below_them() -> None:
     for path in (APP / "routes").glob("*.py"):
-        allowed = {"app.service", "app.request", "app.errors"}
+        allowed = {"app.service", "app.request", "app.errors", "app.refusals", "app.infotext"}
         assert {name for name in own_imports(path) if not name.startswith("app.routes")} <= allowed
 
 

@@ -6,7 +6,6 @@ job's own CPU generator first the VAE's posterior sample, then the initial noise
 """
 
 import logging
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -23,7 +22,9 @@ from app.engine.encoders import Encoders, Prompt
 from app.engine.faults import fault
 from app.engine.jobs import Job, Lookup, ModelInfo, Pixels, Result, Timings
 from app.engine.packed import Packed, is_large, pack_one_of_each, unpacked
-from app.engine.stepping import Stepper, stepper, upload
+from app.engine.previews import Preview, Previews
+from app.engine.stepping import Stepper, stepper
+from app.engine.transfer import download, mark, passed, seconds_between, upload, wait
 from app.engine.weights import MOST_THREADS, side_by_side
 from app.settings import Settings
 
@@ -82,8 +83,7 @@ class Decoding:
     @property
     def ready(self) -> bool:
         """Whether it has arrived, so that nobody has to wait for it."""
-        arrived = self.marks[2]
-        return isinstance(arrived, float) or bool(arrived.query())
+        return passed(self.marks[2])
 
 
 class SdxlDiffusion:
@@ -114,6 +114,7 @@ class SdxlDiffusion:
         self.encoders = Encoders(pipe, device, cache_bytes)
         self.compiled = compiled
         self.max_jobs = max_jobs
+        self._previews = Previews(self._encode_exactly)
         self._unpacked = unpacked(pipe.unet, pipe.vae)
         self._predict = Batched(self._unet, compiled) if compiled else self._unet
 
@@ -141,16 +142,16 @@ class SdxlDiffusion:
 
         Diffusers' `__call__`, steps 3 to 8.
         """
-        marks = [self._mark()]
+        marks = [mark(self.device)]
         embeds, pooled, tokens_cut, found = self._encode_prompts(job)
-        marks.append(self._mark())
+        marks.append(mark(self.device))
         generator = torch.Generator("cpu").manual_seed(job.seed)
         moments, known = self.encoders.image(job.pixels)
         clean = self._clean(moments, generator)
         steps = stepper(self.pipe.scheduler, job.num_inference_steps, job.steps_run, clean, generator)
         size = [job.pixels.height, job.pixels.width]
         time_ids = upload(torch.tensor([[*size, 0, 0, *size]] * len(embeds), dtype=embeds.dtype), self.device)
-        marks.append(self._mark())
+        marks.append(mark(self.device))
         return State(
             job=job,
             stepper=steps,
@@ -191,6 +192,14 @@ class SdxlDiffusion:
             state.latents = state.stepper.stepped(state.latents, noise, state.index)
             state.index += 1
 
+    @torch.inference_mode()
+    def preview(self, state: State) -> Preview:
+        """A small picture of what the last step promised."""
+        return self._previews.of(state.stepper.promised, state.job.pixels.width, state.job.pixels.height)
+
+    def _encode_exactly(self, pixels: Pixels) -> torch.Tensor:
+        return self._clean(self.encoders.image(pixels)[0], torch.Generator("cpu").manual_seed(0))
+
     def _unet(
         self,
         sample: torch.Tensor,
@@ -214,18 +223,17 @@ class SdxlDiffusion:
         return [self._begin(state) for state in states]
 
     def _begin(self, state: State) -> Decoding:
-        start = self._mark()
+        start = mark(self.device)
         rgb, finite = self.decode(state.latents)
-        end = self._mark()
-        rgb, finite = self._download(rgb), self._download(finite)
-        return Decoding(state, rgb, finite, (start, end, self._mark()))
+        end = mark(self.device)
+        rgb, finite = download(rgb), download(finite)
+        return Decoding(state, rgb, finite, (start, end, mark(self.device)))
 
     @torch.inference_mode()
     def collect(self, decoding: Decoding) -> Result | None:
         """The picture, waited for if it is not `ready`; None if it holds NaN or infinity even in float32."""
         start, end, arrived = decoding.marks
-        if not isinstance(arrived, float):
-            arrived.synchronize()  # pragma: no cover
+        wait(arrived)
         state, rgb, finite = decoding.state, decoding.rgb, decoding.finite
         if not finite.item() and self.pipe.vae.dtype != torch.float32:
             state.redecoded = True
@@ -234,13 +242,6 @@ class SdxlDiffusion:
             self.encoders.forget()
             return None
         return self._result(state, rgb.cpu(), start, end)
-
-    def _download(self, tensor: torch.Tensor) -> torch.Tensor:
-        """To the host, whenever the device comes to it."""
-        if self.device.type != "cuda":
-            return tensor
-        host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)  # pragma: no cover
-        return host.copy_(tensor, non_blocking=True)  # pragma: no cover
 
     def decode(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Latents `[1, c, h, w]` to `uint8[h * f, w * f, 3]` and to a 0-dim bool: whether all of it was finite."""
@@ -270,10 +271,10 @@ class SdxlDiffusion:
             redecoded=state.redecoded,
             lookups=state.lookups,
             timings=Timings(
-                encode_prompt=self._between(before, prompt),
-                encode_image=self._between(prompt, image),
-                denoise=self._between(image, start),
-                vae=self._between(start, end),
+                encode_prompt=seconds_between(before, prompt),
+                encode_image=seconds_between(prompt, image),
+                denoise=seconds_between(image, start),
+                vae=seconds_between(start, end),
             ),
         )
 
@@ -309,19 +310,6 @@ class SdxlDiffusion:
             return 0.0, 1.0
         mean, std = (torch.tensor(value).view(1, -1, 1, 1).to(self.device, dtype) for value in values)
         return mean, std
-
-    def _mark(self) -> Any:
-        """A point in the device's time: the host's clock says nothing of work that CUDA has only been handed."""
-        if self.device.type != "cuda":
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]  # pragma: no cover
-        event.record()  # pragma: no cover
-        return event  # pragma: no cover
-
-    def _between(self, start: Any, end: Any) -> float:
-        if self.device.type != "cuda":
-            return float(end - start)
-        return float(start.elapsed_time(end)) / 1000  # pragma: no cover
 
 
 def _guided(prediction: torch.Tensor, guidance_scale: float) -> torch.Tensor:

@@ -175,6 +175,17 @@ class Engine:
             timer.cancel()
             self._forget(ticket)
 
+    def ahead(self, job_id: str) -> int | None:
+        """How many jobs are before one that waits, those that are being worked at too; None if it does not wait."""
+        waiting = [ticket.job.id for ticket in self._waiting.in_turn()]
+        if job_id in waiting:
+            return waiting.index(job_id) + sum(len(lane.tickets) for lane in self._lanes)
+        for lane in self._lanes:
+            if (ticket := lane.tickets.get(job_id)) and not ticket.started:
+                # Handed to a worker, behind what that has.
+                return list(lane.tickets).index(job_id)
+        return None
+
     def _dispatch(self) -> None:
         """Hand waiting jobs to the ready worker with the fewest; each may hold a second batch in reserve."""
         now = time.monotonic()

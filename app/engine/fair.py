@@ -36,6 +36,14 @@ class FairQueue(Generic[T]):
         for line in self._lines.values():
             yield from (item for _, item in line.items)
 
+    def in_turn(self) -> list[T]:
+        """All items in the order in which they leave, if nobody else comes."""
+        other: FairQueue[T] = FairQueue()
+        other._first = deque(self._first)
+        other._lines = {name: _Line(line.tag, deque(line.items)) for name, line in self._lines.items()}
+        other._now = self._now
+        return [other.pop() for _ in range(len(self))]
+
     def push(self, item: T, caller: str, cost: float) -> None:
         """Behind what the caller has waiting."""
         line = self._lines.setdefault(caller, _Line(self._now))

@@ -44,6 +44,8 @@ class Job:
     deadline: float
     alone: bool = False
     """Shares no UNet call: it was on board when something went wrong, and shows so whether it is at fault."""
+    previews: frozenset[int] = frozenset()
+    """Numbers of the steps after which a preview is wanted; the last step has the picture itself."""
     starved: bool = False
     """There was too little memory for it once, though it was the only one on board."""
 
@@ -169,11 +171,16 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """From the worker: `step` of `steps` UNet calls are done for this job."""
+    """From the worker: `step` of `steps` UNet calls are done for this job.
+
+    A `preview` comes by itself, after the step that it shows and maybe after the next one: a small picture, one pixel
+    for each of the latents, 64x64 for 512x512.
+    """
 
     job_id: str
     step: int
     steps: int
+    preview: Pixels | None = None
 
 
 @dataclass(frozen=True, slots=True)

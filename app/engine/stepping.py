@@ -8,15 +8,19 @@ import torch
 from diffusers import EulerAncestralDiscreteScheduler
 from diffusers.utils.torch_utils import randn_tensor
 
+from app.engine.transfer import upload
+
 
 class Stepper(Protocol):
     """One job's way through its timesteps.
 
     Attributes:
         timesteps: `[steps_run]`, on the CPU as the schedulers keep their sigmas, so that no step waits for the device.
+        promised: what the last prediction took the latents to be without noise, or the nearest to it that is known.
     """
 
     timesteps: torch.Tensor
+    promised: torch.Tensor
 
     def noised(self, clean: torch.Tensor) -> torch.Tensor:
         """The latents to start from."""
@@ -26,13 +30,6 @@ class Stepper(Protocol):
 
     def stepped(self, latents: torch.Tensor, prediction: torch.Tensor, index: int) -> torch.Tensor:
         """The latents after it, in the prediction's dtype."""
-
-
-def upload(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Onto the device without waiting for what that is doing."""
-    if device.type == "cuda":
-        return tensor.pin_memory().to(device, non_blocking=True)  # pragma: no cover
-    return tensor.to(device)
 
 
 def stepper(scheduler: Any, steps: int, steps_run: int, clean: torch.Tensor, generator: torch.Generator) -> Stepper:
@@ -76,7 +73,9 @@ class Scheduled:
 
     def stepped(self, latents: torch.Tensor, prediction: torch.Tensor, index: int) -> torch.Tensor:
         moment = self.timesteps[index]
-        after: torch.Tensor = self._scheduler.step(prediction, moment, latents, **self._arguments, return_dict=False)[0]
+        output = self._scheduler.step(prediction, moment, latents, **self._arguments)
+        after: torch.Tensor = output.prev_sample
+        self.promised = getattr(output, "pred_original_sample", after)
         return after
 
 
@@ -105,7 +104,7 @@ class Ancestral:
         sigma_up = (sigma_to**2 * (sigma**2 - sigma_to**2) / sigma**2) ** 0.5
         sigma_down = (sigma_to**2 - sigma_up**2) ** 0.5
         sample = latents.float()
-        original = sample - sigma * prediction
+        original = self.promised = sample - sigma * prediction
         derivative = (sample - original) / sigma
         after = sample + derivative * (sigma_down - sigma) + self._noise[index + 1] * sigma_up
         return after.to(prediction.dtype)

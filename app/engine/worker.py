@@ -15,6 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from queue import Empty, SimpleQueue
 from typing import Any, Literal, NoReturn, TypeVar
 
@@ -40,7 +41,7 @@ from app.engine.jobs import (
     Ticked,
     ToWorker,
 )
-from app.engine.warmup import Decoding, Diffusion, warm_up
+from app.engine.warmup import Decoding, Diffusion, Preview, warm_up
 from app.errors import CheckpointError
 from app.logs import configure
 
@@ -77,6 +78,7 @@ class Worker:
         self.inbox = inbox
         self.send = send
         self._decoding: deque[tuple[str, Decoding]] = deque()
+        self._showing: deque[tuple[Progress, Preview]] = deque()
         self._settled = False
         self._asked = False
 
@@ -105,6 +107,7 @@ class Worker:
             self._admit(job)
         if self.batch.on_board:
             self._tick()
+        self._show()
         self._finish()
         self._collect()
 
@@ -112,7 +115,7 @@ class Worker:
         """Take all that has arrived; wait for something only if there is nothing to do."""
         try:
             while True:
-                idle = self._settled and self.batch.idle and not self._decoding and not self._asked
+                idle = self._settled and self.batch.idle and not (self._decoding or self._showing or self._asked)
                 message = self.inbox.get(block=idle)
                 if isinstance(message, Cancel):
                     self.batch.leave(message.job_id)
@@ -154,7 +157,18 @@ class Worker:
             return
         self.send(Ticked(len(job_ids), time.monotonic() - start))
         for job_id, (index, steps) in zip(job_ids, moved, strict=True):
-            self.send(Progress(job_id, index, steps))
+            progress = Progress(job_id, index, steps)
+            self.send(progress)
+            if index < steps and index in self.batch.jobs[job_id].previews:
+                state = self.batch.on_board[job_id]
+                if preview := self._attempt("a preview", [job_id], lambda: self.diffusion.preview(state)):  # noqa: B023
+                    self._showing.append((progress, preview))
+
+    def _show(self) -> None:
+        """Send the previews that have arrived; those that have not come with the next turn."""
+        while self._showing and (self._showing[0][1].ready or self.batch.idle):
+            progress, preview = self._showing.popleft()
+            self.send(replace(progress, preview=preview.pixels()))
 
     def _finish(self) -> None:
         job_ids = [job_id for job_id, state in self.batch.on_board.items() if state.done]
@@ -250,7 +264,7 @@ def main(fd: int) -> None:
             connection.sendall(part)
 
     start: Start = inbox.get()
-    configure(start.settings.log_level)
+    configure(start.settings.log_level, start.settings.log_format)
     module, _, function = start.loader.partition(":")
     try:
         with memory.loading():

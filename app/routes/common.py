@@ -40,6 +40,17 @@ async def unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) ->
             await asyncio.wait({task})
 
 
+async def together(*work: Coroutine[Any, Any, T]) -> list[T]:
+    """All results, or the first error; then the others are cancelled."""
+    tasks = [asyncio.ensure_future(one) for one in work]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+
+
 async def _disconnected(request: Request) -> None:
     # Behind a body that was read, there is nothing else to come.
     await request.receive()

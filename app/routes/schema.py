@@ -110,7 +110,10 @@ _ERRORS = {
 IMG2IMG_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {
         "description": f"The picture, {512}x{512}.",
-        "content": {output_format.media_type: _PICTURE for output_format in OutputFormat},
+        "content": {
+            **{output_format.media_type: _PICTURE for output_format in OutputFormat},
+            "text/event-stream": {"schema": {"type": "string", "description": "Events, if `Accept` asks for them."}},
+        },
         "headers": {name: {"description": text, "schema": {"type": "string"}} for name, text in _HEADERS.items()},
     },
     **{status: {"description": text, "content": _PROBLEM} for status, text in _ERRORS.items()},

@@ -38,7 +38,7 @@ def milliseconds(*calls: Callable[[], object], rounds: int = ROUNDS) -> list[flo
 
 
 def _ours(image: Image.Image, helper: Executor) -> bytes:
-    return images.encode(Pixels(*image.size, image.tobytes()), OutputFormat.PNG, None, helper)
+    return images.encode(Pixels(*image.size, image.tobytes()), OutputFormat.PNG, images.Marks(), helper)
 
 
 def _pillow(image: Image.Image) -> bytes:

@@ -1,0 +1,60 @@
+"""How a picture was made, in the notation of AUTOMATIC1111's web UI: written into files, and read back by tools."""
+
+import json
+import re
+
+from app.request import IMAGE_SIZE, Img2ImgRequest
+
+_NEGATIVE = "Negative prompt: "
+_FACT = re.compile(r'\s*([\w ./-]{1,64}):\s*("(?:\\.|[^\\"])*"|[^,]*)(?:,|$)')
+
+
+def infotext(request: Img2ImgRequest, seed: int, model: str, version: str) -> str:
+    """The request in the notation of AUTOMATIC1111's web UI, which image tools read back.
+
+    Args:
+        request: what was asked for.
+        seed: the seed that was used, whether asked for or drawn.
+        model: name of the checkpoint.
+        version: name and version of the program.
+    """
+    facts = {
+        "Steps": request.num_inference_steps,
+        "CFG scale": f"{request.guidance_scale:.15g}",
+        "Seed": seed,
+        "Size": f"{IMAGE_SIZE}x{IMAGE_SIZE}",
+        "Model": _quote(model),
+        "Denoising strength": f"{request.strength:.15g}",
+        "Version": _quote(version),
+    }
+    lines = [request.prompt, ", ".join(f"{name}: {value}" for name, value in facts.items())]
+    if request.negative_prompt:
+        lines.insert(1, f"{_NEGATIVE}{request.negative_prompt}")
+    return "\n".join(lines)
+
+
+def _quote(value: str) -> str:
+    """A value that holds a separator of the notation is written as a JSON string, as the web UI does it."""
+    return json.dumps(value, ensure_ascii=False) if set(value) & set(",:\n") else value
+
+
+def parse_infotext(text: str) -> dict[str, str]:
+    """Its facts by their names, and the prompts as `Prompt` and `Negative prompt`, as the web UI names them.
+
+    What is in no such notation gives a prompt, and no facts.
+    """
+    *lines, last = text.strip().split("\n")
+    facts = {name: _unquote(value) for name, value in _FACT.findall(last)}
+    if "Steps" not in facts:
+        lines, facts = [*lines, last], {}
+    prompt, _, negative = "\n".join(lines).partition(f"\n{_NEGATIVE}")
+    if prompt.startswith(_NEGATIVE):
+        prompt, negative = "", prompt.removeprefix(_NEGATIVE)
+    return {"Prompt": prompt, "Negative prompt": negative, **facts}
+
+
+def _unquote(value: str) -> str:
+    try:
+        return str(json.loads(value)) if value.startswith('"') else value.strip()
+    except ValueError:
+        return value

@@ -1,0 +1,79 @@
+"""How a refusal looks on the wire: a problem document, or the error of whichever dialect the path belongs to."""
+
+from collections.abc import Callable
+from typing import Any
+
+from starlette.responses import JSONResponse
+
+from app.errors import BodyTimeout, ServiceError, ShuttingDown, error_headers, problem
+
+SECURITY_HEADERS = {
+    # What is sent is what it says it is, runs nothing, shows in no frame and in no other page, and says to no page
+    # where its visitor came from.
+    "X-Content-Type-Options": "nosniff",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'; sandbox",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+}
+"""On every answer that does not set its own."""
+
+
+def refusal(error: ServiceError, request_id: str, path: str) -> JSONResponse:
+    """An error as the callers of a path expect it, with the headers that retry loops read."""
+    headers = {**SECURITY_HEADERS, **error_headers(error), "X-Request-Id": request_id}
+    if isinstance(error, BodyTimeout | ShuttingDown):
+        headers["Connection"] = "close"
+    status, body = error_body(error, request_id, path)
+    media_type = "application/problem+json" if "title" in body else None
+    return JSONResponse(body, status, headers=headers, media_type=media_type)
+
+
+def error_body(error: ServiceError, request_id: str, path: str) -> tuple[int, dict[str, Any]]:
+    """Its status and what is sent as JSON."""
+    document = problem(error, request_id)
+    for prefix, render in _DIALECTS.items():
+        if path.startswith(prefix):
+            return render(document)
+    return error.status, document
+
+
+def _openai(document: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+    """OpenAI's error object. Whatever is wrong with a request is 400 there: its SDKs have a class for that."""
+    status = 400 if document["status"] in (406, 415, 422) else document["status"]
+    kind = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}.get(status)
+    error = {
+        "message": document["detail"],
+        "type": kind or ("server_error" if status >= 500 else "invalid_request_error"),
+        "param": document.get("param"),
+        "code": "invalid_api_key" if status == 401 else document["code"],
+    }
+    return status, {"error": error}
+
+
+def _webui(document: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+    """The web UI's: four fields, of which clients show one or all."""
+    body = {"error": document["code"], "detail": document["detail"], "body": "", "errors": document["detail"]}
+    return document["status"], body
+
+
+def _stability(document: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+    """Stability AI's: an id, a name, and sentences."""
+    body = {"id": document["request_id"], "name": document["code"], "errors": [document["detail"]]}
+    return document["status"], body
+
+
+def _cog(document: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+    """Cog's: a list of what is wrong with the input, or a sentence. Where every place is taken, it says conflict."""
+    if document["status"] == 422:
+        where = ["body", "input", *([document["param"]] if "param" in document else [])]
+        return 422, {"detail": [{"loc": where, "msg": document["detail"], "type": document["code"]}]}
+    status = 409 if document["code"] in ("queue_full", "too_many_requests") else document["status"]
+    return status, {"detail": document["detail"]}
+
+
+_DIALECTS: dict[str, Callable[[dict[str, Any]], tuple[int, dict[str, Any]]]] = {
+    "/v1/": _openai,
+    "/sdapi/": _webui,
+    "/v2beta/": _stability,
+    "/predictions": _cog,
+}

@@ -1,0 +1,133 @@
+"""Bodies that dialects have in common, read within limits: forms with pictures, JSON, base64."""
+
+import base64
+import binascii
+import json
+import sys
+from collections.abc import AsyncGenerator, Iterable
+from typing import Any
+
+from fastapi import Request
+from python_multipart.multipart import parse_options_header
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+
+from app.errors import InvalidImage, InvalidParameter, MalformedBody
+from app.request import OutputFormat
+
+_MAX_TEXT_BYTES = 64 * 1024
+_MAX_EPILOGUE = 1024
+_MAX_FIELDS = 40
+_CHARSETS = (b"utf-8", b"utf8", b"us-ascii")
+_MAX_JSON_PARTS = 50_000
+"""Two prompts of nothing but commas have fewer; base64 has none."""
+
+_FORM_ADVICE = {
+    "files": " Send one picture, as the part 'image': every part with a file name is a file.",
+    "maximum size": " Send the picture as a file part named 'image', like curl's -F image=@photo.png.",
+}
+
+
+class _FormParser(MultiPartParser):
+    """Starlette's, but nothing of an upload goes to the disk: the body's limit bounds it in memory as well."""
+
+    spool_max_size = sys.maxsize
+
+    def on_part_end(self) -> None:
+        part = self._current_part
+        _, options = parse_options_header(dict(part.item_headers).get(b"content-type", b""))
+        if part.file is None and options.get(b"charset", b"utf-8").lower() not in _CHARSETS:
+            raise MultiPartException(f"The charset of the part '{part.field_name[:64]}' must be utf-8.")
+        # A picture that is sent as text is told so later, and better.
+        if part.file is None and part.field_name != "image":
+            try:
+                part.data.decode(self._charset)
+            except UnicodeDecodeError as error:
+                # Starlette's would take it for Latin-1, and draw something else than was asked for.
+                raise MultiPartException(f"The text of the part '{part.field_name[:64]}' is not in UTF-8.") from error
+        super().on_part_end()
+
+
+async def read_form(request: Request, max_files: int = 1) -> tuple[dict[str, bytes], dict[str, str]]:
+    """The files and the text fields of a form, by their names.
+
+    Raises:
+        InvalidParameter: a name comes twice.
+        MalformedBody: it is no form, is cut short, or holds what is not in UTF-8.
+    """
+    body = await request.body()
+    _, options = parse_options_header(request.headers["content-type"])
+    if options.get(b"charset", b"utf-8").lower() not in _CHARSETS:
+        raise MalformedBody("The form's charset must be utf-8: leave it out of the Content-Type.")
+    # The parser takes what is there for the whole: a part that was cut off would just be missing.
+    if b"--" + options.get(b"boundary", b"") + b"--" not in body[-_MAX_EPILOGUE:]:
+        raise MalformedBody("The form's last boundary is missing: it was cut short on its way, or is no form.")
+    parser = _FormParser(
+        request.headers, _once_only(body), max_files=max_files, max_fields=_MAX_FIELDS, max_part_size=_MAX_TEXT_BYTES
+    )
+    try:
+        form = await parser.parse()
+    except MultiPartException as error:
+        advice = next((more for words, more in _FORM_ADVICE.items() if words in error.message), "")
+        raise MalformedBody(f"The form cannot be read: {error.message}{advice}") from error
+    try:
+        parts = once(form.multi_items())
+        files = {name: await part.read() for name, part in parts.items() if isinstance(part, UploadFile)}
+    finally:
+        await form.close()
+    return files, {name: part for name, part in parts.items() if name not in files}
+
+
+async def _once_only(body: bytes) -> AsyncGenerator[bytes, None]:
+    yield body
+
+
+def read_json(data: bytes) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        InvalidParameter: it is JSON of another kind, or names something twice.
+        MalformedBody: it is no JSON, or of so many parts that reading it would take much more memory than it has bytes.
+    """
+    if sum(map(data.count, (b",", b"[", b"{"))) > _MAX_JSON_PARTS:
+        raise MalformedBody(
+            f"The JSON has more than {_MAX_JSON_PARTS:,} commas and brackets. Send one picture and text."
+        )
+    try:
+        body = json.loads(data, object_pairs_hook=once)
+    except (ValueError, RecursionError) as error:
+        raise MalformedBody("The body is not valid JSON.") from error
+    if not isinstance(body, dict):
+        raise MalformedBody("The body must be a JSON object: {…}.")
+    return body
+
+
+def decode_base64(text: str, param: str) -> bytes:
+    """Plain base64, in lines or not, or the same in a data URL. Raises `InvalidImage` if it is neither."""
+    if text.startswith("data:"):
+        text = text.partition(",")[2]
+    try:
+        # Some encoders break it into lines.
+        return base64.b64decode("".join(text.split()), validate=True)
+    except (ValueError, binascii.Error) as error:
+        raise InvalidImage(f"'{param}' is not base64.", param=param) from error
+
+
+def base64_text(data: bytes) -> str:
+    """Bytes as base64."""
+    return base64.b64encode(data).decode("ascii")
+
+
+def data_url(data: bytes, output_format: OutputFormat) -> str:
+    """A file as a URL that holds it."""
+    return f"data:{output_format.media_type};base64,{base64_text(data)}"
+
+
+def once(items: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """Pairs to a dict; a field that comes twice is refused rather than half of it ignored."""
+    fields: dict[str, Any] = {}
+    for name, value in items:
+        if name in fields:
+            raise InvalidParameter(f"'{name[:64]}' was sent more than once.", param=name[:64])
+        fields[name] = value
+    return fields

@@ -1,0 +1,220 @@
+"""`/v1/images/edits`, `/v1/images/variations` and `/v1/models`: OpenAI's images API, as its own SDKs speak it."""
+
+import secrets
+import time
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+from pydantic import TypeAdapter, ValidationError
+
+from app.errors import InvalidParameter, UnsupportedMediaType
+from app.request import IMAGE_SIZE, MAX_SEED, Img2ImgRequest, Integer, OutputFormat, parse_request
+from app.routes.bodies import base64_text, data_url, read_form
+from app.routes.common import call_of, together, unless_disconnected
+from app.routes.events import Event, event_stream
+from app.service import Picture, Service, Step
+
+# OpenAI describes these itself.
+router = APIRouter(prefix="/v1", include_in_schema=False)
+
+_SIZE = f"{IMAGE_SIZE}x{IMAGE_SIZE}"
+_MAX_PICTURES = 10
+_MAX_PARTIAL_IMAGES = 3
+_MAX_FILES = 17
+"""Sixteen pictures and a mask, as OpenAI takes them: it can be said of each why it is not taken here."""
+
+_HINTS = ("user", "quality", "input_fidelity", "moderation")
+"""What says how, to another model or to nobody: it changes nothing here, and is no mistake."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a caller of OpenAI's API asks for.
+
+    Attributes:
+        image: the uploaded file.
+        requests: one for each picture, of seeds that follow each other.
+        model: the name that was given for it.
+        url: whether pictures come as data: URLs, instead of plain base64.
+        stream: whether they come as events.
+        partial_images: how many previews come before.
+    """
+
+    image: bytes
+    requests: tuple[Img2ImgRequest, ...]
+    model: str | None
+    url: bool
+    stream: bool
+    partial_images: int
+
+
+def parse_edit(files: Mapping[str, bytes], fields: Mapping[str, str]) -> Asked:
+    """The parts of a form to what is asked for.
+
+    Raises:
+        InvalidParameter: names the part that cannot be honoured, and says what can.
+    """
+    left = {name: value for name, value in fields.items() if name not in _HINTS}
+    image = _image(files, left)
+    count = _whole(left, "n", 1, 1, _MAX_PICTURES)
+    partial_images = _whole(left, "partial_images", 0, 0, _MAX_PARTIAL_IMAGES)
+    stream = _choice(left, "stream", "false", ("false", "true")) == "true"
+    if stream and count > 1:
+        raise InvalidParameter("A stream has one picture: send n=1, or no stream.", param="n")
+    if partial_images and not stream:
+        raise InvalidParameter("partial_images come with stream=true only.", param="partial_images")
+    _choice(left, "size", "auto", ("auto", _SIZE))
+    _choice(left, "background", "auto", ("auto", "opaque"))
+    url = _choice(left, "response_format", "b64_json", ("b64_json", "url")) == "url"
+    model = left.pop("model", None)
+    compression = _whole(left, "output_compression", 100, 0, 100)
+    request = parse_request({"prompt": "", "output_format": OutputFormat.PNG, **left})
+    if compression < 100 and request.output_format is OutputFormat.PNG:
+        raise InvalidParameter(
+            "A PNG has no output_compression: leave it out, or send output_format=webp or jpeg.",
+            param="output_compression",
+        )
+    if compression < 100:
+        request = request.model_copy(update={"quality": max(1, compression)})
+    seed = secrets.randbelow(2**32) if request.seed is None else request.seed
+    requests = tuple(request.model_copy(update={"seed": (seed + i) % (MAX_SEED + 1)}) for i in range(count))
+    return Asked(image, requests, model, url, stream, partial_images)
+
+
+def _image(files: Mapping[str, bytes], fields: Mapping[str, str]) -> bytes:
+    if "mask" in files or "mask" in fields:
+        raise InvalidParameter("A mask cannot be honoured: the whole picture is redrawn. Leave it out.", param="mask")
+    pictures = [name for name in ("image", "image[]", "image[0]") if name in files]
+    if len(pictures) != 1 or len(files) != 1:
+        raise InvalidParameter("Send one picture, as the file 'image'.", param="image")
+    return files[pictures[0]]
+
+
+def _whole(fields: dict[str, str], name: str, default: int, least: int, most: int) -> int:
+    """Takes a field out of the others."""
+    try:
+        value = _INTEGER.validate_python(fields.pop(name, default))
+    except ValidationError:
+        value = least - 1
+    if not least <= value <= most:
+        raise InvalidParameter(f"{name} must be a whole number from {least} to {most}.", param=name)
+    return value
+
+
+def _choice(fields: dict[str, str], name: str, default: str, choices: tuple[str, ...]) -> str:
+    """Takes a field out of the others."""
+    value = fields.pop(name, default)
+    if value not in choices:
+        raise InvalidParameter(f"{name} can be {' or '.join(choices)} here, and nothing else.", param=name)
+    return value
+
+
+_INTEGER: TypeAdapter[int] = TypeAdapter(Integer)
+
+
+@router.post("/images/edits", response_model=None)
+async def edits(request: Request) -> Response:
+    """A form with `image` and `prompt`; `strength`, `seed` and the other fields of `/img2img` are taken as well."""
+    return await _answer(request, prompt_needed=True)
+
+
+@router.post("/images/variations", response_model=None)
+async def variations(request: Request) -> Response:
+    """The same without a prompt."""
+    return await _answer(request, prompt_needed=False)
+
+
+async def _answer(request: Request, *, prompt_needed: bool) -> Response:
+    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+        raise UnsupportedMediaType("Send multipart/form-data with a file 'image', as OpenAI's SDKs do.")
+    files, fields = await read_form(request, _MAX_FILES)
+    if prompt_needed and "prompt" not in fields:
+        raise InvalidParameter("Send a text field 'prompt'; it may be empty.", param="prompt")
+    asked = parse_edit(files, fields)
+    service: Service = request.app.state.service
+    service.check_model(asked.model)
+    if asked.stream:
+        return await event_stream(request, _events(service, request, asked))
+    work = (service.edit(asked.image, one, call_of(request)) for one in asked.requests)
+    pictures = await unless_disconnected(request, together(*work))
+    return JSONResponse(
+        {
+            "created": int(time.time()),
+            "data": [_datum(picture, url=asked.url) for picture in pictures],
+            **_facts(asked),
+            "usage": _usage(),
+        }
+    )
+
+
+async def _events(service: Service, request: Request, asked: Asked) -> AsyncGenerator[Event, None]:
+    (one,) = asked.requests
+    previews = spread(one.steps_run, asked.partial_images)
+    output_format = one.output_format or OutputFormat.PNG
+    index = 0
+    async with aclosing(service.watch(asked.image, one, call_of(request), previews, output_format)) as watched:
+        async for seen in watched:
+            match seen:
+                case Step(preview=bytes(preview)):
+                    body = {"b64_json": base64_text(preview), "partial_image_index": index}
+                    yield _event("image_edit.partial_image", asked, body)
+                    index += 1
+                case Picture():
+                    yield _event(
+                        "image_edit.completed",
+                        asked,
+                        {"b64_json": base64_text(seen.data), "seed": seen.seed, "usage": _usage()},
+                    )
+                case _:
+                    pass
+
+
+def spread(steps_run: int, count: int) -> frozenset[int]:
+    """After which steps `count` previews are shown, evenly; after all but the last if there are no more."""
+    steps = steps_run - 1
+    count = min(count, steps)
+    return frozenset(round((i + 1) * steps_run / (count + 1)) for i in range(count))
+
+
+def _event(name: str, asked: Asked, body: Mapping[str, Any]) -> Event:
+    return Event(name, {"type": name, "created_at": int(time.time()), **_facts(asked), **body})
+
+
+def _facts(asked: Asked) -> dict[str, str]:
+    output_format = asked.requests[0].output_format or OutputFormat.PNG
+    return {"background": "opaque", "output_format": output_format.value, "quality": "auto", "size": _SIZE}
+
+
+def _usage() -> dict[str, Any]:
+    """Nothing is counted in tokens here; the SDK's type has no other word for that."""
+    details = {"image_tokens": 0, "text_tokens": 0}
+    return {"input_tokens": 0, "input_tokens_details": details, "output_tokens": 0, "total_tokens": 0}
+
+
+def _datum(picture: Picture, *, url: bool) -> dict[str, Any]:
+    if url:
+        return {"url": data_url(picture.data, picture.output_format), "seed": picture.seed}
+    return {"b64_json": base64_text(picture.data), "seed": picture.seed}
+
+
+@router.get("/models")
+async def models(request: Request) -> dict[str, Any]:
+    """The one model that is served."""
+    service: Service = request.app.state.service
+    return {"object": "list", "data": [_model(service, service.model_name)]}
+
+
+@router.get("/models/{name:path}")
+async def model(request: Request, name: str) -> dict[str, Any]:
+    """By its name, or one that requests may give for it."""
+    service: Service = request.app.state.service
+    service.check_model(name)
+    return _model(service, name)
+
+
+def _model(service: Service, name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": service.started, "owned_by": "img2img"}

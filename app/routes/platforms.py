@@ -1,0 +1,100 @@
+"""What inference platforms ask a container for: KServe's health and metadata, Vertex AI's predictions."""
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse
+
+from app.errors import InvalidParameter
+from app.request import Img2ImgRequest, OutputFormat, parse_request
+from app.routes.bodies import base64_text, decode_base64, read_json
+from app.routes.common import call_of, together, unless_disconnected
+from app.service import Picture, Service
+
+# The platforms describe these themselves.
+router = APIRouter(include_in_schema=False)
+
+_MAX_INSTANCES = 16
+
+
+@router.get("/v2")
+async def server(request: Request) -> dict[str, Any]:
+    """KServe's metadata of a server."""
+    return {"name": "img2img", "version": request.app.version, "extensions": []}
+
+
+@router.get("/v2/health/live")
+async def live() -> dict[str, bool]:
+    """As `/health/live`."""
+    return {"live": True}
+
+
+@router.get("/v2/health/ready")
+async def ready(request: Request) -> JSONResponse:
+    """As `/health/ready`."""
+    service: Service = request.app.state.service
+    is_ready = service.status == "ready"
+    return JSONResponse({"ready": is_ready}, 200 if is_ready else 503)
+
+
+@router.get("/v2/models/{name}/ready")
+async def model_ready(request: Request, name: str) -> JSONResponse:
+    """Whether the model, which is the only one, can make pictures."""
+    service: Service = request.app.state.service
+    service.check_model(name)
+    is_ready = service.status == "ready"
+    return JSONResponse({"name": name, "ready": is_ready}, 200 if is_ready else 503)
+
+
+@router.get("/v2/models/{name}")
+async def model(request: Request, name: str) -> dict[str, Any]:
+    """KServe's metadata of a model. It takes no tensors: pictures go to `/img2img`."""
+    service: Service = request.app.state.service
+    service.check_model(name)
+    return {"name": name, "versions": [], "platform": "diffusers", "inputs": [], "outputs": []}
+
+
+async def predict(request: Request) -> JSONResponse:
+    """Vertex AI's `{"instances": [...], "parameters": {...}}`, at the path that it chose."""
+    asked = parse_instances(read_json(await request.body()))
+    service: Service = request.app.state.service
+    work = (service.edit(image, one, call_of(request)) for image, one in asked)
+    pictures = await unless_disconnected(request, together(*work))
+    return JSONResponse({"predictions": [_prediction(picture) for picture in pictures]})
+
+
+def parse_instances(body: dict[str, Any]) -> list[tuple[bytes, Img2ImgRequest]]:
+    """The picture and what to make of it, of each instance; what `parameters` say holds for all that say nothing else.
+
+    Raises:
+        InvalidParameter: it is JSON of another shape, or a field cannot be used.
+        InvalidImage: a picture is no base64.
+    """
+    instances, shared = body.get("instances"), body.get("parameters") or {}
+    if not isinstance(instances, list) or not 1 <= len(instances) <= _MAX_INSTANCES or not isinstance(shared, dict):
+        raise InvalidParameter(
+            f'Send {{"instances": [{{"image": "<base64>", "prompt": "…"}}], "parameters": {{…}}}}, with at most '
+            f"{_MAX_INSTANCES} instances.",
+            param="instances",
+        )
+    return [_instance(one, shared) for one in instances]
+
+
+def _instance(instance: Any, shared: dict[str, Any]) -> tuple[bytes, Img2ImgRequest]:
+    fields = {"prompt": "", "output_format": OutputFormat.PNG, **shared}
+    fields |= instance if isinstance(instance, dict) else {}
+    image = fields.pop("image", None)
+    if isinstance(image, dict):
+        # As Google's own models have it.
+        image = image.get("bytesBase64Encoded")
+    if not isinstance(image, str):
+        raise InvalidParameter("Each instance needs an image, as base64.", param="image")
+    return decode_base64(image, "image"), parse_request(fields)
+
+
+def _prediction(picture: Picture) -> dict[str, Any]:
+    return {
+        "bytesBase64Encoded": base64_text(picture.data),
+        "mimeType": picture.output_format.media_type,
+        "seed": picture.seed,
+    }

@@ -1,0 +1,68 @@
+"""`POST /v2beta/stable-image/generate/sd3`: Stability AI's REST API, with `mode=image-to-image`."""
+
+from collections.abc import Mapping
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+
+from app.errors import InvalidParameter, UnsupportedMediaType
+from app.request import Img2ImgRequest, OutputFormat, parse_request
+from app.routes.bodies import base64_text, read_form
+from app.routes.common import call_of, picture_response, unless_disconnected
+from app.service import Picture, Service
+
+# Stability AI describes this itself.
+router = APIRouter(prefix="/v2beta/stable-image", include_in_schema=False)
+
+_MODE = "image-to-image"
+_UNSUPPORTED = ("style_preset", "aspect_ratio")
+
+
+@router.post("/generate/sd3", response_model=None)
+async def sd3(request: Request) -> Response:
+    """A form in; the picture itself out, or JSON that holds it, as `Accept` says."""
+    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+        raise UnsupportedMediaType("Send multipart/form-data with a file 'image' and the texts 'mode' and 'prompt'.")
+    files, fields = await read_form(request)
+    asked, model = parse_sd3(fields)
+    if "image" not in files:
+        raise InvalidParameter("Send the picture as a file part named 'image'.", param="image")
+    service: Service = request.app.state.service
+    service.check_model(model)
+    picture = await unless_disconnected(request, service.edit(files["image"], asked, call_of(request)))
+    as_json = "application/json" in request.headers.get("accept", "").lower()
+    answer = _in_json(picture) if as_json else picture_response(picture)
+    answer.headers["Seed"] = str(picture.seed)
+    answer.headers["Finish-Reason"] = "SUCCESS"
+    return answer
+
+
+def parse_sd3(fields: Mapping[str, str]) -> tuple[Img2ImgRequest, str | None]:
+    """The texts of a form to what is asked for, and the name that was given for the model.
+
+    `strength` has the direction of diffusers' there too: 1 keeps nothing of the picture. A `seed` of 0 is a random one.
+
+    Raises:
+        InvalidParameter: names the field that cannot be honoured.
+    """
+    left = dict(fields)
+    mode = left.pop("mode", "text-to-image")
+    if mode != _MODE:
+        raise InvalidParameter(f"Only mode={_MODE} is served here.", param="mode")
+    for name in _UNSUPPORTED:
+        if name in left:
+            raise InvalidParameter(f"{name} cannot be honoured here. Leave it out.", param=name)
+    if "prompt" not in left:
+        raise InvalidParameter("Send a text field 'prompt'.", param="prompt")
+    if left.get("seed") == "0":
+        del left["seed"]
+    model = left.pop("model", None)
+    if "cfg_scale" in left:
+        left["guidance_scale"] = left.pop("cfg_scale")
+    return parse_request({"output_format": OutputFormat.PNG, **left}), model
+
+
+def _in_json(picture: Picture) -> JSONResponse:
+    body = {"image": base64_text(picture.data), "finish_reason": "SUCCESS", "seed": picture.seed}
+    media_type = f"application/json; type={picture.output_format.media_type}"
+    return JSONResponse(body, headers={"Content-Type": media_type, "Cache-Control": "no-store"})

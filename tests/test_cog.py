@@ -1,0 +1,134 @@
+"""The API of Cog's containers, as its documentation shows it."""
+
+import base64
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from typing import Any
+
+import httpx2
+import pytest
+
+from tests.test_img2img import post
+from tests.test_limits import eventually, sample
+
+StartServer = Callable[..., AbstractContextManager[str]]
+
+
+def picture(png: bytes, **fields: Any) -> dict[str, Any]:
+    url = f"data:image/png;base64,{base64.b64encode(png).decode()}"
+    return {"image": url, "prompt": "a wizard", "seed": 7, **fields}
+
+
+def predict(url: str, png: bytes, name: str | None = None, **fields: Any) -> httpx2.Response:
+    body = {"input": picture(png, **fields)}
+    if name:
+        return httpx2.put(f"{url}/predictions/{name}", json=body, timeout=30)
+    return httpx2.post(f"{url}/predictions", json=body, timeout=30)
+
+
+def test_a_prediction_is_the_very_picture_of_the_native_route(server: str, png: bytes) -> None:
+    answer = predict(server, png, strength=0.5)
+    body = answer.json()
+    assert (answer.status_code, body["status"], body["error"]) == (200, "succeeded", None)
+    head, _, data = body["output"].partition(",")
+    assert head == "data:image/png;base64"
+    assert base64.b64decode(data) == post(server, png, prompt="a wizard", seed="7", strength="0.5").content
+    assert body["metrics"]["predict_time"] > 0
+    assert body["created_at"] <= body["completed_at"]
+    assert "seed: 7" in body["logs"]
+
+
+def test_bare_base64_will_do(server: str, png: bytes) -> None:
+    assert predict(server, png, image=base64.b64encode(png).decode()).json()["status"] == "succeeded"
+
+
+def test_two_requests_with_one_id_at_once_make_one_picture(start_server: StartServer, png: bytes) -> None:
+    with start_server() as url, ThreadPoolExecutor() as pool:
+        first = pool.submit(predict, url, png, "same", prompt="tick=0.2")
+        eventually(lambda: sample(url, "img2img_jobs_on_board") == 1)
+        second = pool.submit(predict, url, png, "same", prompt="tick=0.2")
+        assert first.result().json() == second.result().json()
+        assert sample(url, "img2img_images_total") == 1
+        assert predict(url, png, "same").json()["id"] == "same"
+        assert sample(url, "img2img_images_total") == 2, "it was over: that is another one"
+
+
+def test_it_goes_on_while_one_of_two_waits_and_ends_with_the_last(start_server: StartServer, png: bytes) -> None:
+    with start_server() as url, ThreadPoolExecutor() as pool:
+        body = {"input": picture(png, prompt="tick=0.4"), "id": "same"}
+        stays = pool.submit(predict, url, png, "same", prompt="tick=0.4")
+        eventually(lambda: sample(url, "img2img_jobs_on_board") == 1)
+        with pytest.raises(httpx2.ReadTimeout):
+            httpx2.post(f"{url}/predictions", json=body, timeout=0.3)
+        assert stays.result().json()["status"] == "succeeded"
+        with pytest.raises(httpx2.ReadTimeout):
+            httpx2.post(f"{url}/predictions", json=body, timeout=0.3)
+        eventually(lambda: sample(url, "img2img_jobs_on_board") == 0)
+        assert sample(url, "img2img_images_total") == 1
+
+
+def test_a_prediction_can_be_cancelled_by_its_caller_and_by_nobody_else(start_server: StartServer, png: bytes) -> None:
+    with start_server(api_keys="mine,other") as url, ThreadPoolExecutor() as pool:
+        mine, other = ({"Authorization": f"Bearer {key}"} for key in ("mine", "other"))
+        body = {"input": picture(png, prompt="tick=1"), "id": "long"}
+        request = pool.submit(httpx2.post, f"{url}/predictions", json=body, headers=mine, timeout=30)
+        time.sleep(0.4)
+        refused = httpx2.post(f"{url}/predictions/long/cancel", headers=other)
+        assert (refused.status_code, "No prediction" in refused.json()["detail"]) == (404, True)
+        assert httpx2.post(f"{url}/predictions/long/cancel", headers=mine).status_code == 200
+        answer = request.result()
+        assert (answer.status_code, answer.json()["status"]) == (200, "canceled")
+        assert httpx2.post(f"{url}/predictions/long/cancel", headers=mine).status_code == 404
+
+
+def test_a_picture_that_cannot_be_made_is_a_prediction_that_failed(server: str, png: bytes) -> None:
+    answer = predict(server, png, prompt="fail_at=0")
+    assert (answer.status_code, answer.json()["status"]) == (200, "failed")
+    assert "could not be made" in answer.json()["error"]
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({}, "input"),
+        ({"input": {"prompt": "x"}}, "image"),
+        ({"input": {"image": "https://example.org/a.png"}}, "image"),
+        ({"input": {"image": "!"}}, "image"),
+        ({"input": {"image": "AAAA", "strength": 0.1}}, "strength"),
+        ({"input": {"image": "AAAA", "scheduler": "x"}}, "scheduler"),
+        ({"input": {"image": "AAAA"}, "webhook": "https://example.org"}, "webhook"),
+        ({"input": {"image": "AAAA"}, "output_file_prefix": "https://example.org"}, "output_file_prefix"),
+        ({"input": {"image": "AAAA"}, "id": 5}, "id"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_in_its_shape(server: str, body: dict[str, Any], param: str) -> None:
+    answer = httpx2.post(f"{server}/predictions", json=body)
+    (wrong,) = answer.json()["detail"]
+    assert (answer.status_code, wrong["loc"]) == (422, ["body", "input", param])
+    assert wrong["msg"]
+
+
+def test_a_full_queue_is_a_conflict(start_server: StartServer, png: bytes) -> None:
+    with start_server(queue_size=1) as url, ThreadPoolExecutor() as pool:
+        first = pool.submit(predict, url, png, prompt="tick=0.3")
+        eventually(lambda: sample(url, "img2img_jobs_on_board") == 1)
+        answer = predict(url, png)
+        assert (answer.status_code, type(answer.json()["detail"])) == (409, str)
+        assert first.result().status_code == 200
+
+
+def test_events_are_had_elsewhere(server: str, png: bytes) -> None:
+    answer = httpx2.post(f"{server}/predictions", json={"input": picture(png)}, headers={"Accept": "text/event-stream"})
+    assert (answer.status_code, "/img2img" in answer.json()["detail"]) == (406, True)
+
+
+def test_the_health_check_is_always_200_and_its_status_tells(start_server: StartServer) -> None:
+    with start_server(api_keys="key") as url:
+        answer = httpx2.get(f"{url}/health-check")
+        assert (answer.status_code, answer.json()["status"]) == (200, "READY")
+        assert answer.json()["setup"]["status"] == "succeeded"
+    with start_server("tests.fakes:hang", wait=False) as url:
+        answer = httpx2.get(f"{url}/health-check")
+        assert (answer.status_code, answer.json()["status"]) == (200, "STARTING")

@@ -1,0 +1,104 @@
+"""`Accept: text/event-stream`: how a request goes, told as it goes."""
+
+import base64
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any
+
+import httpx2
+
+from tests.pictures import opened
+from tests.test_img2img import post, problem
+from tests.test_limits import eventually, sample
+
+StartServer = Callable[..., AbstractContextManager[str]]
+LONG = {"num_inference_steps": "4", "strength": "1", "seed": "5"}
+
+
+def read(lines: Iterator[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Events by the rules of the HTML standard, as far as they are used."""
+    name, data = "", ""
+    for line in lines:
+        field, _, value = line.partition(": ")
+        if field == "event":
+            name = value
+        elif field == "data":
+            data += value
+        elif not line and data:
+            yield name, json.loads(data)
+            name, data = "", ""
+
+
+def events(url: str, png: bytes, previews: bool = False, **fields: str) -> list[tuple[str, dict[str, Any]]]:
+    headers = {"Accept": "text/event-stream", **({"X-Previews": "1"} if previews else {})}
+    form: dict[str, Any] = {"data": {"prompt": "", **LONG, **fields}, "files": {"image": png}}
+    with httpx2.stream("POST", f"{url}/img2img", headers=headers, timeout=30, **form) as answer:
+        assert answer.status_code == 200
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        assert answer.headers["cache-control"] == "no-store"
+        return list(read(answer.iter_lines()))
+
+
+def data_of(url: str) -> bytes:
+    return base64.b64decode(url.partition(",")[2])
+
+
+def test_each_step_is_told_and_then_the_very_picture_comes(server: str, png: bytes) -> None:
+    *steps, (name, picture) = events(server, png)
+    assert [(name, body) for name, body in steps if name == "step"] == [
+        ("step", {"step": number, "steps": 4}) for number in (1, 2, 3, 4)
+    ]
+    assert name == "picture"
+    assert picture["image"].startswith("data:image/png;base64,")
+    assert data_of(picture["image"]) == post(server, png, prompt="", **LONG).content
+    assert (picture["seed"], picture["steps_run"], picture["tokens_cut"]) == (5, 4, 0)
+    assert "denoise" in picture["seconds"]
+
+
+def test_previews_come_if_they_are_asked_for(server: str, png: bytes) -> None:
+    shown = [body for name, body in events(server, png, previews=True) if "preview" in body]
+    assert [body["step"] for body in shown] == [1, 2, 3]
+    image = opened(data_of(shown[0]["preview"]))
+    assert (image.format, image.size) == ("JPEG", (512, 512))
+
+
+def test_who_waits_is_told_how_many_are_before_it(start_server: StartServer, png: bytes) -> None:
+    with start_server(max_batch=1) as url:
+        others = [threading.Thread(target=post, args=(url, png), kwargs={"prompt": "tick=0.3"}) for _ in range(2)]
+        for other in others:
+            other.start()
+        eventually(lambda: (sample(url, "img2img_jobs_on_board") or 0) == 2)
+        found = events(url, png)
+        for other in others:
+            other.join()
+    ahead = [body["ahead"] for name, body in found if name == "waiting"]
+    assert ahead[:1] == [2]
+    assert ahead == sorted(set(ahead), reverse=True)
+
+
+def test_what_is_refused_is_refused_as_ever(server: str, png: bytes) -> None:
+    headers = {"Accept": "text/event-stream"}
+    form: dict[str, Any] = {"data": {"prompt": "x", "strength": "0.1"}, "files": {"image": png}}
+    problem(httpx2.post(f"{server}/img2img", headers=headers, **form), 422, "invalid_parameter", "strength")
+    form = {"data": {"prompt": "x"}, "files": {"image": b"GIF89a"}}
+    problem(httpx2.post(f"{server}/img2img", headers=headers, **form), 415, "unsupported_image_format", "image")
+
+
+def test_what_fails_later_is_the_last_event(server: str, png: bytes) -> None:
+    *_, (name, body) = events(server, png, prompt="fail_at=2")
+    assert (name, body["code"], body["status"]) == ("error", "inference_failed", 500)
+
+
+def test_whoever_goes_in_the_middle_ends_the_work(start_server: StartServer, png: bytes) -> None:
+    with start_server() as url:
+        headers = {"Accept": "text/event-stream"}
+        form: dict[str, Any] = {
+            "data": {"prompt": "tick=0.2", "num_inference_steps": "50", "strength": "1"},
+            "files": {"image": png},
+        }
+        with httpx2.stream("POST", f"{url}/img2img", headers=headers, **form) as answer:
+            next(read(answer.iter_lines()))
+        eventually(lambda: sample(url, "img2img_jobs_on_board") == 0)
+        assert sample(url, "img2img_images_total") == 0

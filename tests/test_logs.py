@@ -1,0 +1,122 @@
+"""Log lines: one of JSON for each request, with what whoever runs the service asks for, and nothing of a caller's."""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx2
+import pytest
+
+from app.logs import JsonLines, configure
+from tests.conftest import FAKE, _free_port
+from tests.pictures import noise, saved
+from tests.test_img2img import post
+from tests.test_limits import eventually
+from tests.test_server import is_ready
+
+PNG = saved(noise((24, 24)), "PNG")
+CODE = """
+import sys
+from app.server import serve
+from app.settings import Settings
+sys.exit(serve(Settings(devices="cpu", port=int(sys.argv[1])), sys.argv[2]))
+"""
+
+
+@contextmanager
+def logged(**knobs: str) -> Iterator[tuple[str, list[str]]]:
+    """A server of its own; its log is there when it has ended."""
+    port = _free_port()
+    lines: list[str] = []
+    environment = {**os.environ, **{f"IMG2IMG_{name.upper()}": value for name, value in knobs.items()}}
+    process = subprocess.Popen(
+        [sys.executable, "-c", CODE, str(port), FAKE], stderr=subprocess.PIPE, text=True, env=environment
+    )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        eventually(lambda: is_ready(url))
+        yield url, lines
+    finally:
+        process.terminate()
+        lines += process.communicate(timeout=30)[1].splitlines()
+
+
+def requests(lines: list[str]) -> list[dict[str, Any]]:
+    return [line for line in map(json.loads, lines) if line["logger"] == "app.middleware"]
+
+
+def test_each_line_is_json_and_each_request_has_one_with_its_facts() -> None:
+    trace = "4bf92f3577b34da6a3ce929d0e0e4736"
+    with logged(api_keys="secret") as (url, lines):
+        headers = {"X-API-Key": "secret", "X-Request-Id": "mine", "traceparent": f"00-{trace}-00f067aa0ba902b7-01"}
+        form = {"prompt": "unmistakable words", "seed": "7"}
+        assert httpx2.post(f"{url}/img2img", files={"image": PNG}, data=form, headers=headers).is_success
+        httpx2.post(f"{url}/img2img", files={"image": PNG}, data={**form, "strength": "0.1"}, headers=headers)
+        httpx2.get(f"{url}/nowhere", headers={"traceparent": f"00-{'0' * 32}-00f067aa0ba902b7-01"})
+    made, refused, unknown = requests(lines)
+    facts = {name: made[name] for name in ("request_id", "method", "route", "status", "trace_id", "level")}
+    assert facts == {
+        "request_id": "mine",
+        "method": "POST",
+        "route": "/img2img",
+        "status": 200,
+        "trace_id": trace,
+        "level": "INFO",
+    }
+    (picture,) = made["pictures"]
+    assert picture["seed"] == 7
+    assert list(picture["stage_milliseconds"])[:2] == ["queue", "decode"]
+    assert made["milliseconds"] > sum(picture["stage_milliseconds"].values()) / 2
+    assert len(made["key"]) == 12
+    assert (refused["status"], "pictures" in refused) == (422, False)
+    assert (unknown["status"], unknown["route"], "key" in unknown, "trace_id" in unknown) == (
+        *(401, "unmatched"),
+        *(False, False),
+    )
+    assert "unmistakable" not in "".join(lines)
+    assert "secret" not in "".join(lines)
+
+
+def test_several_pictures_of_one_request_are_in_one_line() -> None:
+    with logged(log_format="json") as (url, lines):
+        form = {"prompt": "x", "n": "3", "seed": "4"}
+        assert httpx2.post(f"{url}/v1/images/edits", files={"image": PNG}, data=form).is_success
+    (line,) = requests(lines)
+    assert sorted(picture["seed"] for picture in line["pictures"]) == [4, 5, 6]
+
+
+def test_the_console_form_is_one_sentence_each() -> None:
+    with logged(log_format="console") as (url, lines):
+        assert post(url, PNG).is_success
+    (line,) = [line for line in lines if "app.middleware" in line]
+    assert " INFO    app.middleware: POST /img2img 200 " in line
+
+
+def test_an_exception_stays_within_its_line() -> None:
+    record = logging.LogRecord("x", logging.ERROR, "f", 1, "it failed: %s", ("ü",), None)
+    try:
+        raise ValueError("inside")
+    except ValueError:
+        record.exc_info = sys.exc_info()
+    line = JsonLines().format(record)
+    assert "\n" not in line
+    assert json.loads(line)["message"] == "it failed: ü"
+    assert "ValueError: inside" in json.loads(line)["exception"]
+
+
+@pytest.mark.parametrize(("terminal", "in_json"), [(True, False), (False, True)])
+def test_a_terminal_gets_the_console_form(terminal: bool, in_json: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
+    root = logging.getLogger()
+    before, level = root.handlers[:], root.level
+    try:
+        configure("info", "auto")
+        assert isinstance(root.handlers[0].formatter, JsonLines) is in_json
+    finally:
+        root.handlers[:] = before
+        root.setLevel(level)

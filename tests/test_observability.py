@@ -1,0 +1,141 @@
+"""The compose profile `observability`: what its dashboard asks for is there, as a real Prometheus finds it."""
+
+import json
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx2
+import pytest
+import yaml
+
+from app.metrics import Metrics
+from tests.conftest import _free_port
+from tests.pictures import noise, saved
+from tests.test_img2img import post
+from tests.test_limits import eventually
+
+StartServer = Callable[..., AbstractContextManager[str]]
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "scripts/container/observability"
+PANELS = json.loads((FOLDER / "dashboard.json").read_text())["panels"]
+EXPRESSIONS = [target["expr"] for panel in PANELS for target in panel["targets"]]
+PNG = saved(noise((24, 24)), "PNG")
+
+needs_prometheus = pytest.mark.skipif(not shutil.which("prometheus"), reason="prometheus is not installed")
+
+
+def series() -> set[str]:
+    """Every name that a sample can have."""
+    names: set[str] = set()
+    for metric in Metrics().registry.collect():
+        suffixes = {
+            "counter": ["_total"],
+            "histogram": ["_bucket", "_count", "_sum"],
+            "info": ["_info"],
+        }.get(metric.type, [""])
+        names |= {metric.name + suffix for suffix in suffixes}
+    return names
+
+
+def test_every_series_of_the_dashboard_is_one_of_the_service_s() -> None:
+    named = {name for expression in EXPRESSIONS for name in re.findall(r"img2img_\w+", expression)}
+    assert named <= series()
+    assert len(named) > 12
+
+
+def test_every_label_of_the_dashboard_is_one_of_its_series() -> None:
+    labels = {label for metric in vars(Metrics()).values() for label in getattr(metric, "_labelnames", ())}
+    labels |= {"le", "model", "device"}
+    targets = [target for panel in PANELS for target in panel["targets"]]
+    legends = {label for target in targets for label in re.findall(r"{{(\w+)}}", target["legendFormat"])}
+    groups = [by for expression in EXPRESSIONS for by in re.findall(r"by \(([^)]*)\)", expression)]
+    grouped = {label.strip() for by in groups for label in by.split(",")}
+    assert legends | grouped <= labels
+
+
+def test_panels_do_not_lie_on_each_other_and_each_has_a_title() -> None:
+    places: set[tuple[int, int]] = set()
+    for panel in PANELS:
+        place = panel["gridPos"]
+        cells = {(place["x"] + x, place["y"] + y) for x in range(place["w"]) for y in range(place["h"])}
+        assert not cells & places
+        assert all(0 <= x < 24 for x, _ in cells)
+        assert panel["title"]
+        places |= cells
+
+
+def test_the_compose_file_mounts_what_is_here_and_publishes_to_this_host_only() -> None:
+    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+    for name in ("prometheus", "grafana"):
+        assert services[name]["profiles"] == ["observability"]
+        assert (services[name]["read_only"], services[name]["cap_drop"]) == (True, ["ALL"])
+        own = [volume.partition(":")[0] for volume in services[name]["volumes"] if volume.startswith("./")]
+        assert own
+        assert all((ROOT / path).is_file() for path in own)
+    assert "ports" not in services["prometheus"]
+    assert services["grafana"]["ports"] == ["${GRAFANA_ADDRESS:-127.0.0.1}:${GRAFANA_PORT:-3000}:3000"]
+    assert (FOLDER / "no-key.txt").is_file()
+    for file in ("grafana.yml", "dashboards.yml"):
+        assert yaml.safe_load((FOLDER / file).read_text())["apiVersion"] == 1
+
+
+@contextmanager
+def prometheus(folder: Path, service: str, key: str) -> Iterator[str]:
+    """A real one with the profile's configuration, but for the addresses."""
+    (folder / "key").write_text(f"{key}\n")
+    config = (FOLDER / "prometheus.yml").read_text()
+    config = config.replace("img2img-service:8000", urlsplit(service).netloc).replace(
+        "/run/img2img-key", str(folder / "key")
+    )
+    (folder / "prometheus.yml").write_text(config.replace("scrape_interval: 5s", "scrape_interval: 1s"))
+    port = _free_port()
+    command = [
+        *("prometheus", f"--config.file={folder / 'prometheus.yml'}", f"--storage.tsdb.path={folder / 'data'}"),
+        *(f"--web.listen-address=127.0.0.1:{port}", "--log.level=error"),
+    ]
+    with subprocess.Popen(command) as process:
+        try:
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.terminate()
+
+
+def query(url: str, expression: str) -> list[Any]:
+    try:
+        answer = httpx2.get(f"{url}/api/v1/query", params={"query": expression})
+    except httpx2.TransportError:
+        return []
+    assert answer.status_code != 400, answer.text
+    found: list[Any] = answer.json()["data"]["result"] if answer.is_success else []
+    return found
+
+
+@needs_prometheus
+def test_a_real_prometheus_finds_what_the_dashboard_asks_for(start_server: StartServer, tmp_path: Path) -> None:
+    with start_server(api_keys="right") as service, prometheus(tmp_path, service, "right") as url:
+        eventually(lambda: [one["value"][1] for one in query(url, "up")] == ["1"])
+        headers = {"X-API-Key": "right"}
+        for _ in range(4):
+            form: dict[str, Any] = {"data": {"prompt": "x"}, "files": {"image": PNG}}
+            assert httpx2.post(f"{service}/img2img", headers=headers, **form).is_success
+            post(service, PNG)
+            time.sleep(0.6)
+        quiet = ("worker_deaths", "redecoded", "decoder_deaths")
+        for expression in EXPRESSIONS:
+            asked = expression.replace("[$__rate_interval]", "[1m]")
+            eventually(lambda: bool(query(url, asked)) or any(name in asked for name in quiet))  # noqa: B023
+        (pictures,) = query(url, "img2img_images_total")
+        assert pictures["value"][1] == "4"
+
+
+@needs_prometheus
+def test_without_a_key_it_sees_nothing(start_server: StartServer, tmp_path: Path) -> None:
+    with start_server(api_keys="right") as service, prometheus(tmp_path, service, "none") as url:
+        eventually(lambda: [one["value"][1] for one in query(url, "up")] == ["0"])

@@ -1,0 +1,288 @@
+"""OpenAI's own SDK against a real server: what it sends is taken, and what it reads is there."""
+
+import asyncio
+import base64
+import io
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import openai
+import pytest
+from PIL import Image
+
+from app.errors import InvalidParameter
+from app.routes.openai import parse_edit, spread
+from tests.pictures import opened
+from tests.test_img2img import post
+from tests.test_limits import eventually, sample
+
+StartServer = Callable[..., AbstractContextManager[str]]
+PROMPT = "a wizard"
+
+
+def client_of(url: str, **options: Any) -> openai.OpenAI:
+    return openai.OpenAI(**{"base_url": f"{url}/v1", "api_key": "none", "max_retries": 0, **options})
+
+
+@pytest.fixture
+def client(server: str) -> Iterator[openai.OpenAI]:
+    with client_of(server) as client:
+        yield client
+
+
+def decoded(datum: Any) -> Image.Image:
+    return opened(base64.b64decode(datum.b64_json))
+
+
+def test_an_edit_is_the_very_picture_of_the_native_route(client: openai.OpenAI, server: str, png: bytes) -> None:
+    answer = client.images.edit(
+        image=png, prompt=PROMPT, extra_body={"strength": 0.5, "seed": 7, "num_inference_steps": 6, "fit": "crop"}
+    )
+    fields = {"prompt": PROMPT, "strength": "0.5", "seed": "7", "num_inference_steps": "6", "fit": "crop"}
+    assert answer.data
+    assert base64.b64decode(str(answer.data[0].b64_json)) == post(server, png, **fields).content
+    assert (answer.size, answer.output_format, answer.background) == ("512x512", "png", "opaque")
+    assert answer._request_id
+
+
+@pytest.mark.parametrize("how", ["bytes", "handle", "list", "tuple"])
+def test_a_picture_can_be_given_in_each_way_that_the_sdk_has(
+    client: openai.OpenAI, png: bytes, tmp_path: Path, how: str
+) -> None:
+    (tmp_path / "in.png").write_bytes(png)
+    with (tmp_path / "in.png").open("rb") as handle:
+        image: Any = {"bytes": png, "handle": handle, "list": [handle], "tuple": ("a.png", png, "image/png")}[how]
+        answer = client.images.edit(image=image, prompt=PROMPT)
+    assert answer.data
+    assert decoded(answer.data[0]).size == (512, 512)
+
+
+def test_several_pictures_have_seeds_that_follow_each_other(client: openai.OpenAI, server: str, png: bytes) -> None:
+    answer = client.images.edit(image=png, prompt=PROMPT, n=3, extra_body={"seed": 40})
+    assert answer.data
+    assert [datum.seed for datum in answer.data] == [40, 41, 42]  # type: ignore[attr-defined]
+    singles = [post(server, png, prompt=PROMPT, seed=str(seed)).content for seed in (40, 41, 42)]
+    assert [base64.b64decode(str(datum.b64_json)) for datum in answer.data] == singles
+
+
+def test_what_only_hints_is_tolerated_and_the_format_is_as_it_was_asked_for(client: openai.OpenAI, png: bytes) -> None:
+    hints: dict[str, Any] = {"user": "me", "quality": "high", "background": "opaque", "input_fidelity": "high"}
+    sizes = []
+    for compression in (20, 100):
+        answer = client.images.edit(
+            image=png, prompt=PROMPT, size="512x512", output_format="webp", output_compression=compression, **hints
+        )
+        assert answer.data
+        assert decoded(answer.data[0]).format == "WEBP"
+        sizes.append(len(str(answer.data[0].b64_json)))
+    assert sizes[0] < sizes[1]
+    assert answer.output_format == "webp"
+
+
+def test_a_url_is_one_that_holds_the_picture(client: openai.OpenAI, png: bytes) -> None:
+    answer = client.images.edit(image=png, prompt=PROMPT, response_format="url")
+    assert answer.data
+    head, _, data = str(answer.data[0].url).partition(",")
+    assert head == "data:image/png;base64"
+    assert opened(base64.b64decode(data)).size == (512, 512)
+
+
+def test_a_variation_needs_no_prompt(client: openai.OpenAI, png: bytes) -> None:
+    with pytest.warns(DeprecationWarning, match="deprecated"):
+        answer = client.images.create_variation(image=png, n=2)
+    assert answer.data
+    assert len(answer.data) == 2
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"size": "1024x1024"}, "size"),
+        ({"background": "transparent"}, "background"),
+        ({"n": 11}, "n"),
+        ({"n": 0}, "n"),
+        ({"partial_images": 2}, "partial_images"),
+        ({"output_compression": 50}, "output_compression"),
+        ({"output_format": "gif"}, "output_format"),
+        ({"response_format": "hologram"}, "response_format"),
+        ({"extra_body": {"strength": 0.1}}, "strength"),
+        ({"extra_body": {"strenght": 1}}, "strenght"),
+        ({"extra_body": {"n": "two"}}, "n"),
+        ({"extra_body": {"stream": "maybe"}}, "stream"),
+    ],
+)
+def test_what_cannot_be_honoured_is_refused_by_its_name(
+    client: openai.OpenAI, png: bytes, fields: dict[str, Any], param: str
+) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.images.edit(image=png, prompt=PROMPT, **fields)
+    assert (caught.value.param, caught.value.code, caught.value.type) == (
+        *(param, "invalid_parameter"),
+        "invalid_request_error",
+    )
+    assert caught.value.request_id
+
+
+def test_a_mask_or_a_second_picture_is_refused(client: openai.OpenAI, png: bytes) -> None:
+    with pytest.raises(openai.BadRequestError, match="mask") as caught:
+        client.images.edit(image=png, mask=png, prompt=PROMPT)
+    assert caught.value.param == "mask"
+    with pytest.raises(openai.BadRequestError, match="image"):
+        client.images.edit(image=[png, png], prompt=PROMPT)
+    with pytest.raises(openai.BadRequestError, match="one picture"):
+        client.images.edit(image=png, prompt=PROMPT, extra_body={"stream": True, "n": 2})
+
+
+def test_a_picture_that_is_none_is_a_bad_request(client: openai.OpenAI) -> None:
+    for data in (b"", b"GIF89a"):
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.images.edit(image=data, prompt=PROMPT)
+        assert caught.value.param == "image"
+
+
+def test_a_body_that_is_no_form_is_a_bad_request(server: str) -> None:
+    answer = httpx2.post(f"{server}/v1/images/edits", json={"prompt": "x"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "unsupported_media_type")
+
+
+def test_the_prompt_has_to_be_there(server: str, png: bytes) -> None:
+    answer = httpx2.post(f"{server}/v1/images/edits", files={"image": png})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "prompt")
+
+
+class TestErrors:
+    def test_a_key_is_asked_for_as_the_sdk_expects_it(self, start_server: StartServer, png: bytes) -> None:
+        with start_server(api_keys="right") as url:
+            with client_of(url, api_key="wrong") as client, pytest.raises(openai.AuthenticationError) as caught:
+                client.images.edit(image=png, prompt=PROMPT)
+            assert caught.value.code == "invalid_api_key"
+            with client_of(url, api_key="right") as client:
+                assert client.images.edit(image=png, prompt=PROMPT).data
+
+    def test_a_path_that_is_not_there_is_told_in_the_same_shape(self, client: openai.OpenAI) -> None:
+        with pytest.raises(openai.NotFoundError) as caught:
+            client.images.generate(prompt=PROMPT)
+        assert caught.value.code == "not_found"
+
+    def test_the_sdk_waits_for_as_long_as_it_is_told_and_tries_again(
+        self, start_server: StartServer, png: bytes
+    ) -> None:
+        with start_server(queue_size=1) as url, client_of(url, max_retries=5) as client:
+            with ThreadPoolExecutor() as pool:
+                first = pool.submit(post, url, png, prompt="tick=0.3")
+                eventually(lambda: sample(url, "img2img_jobs_on_board") == 1)
+                assert client.images.edit(image=png, prompt=PROMPT).data
+                assert first.result().status_code == 200
+            assert sample(url, 'img2img_rejected_total{reason="queue_full"}')
+
+    def test_a_failure_that_would_come_again_is_not_tried_again(self, server: str, png: bytes) -> None:
+        before = sample(server, 'img2img_requests_total{code="500",route="/v1/images/edits"}')
+        with client_of(server, max_retries=3) as client, pytest.raises(openai.InternalServerError) as caught:
+            client.images.edit(image=png, prompt="fail_at=0")
+        assert caught.value.code == "inference_failed"
+        after = sample(server, 'img2img_requests_total{code="500",route="/v1/images/edits"}')
+        assert after == (before or 0) + 1
+
+
+LONG = {"num_inference_steps": 8, "strength": 1, "seed": 3}
+
+
+class TestStream:
+    def test_previews_come_at_even_steps_and_then_the_picture(
+        self, client: openai.OpenAI, server: str, png: bytes
+    ) -> None:
+        stream = client.images.edit(image=png, prompt=PROMPT, stream=True, partial_images=3, extra_body=LONG)
+        *partial, last = list(stream)
+        assert [event.type for event in partial] == ["image_edit.partial_image"] * 3
+        assert [event.partial_image_index for event in partial] == [0, 1, 2]  # type: ignore[union-attr]
+        previews = [opened(base64.b64decode(event.b64_json)) for event in partial]
+        assert {image.size for image in previews} == {(512, 512)}
+        # The fake's previews are of the colour of their step.
+        assert [image.getpixel((9, 9)) for image in previews] == [(step, step, step) for step in (2, 4, 6)]
+        assert last.type == "image_edit.completed"
+        alone = post(server, png, prompt=PROMPT, num_inference_steps="8", strength="1", seed="3").content
+        assert base64.b64decode(last.b64_json) == alone
+        assert last.usage.total_tokens == 0
+
+    def test_without_previews_there_is_one_event(self, client: openai.OpenAI, png: bytes) -> None:
+        (event,) = client.images.edit(image=png, prompt=PROMPT, stream=True)
+        assert event.type == "image_edit.completed"
+
+    def test_what_is_refused_before_it_begins_is_an_error_as_ever(self, client: openai.OpenAI, png: bytes) -> None:
+        with pytest.raises(openai.BadRequestError):
+            client.images.edit(image=png, prompt=PROMPT, stream=True, extra_body={"strength": 0.1})
+        with pytest.raises(openai.BadRequestError):
+            client.images.edit(image=b"GIF89a", prompt=PROMPT, stream=True)
+
+    def test_what_fails_later_is_an_error_in_the_stream(self, client: openai.OpenAI, png: bytes) -> None:
+        stream = client.images.edit(image=png, prompt="fail_at=5", stream=True, partial_images=3, extra_body=LONG)
+        seen: list[str] = []
+        with pytest.raises(openai.APIError, match="could not be made") as caught:
+            seen.extend(event.type for event in stream)
+        assert seen == ["image_edit.partial_image"] * 2, "not those of the second try once more"
+        assert caught.value.code == "inference_failed"
+
+    def test_a_caller_who_closes_the_stream_ends_the_work(self, start_server: StartServer, png: bytes) -> None:
+        with start_server() as url, client_of(url) as client:
+            stream = client.images.edit(
+                image=png, prompt="tick=0.2", stream=True, partial_images=3, extra_body={**LONG, "seed": 1}
+            )
+            next(iter(stream))
+            assert sample(url, "img2img_jobs_on_board") == 1
+            stream.close()
+            eventually(lambda: sample(url, "img2img_jobs_on_board") == 0)
+            assert sample(url, "img2img_images_total") == 0
+
+
+def test_the_model_is_listed_and_found_by_its_name_and_by_those_it_is_given(
+    client: openai.OpenAI, start_server: StartServer, png: bytes
+) -> None:
+    (model,) = client.models.list()
+    assert client.models.retrieve(model.id).id == model.id
+    assert client.images.edit(image=png, prompt=PROMPT, model=model.id).data
+    for ask in (lambda: client.models.retrieve("gpt-image-1"), lambda: _edit(client, png, "gpt-image-1")):
+        with pytest.raises(openai.NotFoundError) as caught:
+            ask()
+        assert caught.value.code == "model_not_found"
+    for aliases, name in (("gpt-image-1,dall-e-2", "dall-e-2"), ("*", "whatever")):
+        with start_server(model_aliases=aliases) as url, client_of(url) as other:
+            assert _edit(other, png, name).data
+            assert other.models.retrieve(name).id == name
+
+
+def test_which_model_it_is_nobody_can_tell_before_one_is_loaded(start_server: StartServer) -> None:
+    with start_server("tests.fakes:hang", wait=False) as url, client_of(url) as client:
+        with pytest.raises(openai.InternalServerError) as caught:
+            client.models.list()
+        assert (caught.value.status_code, caught.value.response.headers["retry-after"]) == (503, "5")
+
+
+def _edit(client: openai.OpenAI, png: bytes, model: str) -> Any:
+    return client.images.edit(image=png, prompt=PROMPT, model=model)
+
+
+def test_the_asynchronous_sdk_works_as_well(server: str, png: bytes) -> None:
+    async def ask() -> Any:
+        async with openai.AsyncOpenAI(base_url=f"{server}/v1", api_key="none") as client:
+            return await client.images.edit(image=io.BytesIO(png), prompt=PROMPT)
+
+    assert asyncio.run(ask()).data
+
+
+@pytest.mark.parametrize(
+    ("steps", "count", "shown"),
+    [(8, 3, {2, 4, 6}), (4, 1, {2}), (3, 3, {1, 2}), (1, 3, set()), (50, 2, {17, 33}), (4, 0, set()), (2, 1, {1})],
+)
+def test_previews_are_spread_over_the_steps(steps: int, count: int, shown: set[int]) -> None:
+    assert spread(steps, count) == shown
+
+
+def test_seeds_start_again_behind_the_last_one() -> None:
+    asked = parse_edit({"image": b"x"}, {"prompt": "", "n": "2", "seed": str(2**63 - 1)})
+    assert [one.seed for one in asked.requests] == [2**63 - 1, 0]
+    with pytest.raises(InvalidParameter):
+        parse_edit({"picture": b"x"}, {"prompt": ""})

@@ -1,0 +1,103 @@
+"""What KServe, Vertex AI and their like ask a container for, as their documentation shows it."""
+
+import base64
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import httpx2
+import pytest
+
+from app.settings import Settings
+from tests.test_img2img import post, problem
+
+StartServer = Callable[..., AbstractContextManager[str]]
+
+
+class TestKServe:
+    def test_health_and_metadata(self, server: str) -> None:
+        def get(path: str) -> Any:
+            answer = httpx2.get(f"{server}/v2{path}")
+            assert answer.status_code == 200
+            return answer.json()
+
+        assert get("/health/live") == {"live": True}
+        assert get("/health/ready") == {"ready": True}
+        assert set(get("")) == {"name", "version", "extensions"}
+        name = httpx2.get(f"{server}/v1/models").json()["data"][0]["id"]
+        assert get(f"/models/{name}") == {
+            "name": name,
+            "platform": "diffusers",
+            "versions": [],
+            "inputs": [],
+            "outputs": [],
+        }
+        assert get(f"/models/{name}/ready") == {"name": name, "ready": True}
+        problem(httpx2.get(f"{server}/v2/models/other/ready"), 404, "model_not_found", "model")
+
+    def test_a_service_that_is_not_ready_says_so(self, start_server: StartServer) -> None:
+        with start_server("tests.fakes:hang", wait=False, model="fake") as url:
+            assert httpx2.get(f"{url}/v2/health/live").status_code == 200
+            for path in ("/v2/health/ready", "/v2/models/fake/ready"):
+                answer = httpx2.get(f"{url}{path}")
+                assert (answer.status_code, answer.json()["ready"]) == (503, False)
+
+    def test_probes_need_no_key_and_metadata_does(self, start_server: StartServer) -> None:
+        with start_server(api_keys="key") as url:
+            assert httpx2.get(f"{url}/v2/health/ready").status_code == 200
+            assert httpx2.get(f"{url}/v2").status_code == 401
+
+
+class TestVertex:
+    ROUTES = {"health_route": "/vertex/health", "predict_route": "/vertex:predict"}  # noqa: RUF012
+
+    def test_its_variables_are_honoured(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("AIP_HTTP_PORT", "8080")
+        monkeypatch.setenv("AIP_HEALTH_ROUTE", "/v1/endpoints/1/deployedModels/2")
+        monkeypatch.setenv("AIP_PREDICT_ROUTE", "/v1/endpoints/1/deployedModels/2:predict")
+        settings = Settings()
+        assert (settings.port, settings.health_route) == (8080, "/v1/endpoints/1/deployedModels/2")
+        assert settings.predict_route == "/v1/endpoints/1/deployedModels/2:predict"
+
+    def test_instances_become_predictions(self, start_server: StartServer, png: bytes) -> None:
+        image = base64.b64encode(png).decode()
+        body = {
+            "instances": [
+                {"image": image, "prompt": "a wizard"},
+                {"image": {"bytesBase64Encoded": image}, "prompt": "a cat", "seed": 9, "output_format": "webp"},
+            ],
+            "parameters": {"strength": 0.5, "seed": 7},
+        }
+        with start_server(**self.ROUTES) as url:
+            assert httpx2.get(f"{url}/vertex/health").status_code == 200
+            answer = httpx2.post(f"{url}/vertex:predict", json=body)
+            assert answer.status_code == 200
+            first, second = answer.json()["predictions"]
+            assert (first["mimeType"], first["seed"]) == ("image/png", 7)
+            assert (second["mimeType"], second["seed"]) == ("image/webp", 9)
+            alone = post(url, png, prompt="a wizard", strength="0.5", seed="7").content
+            assert base64.b64decode(first["bytesBase64Encoded"]) == alone
+
+    @pytest.mark.parametrize(
+        ("body", "param"),
+        [
+            ({}, "instances"),
+            ({"instances": []}, "instances"),
+            ({"instances": [{}] * 17}, "instances"),
+            ({"instances": [{}], "parameters": [1]}, "instances"),
+            ({"instances": ["x"]}, "image"),
+            ({"instances": [{"prompt": "x"}]}, "image"),
+            ({"instances": [{"image": {"gcsUri": "gs://x"}}]}, "image"),
+            ({"instances": [{"image": "!"}]}, "image"),
+            ({"instances": [{"image": "AAAA", "strength": 0.1}]}, "strength"),
+        ],
+    )
+    def test_what_cannot_be_used_is_named(self, start_server: StartServer, body: Any, param: str) -> None:
+        with start_server(**self.ROUTES) as url:
+            answer = httpx2.post(f"{url}/vertex:predict", json=body)
+        assert (answer.status_code, answer.json()["param"]) == (422, param)
+
+    def test_health_needs_no_key_and_predictions_do(self, start_server: StartServer) -> None:
+        with start_server(api_keys="key", **self.ROUTES) as url:
+            assert httpx2.get(f"{url}/vertex/health").status_code == 200
+            assert httpx2.post(f"{url}/vertex:predict", json={}).status_code == 401

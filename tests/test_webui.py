@@ -1,0 +1,264 @@
+"""`webuiapi`, the web UI's client package, against a real server: unchanged, and what it reads is there."""
+
+import base64
+import io
+import json
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx2
+import pytest
+import webuiapi
+from PIL import Image
+
+from app.errors import InvalidParameter
+from app.infotext import parse_infotext
+from app.routes.webui import parse_webui
+from tests.pictures import noise, saved
+from tests.test_img2img import post
+from tests.test_limits import eventually, sample
+
+StartServer = Callable[..., AbstractContextManager[str]]
+IMAGE = noise((64, 64))
+LONG = {"steps": 4, "denoising_strength": 1.0, "seed": 3}
+
+
+def client_of(url: str) -> Any:
+    address = urlsplit(url)
+    return webuiapi.WebUIApi(host=address.hostname, port=address.port)
+
+
+@pytest.fixture
+def api(server: str) -> Any:
+    return client_of(server)
+
+
+def test_what_it_sends_by_itself_is_taken_and_brought_down_to_what_the_model_is_for(api: Any, server: str) -> None:
+    result = api.img2img(images=[IMAGE], prompt="a wizard", seed=7)
+    fields = {"prompt": "a wizard", "seed": "7", "num_inference_steps": "4", "strength": "0.75"}
+    alone = post(server, saved(IMAGE, "PNG"), **fields)
+    assert (result.image.size, result.image.format) == ((512, 512), "PNG")
+    assert result.image.tobytes() == Image.open(io.BytesIO(alone.content)).tobytes()
+    assert result.info["clamped"] == {"steps": [20, 4], "cfg_scale": [7.0, 1.0]}
+    assert (result.info["seed"], result.info["steps"], result.info["all_seeds"]) == (7, 4, [7])
+    assert (result.parameters["steps"], result.parameters["cfg_scale"]) == (4, 1.0)
+    assert "init_images" not in result.parameters
+    assert result.info["infotexts"][0] == result.image.text["parameters"]
+
+
+def test_a_header_says_too_what_was_clamped(server: str) -> None:
+    body = {"init_images": [base64.b64encode(saved(IMAGE, "PNG")).decode()], "prompt": "x", "steps": 30}
+    answer = httpx2.post(f"{server}/sdapi/v1/img2img", json=body)
+    assert (answer.status_code, answer.headers["x-clamped"]) == (200, "steps")
+    body["steps"] = 3
+    assert "x-clamped" not in httpx2.post(f"{server}/sdapi/v1/img2img", json=body).headers
+
+
+@pytest.mark.parametrize(("strength", "steps"), [(0.75, 4), (0.2, 5), (0.02, 50), (1.0, 4), (0.3334, 4)])
+def test_a_low_strength_gets_as_many_steps_as_it_needs_for_one(strength: float, steps: int) -> None:
+    asked = parse_webui({"init_images": [""], "denoising_strength": strength, "steps": 20})
+    assert asked.requests[0].num_inference_steps == steps
+    assert asked.requests[0].steps_run >= 1
+
+
+def test_several_pictures_have_seeds_that_follow_each_other(api: Any, server: str) -> None:
+    result = api.img2img(images=[IMAGE], prompt="x", batch_size=2, n_iter=2, **LONG)
+    assert [image.size for image in result.images] == [(512, 512)] * 4
+    assert result.info["all_seeds"] == [3, 4, 5, 6]
+    assert len(result.info["infotexts"]) == 4
+
+
+@pytest.mark.parametrize(("mode", "fit"), [(0, "stretch"), (1, "crop"), (2, "pad")])
+def test_the_ways_to_resize_are_those_of_the_service(api: Any, server: str, mode: int, fit: str) -> None:
+    image = noise((90, 40))
+    result = api.img2img(images=[image], resize_mode=mode, **LONG)
+    fields = {"prompt": "", "seed": "3", "num_inference_steps": "4", "strength": "1", "fit": fit}
+    alone = post(server, saved(image, "PNG"), **fields)
+    assert result.image.tobytes() == Image.open(io.BytesIO(alone.content)).tobytes()
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"mask_image": IMAGE}, "mask"),
+        ({"width": 1024}, "512x512"),
+        ({"resize_mode": 3}, "resize_mode"),
+        ({"batch_size": 11}, "batch_size"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"script_name": "x/y/z plot"}, "script_name"),
+        ({"styles": ["anime"]}, "styles"),
+        ({"tiling": True}, "tiling"),
+        ({"subseed_strength": 0.5}, "subseed_strength"),
+        ({"denoising_strength": 0.001}, "strength"),
+        ({"denoising_strength": "a lot"}, "strength"),
+        ({"steps": 0}, "num_inference_steps"),
+        ({"images": []}, "init_images"),
+        ({"images": [IMAGE, IMAGE]}, "init_images"),
+        ({"alwayson_scripts": {"ControlNet": {"args": [{"enabled": True}]}}}, "ControlNet"),
+        ({"override_settings": {"sd_model_checkpoint": "other"}}, "other"),
+        ({"override_settings": []}, "override_settings"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_honoured_is_refused_by_its_name(api: Any, fields: dict[str, Any], named: str) -> None:
+    with pytest.raises(RuntimeError) as caught:
+        api.img2img(**{"images": [IMAGE], **LONG, **fields})
+    status, text = caught.value.args
+    assert status in (404, 422)
+    assert named in json.loads(text)["detail"]
+    assert set(json.loads(text)) == {"error", "detail", "body", "errors"}
+
+
+def test_extensions_that_are_switched_off_are_no_matter(api: Any) -> None:
+    scripts = {"ADetailer": {"args": [False]}, "ControlNet": {"args": []}}
+    assert api.img2img(images=[IMAGE], alwayson_scripts=scripts, **LONG).image
+
+
+def test_the_pictures_can_be_left_out(api: Any) -> None:
+    assert api.img2img(images=[IMAGE], send_images=False, **LONG).images == []
+
+
+def test_a_picture_tells_how_it_was_made(api: Any) -> None:
+    made = api.img2img(images=[IMAGE], prompt="a wizard, blue", negative_prompt="red", **LONG).image
+    read = api.png_info(made)
+    assert read.info.startswith("a wizard, blue\nNegative prompt: red\nSteps: 4, ")
+    assert read.parameters["Seed"] == "3"
+    assert read.parameters["Prompt"] == "a wizard, blue"
+    assert api.png_info(IMAGE).info == ""
+
+
+@pytest.mark.parametrize("file_format", ["webp", "jpeg", "png"])
+def test_so_do_files_of_the_other_formats(server: str, file_format: str) -> None:
+    made = post(server, saved(IMAGE, "PNG"), prompt="größer ✨", output_format=file_format, seed="9").content
+    body = {"image": f"data:image/{file_format};base64,{base64.b64encode(made).decode()}"}
+    read = httpx2.post(f"{server}/sdapi/v1/png-info", json=body).json()
+    assert read["parameters"]["Prompt"] == "größer ✨"
+    assert read["parameters"]["Seed"] == "9"
+
+
+def test_a_file_that_cannot_be_read_tells_nothing(server: str) -> None:
+    for image in ("R0lGODlh", "!", 5):
+        answer = httpx2.post(f"{server}/sdapi/v1/png-info", json={"image": image})
+        assert answer.status_code in (415, 422)
+
+
+@pytest.mark.parametrize(
+    ("text", "facts"),
+    [
+        ("a cat\nSteps: 4, Seed: 1", {"Prompt": "a cat", "Negative prompt": "", "Steps": "4", "Seed": "1"}),
+        ('x\nSteps: 1, Model: "a, b: c"', {"Prompt": "x", "Negative prompt": "", "Steps": "1", "Model": "a, b: c"}),
+        ("only words", {"Prompt": "only words", "Negative prompt": ""}),
+        ("Negative prompt: no\nSteps: 2", {"Prompt": "", "Negative prompt": "no", "Steps": "2"}),
+        ("", {"Prompt": "", "Negative prompt": ""}),
+        ('Steps: 1, Model: "broken', {"Prompt": "", "Negative prompt": "", "Steps": "1", "Model": '"broken'}),
+    ],
+)
+def test_the_notation_is_read_back(text: str, facts: dict[str, str]) -> None:
+    assert parse_infotext(text) == facts
+
+
+class TestProgress:
+    def test_a_caller_sees_how_far_its_own_request_is_and_what_it_looks_like(self, start_server: StartServer) -> None:
+        with start_server() as url, ThreadPoolExecutor() as pool:
+            api = client_of(url)
+            before = api.get_progress()
+            assert (before["progress"], before["state"]["sampling_steps"]) == (0.0, 0)
+            request = pool.submit(api.img2img, images=[IMAGE], prompt="tick=0.3", **LONG)
+            eventually(lambda: api.get_progress()["progress"] == 0.5)
+            seen = api.get_progress()
+            assert (seen["state"]["sampling_steps"], seen["state"]["job_count"]) == (4, 1)
+            assert seen["eta_relative"] > 0
+            image = Image.open(io.BytesIO(base64.b64decode(seen["current_image"])))
+            assert image.size == (512, 512)
+            without = httpx2.get(f"{url}/sdapi/v1/progress?skip_current_image=true").json()
+            assert without["current_image"] is None
+            assert request.result().image
+            assert api.get_progress()["progress"] == 0.0
+
+    def test_interrupting_ends_the_caller_s_own_request_and_no_other(self, start_server: StartServer) -> None:
+        with start_server(api_keys="mine,other") as url, ThreadPoolExecutor() as pool:
+            mine, other = client_of(url), client_of(url)
+            mine.set_auth("me", "mine")
+            other.set_auth("you", "other")
+            ask = {"images": [IMAGE], "prompt": "tick=0.3", **LONG}
+            requests = [pool.submit(mine.img2img, **ask), pool.submit(other.img2img, **ask)]
+            key = {"X-API-Key": "mine"}
+            eventually(lambda: httpx2.get(f"{url}/sdapi/v1/progress", headers=key).json()["state"]["sampling_step"] > 0)
+            mine.interrupt()
+            with pytest.raises(RuntimeError) as caught:
+                requests[0].result()
+            assert caught.value.args[0] == 409
+            assert json.loads(caught.value.args[1])["error"] == "interrupted"
+            assert requests[1].result().image
+
+    def test_of_several_requests_the_oldest_is_shown_until_it_is_done(self, start_server: StartServer) -> None:
+        with start_server() as url, ThreadPoolExecutor() as pool:
+            api = client_of(url)
+            first = pool.submit(api.img2img, images=[IMAGE], prompt="tick=0.2", **LONG)
+            eventually(lambda: api.get_progress()["state"]["job_count"] == 1)
+            second = pool.submit(api.img2img, images=[IMAGE], prompt="tick=0.2", batch_size=2, **LONG)
+            eventually(lambda: api.get_progress()["state"]["job_count"] == 2)
+            assert api.get_progress()["state"]["sampling_steps"] == 4
+            assert first.result().image
+            assert api.get_progress()["state"]["sampling_steps"] == 8
+            assert len(second.result().images) == 2
+
+    def test_a_caller_who_hangs_up_ends_the_work(self, start_server: StartServer) -> None:
+        with start_server() as url:
+            body = {"init_images": [base64.b64encode(saved(IMAGE, "PNG")).decode()], "prompt": "tick=0.5", **LONG}
+            with pytest.raises(httpx2.ReadTimeout):
+                httpx2.post(f"{url}/sdapi/v1/img2img", json=body, timeout=0.8)
+            eventually(lambda: sample(url, "img2img_jobs_on_board") == 0)
+            assert sample(url, "img2img_images_total") == 0
+
+    def test_a_failing_picture_fails_them_all(self, api: Any) -> None:
+        with pytest.raises(RuntimeError) as caught:
+            api.img2img(images=[IMAGE], prompt="fail_at=1", batch_size=2, **LONG)
+        assert caught.value.args[0] == 500
+
+
+def test_the_model_and_what_belongs_to_it_can_be_asked_for(api: Any) -> None:
+    name = api.util_get_model_names()[0]
+    assert api.util_get_current_model() == name
+    api.set_options({"sd_model_checkpoint": name})
+    for options in ({"sd_model_checkpoint": "other"}, {"CLIP_stop_at_last_layers": 2}):
+        answer = httpx2.post(f"{api.baseurl}/options", json=options)
+        assert answer.status_code in (404, 422)
+    assert api.util_get_sampler_names() == ["Euler a"]
+    assert api.util_get_scheduler_names()
+    assert api.get_scripts() == {"txt2img": [], "img2img": []}
+    for nothing in (api.get_upscalers, api.get_loras, api.get_sd_vae, api.get_face_restorers, api.get_prompt_styles):
+        assert nothing() == []
+    assert api.get_cmd_flags() == {}
+    api.util_wait_for_ready(check_interval=0.1)
+
+
+def test_the_password_is_the_key(start_server: StartServer) -> None:
+    with start_server(api_keys="right") as url:
+        api = client_of(url)
+        with pytest.raises(RuntimeError) as caught:
+            api.img2img(images=[IMAGE], **LONG)
+        assert caught.value.args[0] == 401
+        api.set_auth("anybody", "right")
+        assert api.img2img(images=[IMAGE], **LONG).image
+
+
+def test_a_random_seed_is_told(api: Any) -> None:
+    seeds = {api.img2img(images=[IMAGE], steps=1, denoising_strength=1.0).info["seed"] for _ in range(3)}
+    assert len(seeds) == 3
+
+
+def test_a_body_that_is_no_object_is_refused(server: str) -> None:
+    for body in (b"[]", b"{", b""):
+        answer = httpx2.post(f"{server}/sdapi/v1/img2img", content=body)
+        assert (answer.status_code, answer.json()["error"]) == (400, "malformed_body")
+
+
+def test_fields_of_the_wrong_kind_are_named() -> None:
+    for name, value in (("n_iter", True), ("batch_size", "2"), ("alwayson_scripts", 5)):
+        with pytest.raises(InvalidParameter) as caught:
+            parse_webui({"init_images": [""], name: value})
+        assert caught.value.param == name
