@@ -96,6 +96,7 @@ def create_app(
         )
     app.add_middleware(RequestContext, metrics=metrics)
     _handle_errors(app, metrics)
+    app.state.kept = {}
     for room in (img2img, openai, webui, stability, cog, platforms, system):
         app.include_router(room.router)
     if settings.health_route:

@@ -12,7 +12,7 @@ from typing import Literal, TypeVar
 
 from app import __version__, images
 from app.engine.engine import Engine
-from app.engine.jobs import Job, Progress
+from app.engine.jobs import Job, Pixels, Progress
 from app.errors import InvalidParameter, ModelNotFound, Unavailable
 from app.images import Marks
 from app.infotext import infotext
@@ -148,18 +148,7 @@ class Service:
             start = time.perf_counter()
             pixels = await self._sandbox.decode(upload, request.fit, deadline, call.caller)
             decoded = time.perf_counter()
-            job = Job(
-                id=call.job_id,
-                pixels=pixels,
-                prompt=request.prompt,
-                negative_prompt=request.negative_prompt or None,
-                num_inference_steps=request.num_inference_steps,
-                strength=request.strength,
-                guidance_scale=request.guidance_scale,
-                seed=seed,
-                deadline=deadline,
-                previews=previews,
-            )
+            job = _job(call.job_id, pixels, request, seed, deadline, previews)
             result = await self.engine.run(job, on_progress, call.caller)
         finished = time.perf_counter()
         text = infotext(request, seed, self.model_name, __version__)
@@ -268,22 +257,42 @@ class Service:
         Raises:
             Unavailable: no worker has loaded one yet, and only it can tell which that is.
         """
-        name = self.engine.info.model if self.engine.info else self.settings.model
-        if name == "auto":
+        if self._whole_name == "auto":
             raise Unavailable("The model is being loaded. Try again in a moment.", retry_after=5)
-        return name.rstrip("/").rpartition("/")[2]
+        return self._whole_name.rstrip("/").rpartition("/")[2]
+
+    @property
+    def _whole_name(self) -> str:
+        return self.engine.info.model if self.engine.info else self.settings.model
 
     def check_model(self, name: str | None) -> None:
         """Raises `ModelNotFound` for a name that is neither the model's nor one of the settings'."""
         aliases = self.settings.model_aliases.split(",")
         if name is None or name in aliases or "*" in aliases:
             return
-        if name not in (self.model_name, self.engine.info.model if self.engine.info else self.settings.model):
+        if name not in (self.model_name, self._whole_name):
             raise ModelNotFound(
                 f"There is no model '{name[:64]}' here. Leave it out, send '{self.model_name}', or have the service "
                 "take other names by IMG2IMG_MODEL_ALIASES.",
                 param="model",
             )
+
+
+def _job(
+    name: str, pixels: Pixels, request: Img2ImgRequest, seed: int, deadline: float, previews: frozenset[int]
+) -> Job:
+    return Job(
+        id=name,
+        pixels=pixels,
+        prompt=request.prompt,
+        negative_prompt=request.negative_prompt or None,
+        num_inference_steps=request.num_inference_steps,
+        strength=request.strength,
+        guidance_scale=request.guidance_scale,
+        seed=seed,
+        deadline=deadline,
+        previews=previews,
+    )
 
 
 async def _on_thread(threads: ThreadPoolExecutor, function: Callable[..., T], *arguments: object) -> T:

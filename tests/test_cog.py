@@ -1,6 +1,7 @@
 """The API of Cog's containers, as its documentation shows it."""
 
 import base64
+import json
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -101,10 +102,12 @@ def test_a_picture_that_cannot_be_made_is_a_prediction_that_failed(server: str, 
         ({"input": {"image": "AAAA"}, "webhook": "https://example.org"}, "webhook"),
         ({"input": {"image": "AAAA"}, "output_file_prefix": "https://example.org"}, "output_file_prefix"),
         ({"input": {"image": "AAAA"}, "id": 5}, "id"),
+        ({"input": {"image": "AAAA"}, "id": "two words"}, "id"),
+        ({"input": {"image": "AAAA"}, "id": "\ud800"}, "id"),
     ],
 )
 def test_what_cannot_be_used_is_refused_in_its_shape(server: str, body: dict[str, Any], param: str) -> None:
-    answer = httpx2.post(f"{server}/predictions", json=body)
+    answer = httpx2.post(f"{server}/predictions", content=json.dumps(body))
     (wrong,) = answer.json()["detail"]
     assert (answer.status_code, wrong["loc"]) == (422, ["body", "input", param])
     assert wrong["msg"]

@@ -107,13 +107,13 @@ def slow_picture() -> bytes:
     return png((side, side), 8, 2, bytes((1 + 3 * side) * side))
 
 
-def reading(box: Sandbox) -> tuple[threading.Thread, list[object]]:
-    """A thread that has a slow picture decoded, and where it puts what comes of that."""
+def reading(box: Sandbox, data: bytes | None = None) -> tuple[threading.Thread, list[object]]:
+    """A thread that has a slow picture decoded, or something else, and where it puts what comes of that."""
     outcome: list[object] = []
 
     def read() -> None:
         try:
-            outcome.append(decode(box, slow_picture()))
+            outcome.append(decode(box, data or slow_picture()))
         except ServiceError as error:
             outcome.append(error)
 
@@ -243,16 +243,7 @@ def test_a_decoder_that_dies_before_it_has_all_of_a_picture_is_replaced(
 ) -> None:
     (pid,) = set(decoders()) - others
     os.kill(pid, signal.SIGSTOP)
-    outcome: list[object] = []
-
-    def read() -> None:
-        try:
-            decode(box, b"no picture" * 1_000_000)
-        except ServiceError as error:
-            outcome.append(error)
-
-    thread = threading.Thread(target=read)
-    thread.start()
+    thread, outcome = reading(box, b"no picture" * 1_000_000)
     time.sleep(0.5)
     os.kill(pid, signal.SIGKILL)
     thread.join()

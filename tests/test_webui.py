@@ -100,6 +100,10 @@ def test_the_ways_to_resize_are_those_of_the_service(api: Any, server: str, mode
         ({"alwayson_scripts": {"ControlNet": {"args": [{"enabled": True}]}}}, "ControlNet"),
         ({"override_settings": {"sd_model_checkpoint": "other"}}, "other"),
         ({"override_settings": []}, "override_settings"),
+        ({"override_settings": {"sd_model_checkpoint": 5}}, "'5'"),
+        ({"resize_mode": [1]}, "resize_mode"),
+        ({"alwayson_scripts": {"x": {"args": 5}}}, "'x'"),
+        ({"alwayson_scripts": {"x": 5}}, "'x'"),
     ],
     ids=str,
 )
@@ -249,6 +253,14 @@ def test_the_password_is_the_key(start_server: StartServer) -> None:
 def test_a_random_seed_is_told(api: Any) -> None:
     seeds = {api.img2img(images=[IMAGE], steps=1, denoising_strength=1.0).info["seed"] for _ in range(3)}
     assert len(seeds) == 3
+
+
+def test_what_strict_json_or_utf_8_has_no_place_for_is_no_fault(server: str) -> None:
+    image = base64.b64encode(saved(IMAGE, "PNG")).decode()
+    body = f'{{"init_images": ["{image}"], "eta": NaN, "comment": "\\ud800", "steps": 2}}'
+    answer = httpx2.post(f"{server}/sdapi/v1/img2img", content=body)
+    assert answer.status_code == 200
+    assert answer.json()["parameters"]["comment"] == "\ud800"
 
 
 def test_a_body_that_is_no_object_is_refused(server: str) -> None:

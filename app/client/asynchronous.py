@@ -76,7 +76,8 @@ class AsyncImg2Img:
             "output_format": output_format,
             "quality": quality,
         }
-        edit = Edit(self._wire, image, fields, self.retries, on_progress, previews)
+        # Which reads the picture's file.
+        edit = await asyncio.to_thread(Edit, self._wire, image, fields, self.retries, on_progress, previews)
         while True:
             with self._wire.reached():
                 async with self._client.stream("POST", "/img2img", **edit.arguments) as response:

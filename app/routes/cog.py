@@ -1,6 +1,7 @@
 """`/predictions`: the HTTP API of a container that Cog built, as Replicate and others run it."""
 
 import asyncio
+import re
 import secrets
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -12,7 +13,7 @@ from fastapi.responses import JSONResponse
 from app.errors import EngineError, InvalidParameter, NotAcceptable, PredictionNotFound
 from app.request import Img2ImgRequest, OutputFormat, parse_request
 from app.routes.bodies import data_url, decode_base64, read_json
-from app.routes.common import call_of, unless_disconnected
+from app.routes.common import call_of, of_app, unless_disconnected
 from app.routes.events import EVENTS
 from app.service import Call, Service
 
@@ -21,6 +22,8 @@ router = APIRouter(include_in_schema=False)
 
 _NEVER_SENT = ("webhook", "webhook_events_filter", "output_file_prefix")
 """What would have the service send something to an address that a caller names: it never does."""
+
+_ID = re.compile(r"[\w.-]{1,128}", re.ASCII)
 
 Prediction = dict[str, Any]
 
@@ -68,9 +71,9 @@ async def _answer(request: Request, name: str | None) -> JSONResponse:
         raise NotAcceptable("Predictions come whole: for events ask POST /img2img.", param="Accept")
     body = read_json(await request.body())
     name = name or body.get("id") or secrets.token_hex(16)
-    if not isinstance(name, str):
-        raise InvalidParameter("id must be a text.", param="id")
-    predictions, caller = _predictions(request), request.state.caller
+    if not isinstance(name, str) or not _ID.fullmatch(name):
+        raise InvalidParameter("id may have 1 to 128 letters, digits, dots, dashes and underscores.", param="id")
+    predictions, caller = of_app(request, Predictions), request.state.caller
     task = predictions.find(caller, name)
     if task is None:
         image, asked = parse_prediction(body)
@@ -129,7 +132,7 @@ def parse_prediction(body: Mapping[str, Any]) -> tuple[bytes, Img2ImgRequest]:
 @router.post("/predictions/{name}/cancel")
 async def cancel(request: Request, name: str) -> dict[str, Any]:
     """Ends a prediction of the caller's own."""
-    task = _predictions(request).find(request.state.caller, name)
+    task = of_app(request, Predictions).find(request.state.caller, name)
     if task is None:
         raise PredictionNotFound("No prediction of yours runs under this id.", param="id")
     task.cancel()
@@ -144,11 +147,3 @@ async def health_check(request: Request) -> dict[str, Any]:
     started = datetime.fromtimestamp(service.started, UTC).isoformat()
     setup = {"started_at": started, "status": "starting" if status == "STARTING" else "succeeded", "logs": ""}
     return {"status": status, "setup": setup, "version": {"img2img": request.app.version}}
-
-
-def _predictions(request: Request) -> Predictions:
-    state = request.app.state
-    if not hasattr(state, "cog_predictions"):
-        state.cog_predictions = Predictions()
-    predictions: Predictions = state.cog_predictions
-    return predictions

@@ -3,7 +3,7 @@
 import asyncio
 import math
 import re
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -54,6 +54,12 @@ async def together(*work: Coroutine[Any, Any, T]) -> list[T]:
 async def _disconnected(request: Request) -> None:
     # Behind a body that was read, there is nothing else to come.
     await request.receive()
+
+
+def of_app(request: Request, kind: Callable[[], T]) -> T:
+    """The app's one object of a class, made when it is first asked for."""
+    kept: dict[Any, T] = request.app.state.kept
+    return kept.setdefault(kind, kind())
 
 
 def call_of(request: Request) -> Call:

@@ -12,6 +12,7 @@ from fastapi.sse import format_sse_event
 from app.errors import ServiceError
 from app.refusals import error_body
 from app.routes.common import unless_disconnected
+from app.service import Service
 
 EVENTS = "text/event-stream"
 
@@ -45,6 +46,8 @@ async def _lines(request: Request, first: Event, events: AsyncGenerator[Event, N
         async for event in events:
             yield _line(event)
     except ServiceError as error:
+        service: Service = request.app.state.service
+        service.metrics.rejected.labels(error.code).inc()
         _, body = error_body(error, request.state.request_id, request.url.path)
         yield _line(Event("error", body))
     finally:

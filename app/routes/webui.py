@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse
+from fastapi.responses import Response
 
 from app.errors import InvalidParameter
 from app.infotext import parse_infotext
@@ -22,7 +22,7 @@ from app.request import (
     smallest_steps,
 )
 from app.routes.bodies import base64_text, decode_base64, read_json
-from app.routes.common import call_of, unless_disconnected
+from app.routes.common import call_of, of_app, unless_disconnected
 from app.routes.webui_runs import Runs
 from app.service import Picture, Service
 
@@ -67,7 +67,8 @@ def parse_webui(body: Mapping[str, Any]) -> Asked:
         InvalidParameter: a field that would change the picture cannot be honoured.
     """
     _refuse_unsupported(body)
-    fit = _FITS.get(body.get("resize_mode", 0))
+    mode = body.get("resize_mode", 0)
+    fit = _FITS.get(mode) if isinstance(mode, int) else None
     if fit is None:
         raise InvalidParameter("resize_mode can be 0 (stretch), 1 (crop) or 2 (fill) here.", param="resize_mode")
     count = _whole(body, "batch_size") * _whole(body, "n_iter")
@@ -99,7 +100,7 @@ def parse_webui(body: Mapping[str, Any]) -> Asked:
         image=_image(body),
         requests=requests,
         clamped={name: pair for name, pair in values.items() if pair[0] != pair[1]},
-        model=_mapping(body, "override_settings").get("sd_model_checkpoint") or None,
+        model=str(_mapping(body, "override_settings").get("sd_model_checkpoint") or "") or None,
         send_images=body.get("send_images") is not False,
     )
 
@@ -110,7 +111,8 @@ def _refuse_unsupported(body: Mapping[str, Any]) -> None:
             raise InvalidParameter(f"{name} cannot be honoured here. Leave it out.", param=name)
     for script, arguments in _mapping(body, "alwayson_scripts").items():
         # Clients send extensions that are switched off along.
-        if isinstance(arguments, dict) and any(value not in (None, False) for value in arguments.get("args") or ()):
+        sent = arguments.get("args") if isinstance(arguments, dict) else arguments
+        if any(value not in (None, False) for value in (sent if isinstance(sent, list) else [sent])):
             raise InvalidParameter(f"There is no script '{script[:64]}' here.", param="alwayson_scripts")
     for name in ("width", "height"):
         if body.get(name, IMAGE_SIZE) != IMAGE_SIZE:
@@ -145,8 +147,8 @@ def _mapping(body: Mapping[str, Any], name: str) -> dict[str, Any]:
     return value
 
 
-@router.post("/img2img")
-async def img2img(request: Request) -> JSONResponse:
+@router.post("/img2img", response_model=None)
+async def img2img(request: Request) -> Response:
     """Pictures as base64, the parameters as they were taken, and the web UI's `info`, JSON in a text."""
     body = read_json(await request.body())
     asked = parse_webui(body)
@@ -154,7 +156,7 @@ async def img2img(request: Request) -> JSONResponse:
     service.check_model(asked.model)
     steps = sum(one.steps_run for one in asked.requests)
     previews = frozenset(range(1, asked.requests[0].steps_run))
-    with _runs(request).running(request.state.caller, steps) as run:
+    with of_app(request, Runs).running(request.state.caller, steps) as run:
         watched = [
             service.watch(asked.image, one, call_of(request), previews, OutputFormat.PNG) for one in asked.requests
         ]
@@ -165,7 +167,9 @@ async def img2img(request: Request) -> JSONResponse:
     parameters = {**{name: value for name, value in body.items() if name != "init_images"}, **taken}
     info = _info(service.model_name, asked, pictures)
     headers = {"X-Clamped": ", ".join(asked.clamped)} if asked.clamped else {}
-    return JSONResponse({"images": images, "parameters": parameters, "info": json.dumps(info)}, headers=headers)
+    answer = {"images": images, "parameters": parameters, "info": json.dumps(info)}
+    # What the caller's own fields hold goes back as it came, be it what UTF-8 or strict JSON has no place for.
+    return Response(json.dumps(answer), media_type="application/json", headers=headers)
 
 
 def _info(model: str, asked: Asked, pictures: list[Picture]) -> dict[str, Any]:
@@ -193,18 +197,10 @@ def _info(model: str, asked: Asked, pictures: list[Picture]) -> dict[str, Any]:
     }
 
 
-def _runs(request: Request) -> Runs:
-    state = request.app.state
-    if not hasattr(state, "webui_runs"):
-        state.webui_runs = Runs()
-    runs: Runs = state.webui_runs
-    return runs
-
-
 @router.get("/progress")
 async def progress(request: Request, skip_current_image: bool = False) -> dict[str, Any]:
     """Of the caller's own request, the one that runs longest."""
-    runs = _runs(request).of(request.state.caller)
+    runs = of_app(request, Runs).of(request.state.caller)
     run = runs[0] if runs else None
     preview = None if run is None or skip_current_image else run.preview
     return {
@@ -229,7 +225,7 @@ async def progress(request: Request, skip_current_image: bool = False) -> dict[s
 @router.post("/interrupt")
 async def interrupt(request: Request) -> dict[str, Any]:
     """Ends what the caller has running: it is answered with 409."""
-    for run in _runs(request).of(request.state.caller):
+    for run in of_app(request, Runs).of(request.state.caller):
         run.interrupt()
     return {}
 
