@@ -6,6 +6,8 @@
 #       with weights, for hosts that reach no hub (they come under their own licence, which is not this project's)
 #   docker build --build-arg COMPILER=g++ -t sdxl-turbo-img2img .
 #       with a C++ compiler, which IMG2IMG_COMPILE needs
+#   docker build --build-arg EXTRA=c2pa -t sdxl-turbo-img2img .
+#       with what signs pictures, which IMG2IMG_C2PA_CERTIFICATE needs
 #
 # Behind mirrors: --build-arg PYTHON_IMAGE=... for the base image, and any of PIP_INDEX_URL, PIP_EXTRA_INDEX_URL,
 # PIP_FIND_LINKS and PIP_TRUSTED_HOST for pip; all four are unset by default and stay out of the final image.
@@ -20,13 +22,15 @@ ARG PIP_TRUSTED_HOST
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 # pip stays in this stage: the environment is made from outside.
 RUN python -m venv --without-pip /opt/venv
-COPY requirements.lock /tmp/
+ARG EXTRA=
+COPY requirements.lock requirements-c2pa.lock /tmp/
 # torch and its CUDA packages are moved to a tree of their own, to become a layer that only a new torch changes; hence
 # also the kind of bytecode that holds no file times. One step, since a move between steps would be a copy of gigabytes.
 # The packages' own tests stay behind. compileall's status is ignored: torch ships a file that only a newer Python reads.
 RUN --mount=type=cache,target=/root/.cache/pip \
     set -eu; \
-    python -m pip --python /opt/venv/bin/python install --no-compile --requirement /tmp/requirements.lock; \
+    python -m pip --python /opt/venv/bin/python install --no-compile --requirement /tmp/requirements.lock \
+        ${EXTRA:+--requirement "/tmp/requirements-$EXTRA.lock"}; \
     site=$(/opt/venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'); \
     find "$site" -type d \( -name test -o -name tests \) -prune -exec rm -rf {} +; \
     rm -rf "$site"/torch/bin/*[Tt]est*; \

@@ -107,7 +107,7 @@ def edit_there(data: bytes, fields: dict[str, Any], url: str) -> Edited:
 
 def edit_here(data: bytes, fields: dict[str, Any], settings: "Settings", loader: str | None = None) -> Edited:
     """Make the picture without a service, by the same way as one does; ends the program if that fails."""
-    from app.errors import EngineStopped, ServiceError
+    from app.errors import EngineStopped, Misconfigured, ServiceError
 
     if "log_level" in settings.model_fields_set:
         configure(settings.log_level, settings.log_format)
@@ -120,6 +120,8 @@ def edit_here(data: bytes, fields: dict[str, Any], settings: "Settings", loader:
             return asyncio.run(_run_service(data, fields, settings, on_step, loader))
     except ServiceError as error:
         fail(str(error), ExitCode.of_status(error.status))
+    except Misconfigured as error:
+        fail(str(error), ExitCode.USAGE)
     except EngineStopped as error:
         fail(f"{error}\nIMG2IMG_LOG_LEVEL=info shows what led to it.", ExitCode.FAILED)
 
@@ -137,10 +139,12 @@ async def _run_service(
     from app.metrics import Metrics
     from app.request import parse_request
     from app.service import Call
+    from app.signing import signer
 
     request, request_id = parse_request(fields), secrets.token_hex(16)
     failures: list[EngineStopped] = []
-    async with open_service(settings, Metrics(), loader or LOADER, failures.append) as service:
+    signs = signer(settings)
+    async with open_service(settings, Metrics(), loader or LOADER, failures.append, signs) as service:
         # Loading may take far longer than a request's deadline, which starts to count when it is admitted.
         while service.status != "ready":
             if failures:

@@ -15,6 +15,7 @@
     ├── ImageTooLarge           413  image_too_large
     ├── UnsupportedImageFormat  415  unsupported_image_format
     ├── UnsupportedMediaType    415  unsupported_media_type
+    ├── SigningFailed           500  signing_failed
     ├── EngineError             500  inference_failed
     │   ├── NonFiniteResult     500  non_finite_result
     │   └── WorkerLost          500  worker_lost
@@ -143,6 +144,12 @@ class EngineError(ServiceError):
     """The denoising pass of this one request failed; the log has the reason."""
 
     status, code, retryable = 500, "inference_failed", False
+
+
+class SigningFailed(ServiceError):
+    """The picture was made, but the certificate signs no longer."""
+
+    status, code, retryable = 500, "signing_failed", False
 
 
 class NonFiniteResult(EngineError):

@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 
-from app import __version__
+from app import __version__, signing, tracing
 from app.engine.engine import LOADER, Engine
 from app.errors import EngineStopped, ServiceError
 from app.gate import OPEN_PATHS, Gate
@@ -22,6 +22,7 @@ from app.routes import cog, img2img, openai, platforms, stability, system, webui
 from app.routes.schema import IMG2IMG_RESPONSES
 from app.service import Service
 from app.settings import Settings
+from app.signing import Signer
 
 
 def end_process(failure: EngineStopped) -> None:
@@ -35,10 +36,11 @@ async def open_service(
     metrics: Metrics,
     loader: str = LOADER,
     on_failure: Callable[[EngineStopped], None] = end_process,
+    signer: Signer | None = None,
 ) -> AsyncIterator[Service]:
     """A running `Service`: its engine starts on entering, and stops on leaving."""
     engine = Engine(settings, metrics, loader, on_failure)
-    service = Service(settings, engine, metrics)
+    service = Service(settings, engine, metrics, signer)
     await engine.start()
     try:
         yield service
@@ -60,14 +62,17 @@ def create_app(
         on_failure: called once if no worker can be kept running.
 
     Raises:
-        Misconfigured: the API keys cannot be used.
+        Misconfigured: the API keys, or the certificate that is to sign, cannot be used.
     """
     settings = settings or Settings()
     metrics = Metrics()
+    signer = signing.signer(settings)
+    open_paths = OPEN_PATHS | ({settings.health_route} if settings.health_route else set())
+    quiet = open_paths | {"/metrics", "/sdapi/v1/progress"}
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with open_service(settings, metrics, loader, on_failure) as service:
+        async with open_service(settings, metrics, loader, on_failure, signer) as service:
             app.state.service = service
             yield
 
@@ -78,13 +83,11 @@ def create_app(
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
-        # Its records would hold what callers sent.
-        telemetry={"logs": False},
+        telemetry=tracing.config(exclude=lambda scope: scope["path"] in quiet),
     )
     origins = frozenset(filter(None, settings.cors_origins.split(",")))
     # The last one added is the first that a request meets.
     app.add_middleware(BodyLimits, max_bytes=settings.max_body_bytes, seconds=settings.body_timeout_seconds)
-    open_paths = OPEN_PATHS | ({settings.health_route} if settings.health_route else set())
     app.add_middleware(Gate, keys=Keys(settings), origins=origins, metrics=metrics, open_paths=open_paths)
     if origins:
         app.add_middleware(
@@ -94,7 +97,7 @@ def create_app(
             allow_headers=["Authorization", "Content-Type", "X-API-Key", "X-Request-Id", "X-Request-Timeout"],
             expose_headers=[*IMG2IMG_RESPONSES[200]["headers"], "Retry-After", "X-Error-Message", "X-Should-Retry"],
         )
-    app.add_middleware(RequestContext, metrics=metrics)
+    app.add_middleware(RequestContext, metrics=metrics, quiet=quiet)
     _handle_errors(app, metrics)
     app.state.kept = {}
     for room in (img2img, openai, webui, stability, cog, platforms, system):

@@ -13,6 +13,7 @@ from typing import Any
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app import tracing
 from app.errors import (
     BodyTimeout,
     BodyTooLarge,
@@ -25,25 +26,23 @@ from app.refusals import SECURITY_HEADERS
 
 logger = logging.getLogger(__name__)
 
-# Asked for every few seconds by probes: not worth a line each.
-_QUIET = (
-    *("/health", "/health/live", "/health/ready", "/health-check", "/ping", "/metrics"),
-    *("/v2/health/live", "/v2/health/ready", "/sdapi/v1/progress"),
-)
-
 # Nothing else may come in: the id goes into log lines and back out in a header.
-# W3C Trace Context, version 00: whoever asks tells which of its traces this request belongs to.
-_TRACE = re.compile(r"00-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
-
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,128}", re.ASCII)
 
 
 class RequestContext:
-    """Gives every request an id, echoed in `X-Request-Id`, and counts it by route and status. Sets security headers."""
+    """Gives every request an id, echoed in `X-Request-Id`, and counts it by route and status. Sets security headers.
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    Args:
+        app: what lies behind.
+        metrics: where requests are counted.
+        quiet: paths that are asked for every few seconds, by probes: not worth a line each.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, quiet: frozenset[str] = frozenset()) -> None:
         self.app = app
         self.metrics = metrics
+        self.quiet = quiet
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -52,13 +51,14 @@ class RequestContext:
         if scope["method"] == "HEAD":
             # As GET, to everything in here: the server leaves the body out, by a scope of its own.
             scope = {**scope, "method": "GET"}
-        sent = Headers(scope=scope).get("x-request-id", "")
+        headers = Headers(scope=scope)
+        sent = headers.get("x-request-id", "")
         request_id = sent if _REQUEST_ID.fullmatch(sent) else secrets.token_hex(16)
         scope.setdefault("state", {})["request_id"] = request_id
         start, status = time.perf_counter(), 500
         told: dict[str, Any] = {"request_id": request_id, "method": scope["method"][:16]}
-        if trace := _TRACE.fullmatch(Headers(scope=scope).get("traceparent", "")):
-            told["trace_id"] = trace[1]
+        if trace_id := tracing.begin(headers, request_id, query=bool(scope["query_string"])):
+            told["trace_id"] = trace_id
         before = facts.set(told)
 
         async def send_with_id(message: Message) -> None:
@@ -80,7 +80,7 @@ class RequestContext:
             self.metrics.requests.labels(route, str(status)).inc()
             self.metrics.request_seconds.labels(route).observe(seconds)
             facts.reset(before)
-            level = logging.DEBUG if route in _QUIET else logging.INFO
+            level = logging.DEBUG if route in self.quiet else logging.INFO
             told |= {"route": route, "status": status, "milliseconds": round(seconds * 1000, 1)}
             if str(caller := scope["state"].get("caller", "")).startswith("key "):
                 told["key"] = caller.removeprefix("key ")

@@ -11,6 +11,7 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
+from app import tracing
 from app.engine import memory
 from app.errors import EngineStopped
 from app.logs import configure
@@ -85,10 +86,11 @@ def serve(settings: Settings, loader: str | None = None) -> int:
         The exit code: 0 after a signal, 1 if the engine gave up.
 
     Raises:
-        Misconfigured: the API keys cannot be used.
+        Misconfigured: the API keys, or the certificate that is to sign, cannot be used.
         SystemExit: the address cannot be listened on; uvicorn has logged why.
     """
     configure(settings.log_level, settings.log_format)
+    tracing.name_service()
     memory.serving()
     failures: list[EngineStopped] = []
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Literal, TypeVar
 
-from app import __version__, images
+from app import __version__, images, tracing
 from app.engine.engine import Engine
 from app.engine.jobs import Job, Pixels, Progress
 from app.errors import InvalidParameter, ModelNotFound, Unavailable
@@ -21,6 +21,7 @@ from app.metrics import Metrics
 from app.request import Img2ImgRequest, OutputFormat
 from app.sandbox import Sandbox
 from app.settings import Settings
+from app.signing import Signer
 
 T = TypeVar("T")
 
@@ -98,15 +99,17 @@ class Service:
         settings: limits of the pictures.
         engine: started and stopped by whoever made it.
         metrics: where stage times go.
+        signer: signs each picture, if there is one.
 
     Attributes:
         started: when, in seconds of Unix time.
     """
 
-    def __init__(self, settings: Settings, engine: Engine, metrics: Metrics) -> None:
+    def __init__(self, settings: Settings, engine: Engine, metrics: Metrics, signer: Signer | None = None) -> None:
         self.settings = settings
         self.engine = engine
         self.metrics = metrics
+        self._signer = signer
         self.started = int(time.time())
         # As many as there are cores: decoding a large picture holds up to 200 MB, and more at once is no faster.
         count = os.cpu_count() or 1
@@ -144,30 +147,26 @@ class Service:
         if request.quality and output_format is OutputFormat.PNG:
             raise InvalidParameter("A PNG has no quality: leave it out, or ask for webp or jpeg.", param="quality")
         seed = secrets.randbelow(2**32) if request.seed is None else request.seed
-        with self.engine.admit(request.unet_rows, call.caller, call.timeout) as deadline:
-            start = time.perf_counter()
-            pixels = await self._sandbox.decode(upload, request.fit, deadline, call.caller)
-            decoded = time.perf_counter()
-            job = _job(call.job_id, pixels, request, seed, deadline, previews)
-            result = await self.engine.run(job, on_progress, call.caller)
-        finished = time.perf_counter()
-        text = infotext(request, seed, self.model_name, __version__)
-        encode = partial(images.encode, helper=self._helpers, quality=request.quality)
-        data = await _on_thread(self._writers, encode, result.pixels, output_format, self._marks(text))
-        seconds = {
-            "queue": result.queued,
-            "decode": decoded - start,
-            "encode_prompt": result.timings.encode_prompt,
-            "encode_image": result.timings.encode_image,
-            "denoise": result.timings.denoise,
-            "vae": result.timings.vae,
-            output_format.value: time.perf_counter() - finished,
-        }
-        for stage, value in seconds.items():
-            self.metrics.stage_seconds.labels(stage).observe(value)
-        if (told := facts.get()) is not None:
-            stages = {stage: round(value * 1000, 1) for stage, value in seconds.items()}
-            told.setdefault("pictures", []).append({"seed": seed, "stage_milliseconds": stages})
+        seconds: dict[str, float] = {}
+        with tracing.span("picture") as span:
+            span.set_attributes({"img2img.seed": seed, "img2img.steps_run": request.steps_run})
+            with self.engine.admit(request.unet_rows, call.caller, call.timeout) as deadline:
+                with tracing.stage("decode", seconds):
+                    pixels = await self._sandbox.decode(upload, request.fit, deadline, call.caller)
+                job = _job(call.job_id, pixels, request, seed, deadline, previews)
+                with tracing.span("engine"):
+                    begun = time.time()
+                    result = await self.engine.run(job, on_progress, call.caller)
+                    seconds |= (inside := {"queue": result.queued, **asdict(result.timings)})
+                    tracing.lay_out(begun, inside)
+            text = infotext(request, seed, self.model_name, __version__)
+            encode = partial(images.encode, helper=self._helpers, quality=request.quality)
+            with tracing.stage(output_format.value, seconds):
+                data = await _on_thread(self._writers, encode, result.pixels, output_format, self._marks(text))
+            if self._signer:
+                with tracing.stage("sign", seconds):
+                    data = await _on_thread(self._writers, self._signer.sign, data, output_format)
+        self._note(seed, seconds)
         return Picture(
             data=data,
             output_format=output_format,
@@ -220,6 +219,14 @@ class Service:
         finally:
             task.cancel()
             await asyncio.wait({task})
+
+    def _note(self, seed: int, seconds: dict[str, float]) -> None:
+        """Put the times of a picture's stages into the metrics, and into the log line of its request."""
+        for stage, value in seconds.items():
+            self.metrics.stage_seconds.labels(stage).observe(value)
+        if (told := facts.get()) is not None:
+            stages = {stage: round(value * 1000, 1) for stage, value in seconds.items()}
+            told.setdefault("pictures", []).append({"seed": seed, "stage_milliseconds": stages})
 
     def _marks(self, text: str) -> Marks:
         return Marks(text if self.settings.embed_parameters else None, generated=self.settings.mark_pictures)

@@ -181,6 +181,12 @@ class Settings(BaseSettings):
     embed_parameters: bool = Field(
         True, description="Write prompt, seed and steps into the picture's metadata, as image tools expect them."
     )
+    c2pa_certificate: Path | None = Field(
+        None,
+        description="A PEM file with a certificate, and those that vouch for it: each picture is signed by it (C2PA). "
+        "Needs the extra `c2pa`.",
+    )
+    c2pa_key: Path | None = Field(None, description="A PEM file with that certificate's private key, not encrypted.")
     hub_cache: Path | None = Field(
         None, description="Where downloaded weights are kept; by default the hub client's own cache (`HF_HOME`)."
     )

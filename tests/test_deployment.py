@@ -23,6 +23,7 @@ SCRIPTS = [
     ROOT / ".ci/run",
     *sorted(path for path in (ROOT / "scripts").rglob("*") if path.is_file() and not path.suffix),
 ]
+LOCK_FILES = ("requirements.lock", "requirements-c2pa.lock", "requirements-dev.lock")
 VARIABLES = {f"IMG2IMG_{name.upper()}" for name in Settings.model_fields}
 FIXED_BY_THE_IMAGE = {"IMG2IMG_HOST", "IMG2IMG_PORT", "IMG2IMG_HUB_CACHE", "IMG2IMG_COMPILE_CACHE"}
 PLATFORM_PACKAGES = ("nvidia-", "cuda-", "triton")
@@ -66,8 +67,8 @@ def pins(name: str) -> dict[str, str]:
 
 def declared(group: str | None = None) -> list[Requirement]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    texts = project["dependency-groups"][group] if group else project["project"]["dependencies"]
-    return [Requirement(text) for text in texts]
+    groups = {**project["dependency-groups"], **project["project"]["optional-dependencies"]}
+    return [Requirement(text) for text in (groups[group] if group else project["project"]["dependencies"])]
 
 
 def needed_by(requirements: list[Requirement]) -> set[str]:
@@ -222,7 +223,7 @@ class TestDockerfile:
         assert [rest.startswith('if [ -n "$COMPILER" ]') for word, rest in layers if "apt" in rest] == [True]
 
     def test_a_change_of_the_application_leaves_the_dependencies_as_they_are(self) -> None:
-        assert instructions("dependencies", "COPY") == ["requirements.lock /tmp/"]
+        assert instructions("dependencies", "COPY") == ["requirements.lock requirements-c2pa.lock /tmp/"]
 
     def test_every_variable_set_in_the_image_is_a_setting(self) -> None:
         used = set(re.findall(r"\bIMG2IMG_\w+", (ROOT / "Dockerfile").read_text()))
@@ -243,11 +244,11 @@ class TestDockerfile:
 
 
 class TestLockFiles:
-    @pytest.mark.parametrize("name", ["requirements.lock", "requirements-dev.lock"])
+    @pytest.mark.parametrize("name", LOCK_FILES)
     def test_a_lock_file_is_exact_pins_and_names_no_index(self, name: str) -> None:
         lines = [line for line in (ROOT / name).read_text().splitlines() if not line.startswith("#")]
         if name == "requirements-dev.lock":
-            assert lines.pop(0) == "-r requirements.lock"
+            assert [lines.pop(0), lines.pop(0)] == ["-r requirements.lock", "-r requirements-c2pa.lock"]
         assert [line for line in lines if not re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][0-9a-z.]*", line)] == []
 
     def test_torch_is_the_release_that_bit_equality_was_tested_with_and_of_no_one_platform(self) -> None:
@@ -255,20 +256,22 @@ class TestLockFiles:
         assert not [name for name in pins("requirements.lock") if name.startswith(PLATFORM_PACKAGES)]
 
     def test_every_declared_dependency_is_pinned_within_its_bounds(self) -> None:
-        runtime, dev = pins("requirements.lock"), pins("requirements-dev.lock")
-        for requirement in declared():
-            assert runtime[canonicalize_name(requirement.name)] in requirement.specifier
-        for requirement in declared("dev"):
-            assert (dev | runtime)[canonicalize_name(requirement.name)] in requirement.specifier
+        pinned: dict[str, str] = {}
+        for name, group in zip(LOCK_FILES, (None, "c2pa", "dev"), strict=True):
+            pinned |= pins(name)
+            for requirement in declared(group):
+                assert pinned[canonicalize_name(requirement.name)] in requirement.specifier
 
     def test_everything_that_a_dependency_brings_with_it_is_pinned_too(self) -> None:
-        runtime, dev = pins("requirements.lock"), pins("requirements-dev.lock")
-        assert needed_by(declared()) - set(runtime) == set()
-        assert needed_by(declared("dev")) - set(runtime) - set(dev) == set()
+        pinned: set[str] = set()
+        for name, group in zip(LOCK_FILES, (None, "c2pa", "dev"), strict=True):
+            pinned |= set(pins(name))
+            assert needed_by(declared(group)) - pinned == set()
 
     def test_the_image_gets_nothing_that_only_the_tests_need(self) -> None:
         assert {"pytest", "mypy", "ruff", "coverage"} & set(pins("requirements.lock")) == set()
-        assert set(pins("requirements.lock")) & set(pins("requirements-dev.lock")) == set()
+        pinned = [name for file in LOCK_FILES for name in pins(file)]
+        assert len(pinned) == len(set(pinned))
 
 
 class TestScripts:
@@ -301,7 +304,7 @@ class TestScripts:
 
     def test_setup_refuses_a_python_that_is_not_there_with_a_sentence(self, tmp_path: Path) -> None:
         (tmp_path / "scripts").mkdir()
-        for name in ("scripts/setup", "requirements.lock", "requirements-dev.lock", "pyproject.toml"):
+        for name in ("scripts/setup", *LOCK_FILES, "pyproject.toml"):
             shutil.copy(ROOT / name, tmp_path / name)
         env = {"PATH": os.defpath, "PYTHON": "no-such-python"}
         refused = subprocess.run([tmp_path / "scripts/setup"], env=env, capture_output=True, text=True)

@@ -57,7 +57,7 @@ def test_a_form_becomes_a_png_of_512_pixels_with_its_headers(server: str, png: b
     assert (headers["x-seed"], headers["x-steps-run"], headers["x-start-timestep"]) == ("42", "3", "999")
     assert re.fullmatch(r"[0-9a-f]{32}", headers["x-request-id"])
     stages = re.findall(r"(\w+);dur=[0-9.]+", headers["server-timing"])
-    assert stages == ["queue", "decode", "encode_prompt", "encode_image", "denoise", "vae", "png"]
+    assert stages == ["decode", "queue", "encode_prompt", "encode_image", "denoise", "vae", "png"]
     assert "x-prompt-tokens-cut" not in headers
 
 

@@ -70,7 +70,7 @@ def test_each_line_is_json_and_each_request_has_one_with_its_facts() -> None:
     }
     (picture,) = made["pictures"]
     assert picture["seed"] == 7
-    assert list(picture["stage_milliseconds"])[:2] == ["queue", "decode"]
+    assert list(picture["stage_milliseconds"])[:2] == ["decode", "queue"]
     assert made["milliseconds"] > sum(picture["stage_milliseconds"].values()) / 2
     assert len(made["key"]) == 12
     assert (refused["status"], "pictures" in refused) == (422, False)

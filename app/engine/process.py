@@ -87,7 +87,7 @@ class WorkerProcess:
 
 def environment() -> dict[str, str]:
     """The variables of a worker: all but those that hold what is none of its business."""
-    own = {name: value for name, value in os.environ.items() if not name.startswith("IMG2IMG_API_KEY")}
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("IMG2IMG_API_KEY", "OTEL_"))}
     return {
         # torch then asks for huge pages: a large model's pass spends a tenth of its time on faults for small ones.
         "THP_MEM_ALLOC_ENABLE": "1",

@@ -77,7 +77,8 @@ _HEADERS = {
     "X-Start-Timestep": "The noise level that the run started from, 0 to 999.",
     "X-Request-Id": "The id that the log knows this request by.",
     "X-Prompt-Tokens-Cut": "Only if the prompt was longer than CLIP's 77 tokens: how many were not read.",
-    "Server-Timing": "Milliseconds of queue, decode, encode_prompt, encode_image, denoise, vae and the output format.",
+    "Server-Timing": "Milliseconds of decode, queue, encode_prompt, encode_image, denoise, vae, the output format, and "
+    "sign if pictures are signed.",
 }
 
 KEYS = [

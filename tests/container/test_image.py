@@ -50,7 +50,15 @@ def test_the_application_and_its_licences_are_in_it(paths: set[PurePosixPath]) -
 @pytest.fixture
 def changed_checkout(tmp_path: Path) -> Path:
     """A copy of what a build is sent, with one line more in the application."""
-    for name in ("Dockerfile", ".dockerignore", "pyproject.toml", "README.md", "LICENSE", "requirements.lock"):
+    for name in (
+        "Dockerfile",
+        ".dockerignore",
+        "pyproject.toml",
+        "README.md",
+        "LICENSE",
+        "requirements.lock",
+        "requirements-c2pa.lock",
+    ):
         shutil.copy(ROOT / name, tmp_path / name)
     shutil.copytree(ROOT / "app", tmp_path / "app", ignore=shutil.ignore_patterns("__pycache__"))
     with (tmp_path / "app/__init__.py").open("a") as file:

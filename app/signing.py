@@ -1,0 +1,155 @@
+"""Signing of picture files by the operator's certificate, as the C2PA specification has it (Content Credentials).
+
+Its library is an extra, `c2pa`, and is only imported where there is a certificate.
+"""
+
+import json
+import logging
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from app import __version__
+from app.engine.jobs import Pixels
+from app.errors import Misconfigured, SigningFailed
+from app.images import DIGITAL_SOURCE_TYPE, Marks, enlarged
+from app.request import OutputFormat
+from app.settings import Settings
+
+_UPLOAD = "xmp.iid:upload"
+_MANIFEST = json.dumps(
+    {
+        "claim_generator_info": [{"name": "sdxl-turbo-img2img", "version": __version__}],
+        # That there was one is all that is told of it: not a byte of an upload goes into what comes out.
+        "ingredients": [{"title": "uploaded picture", "relationship": "parentOf", "instance_id": _UPLOAD}],
+        "assertions": [
+            {
+                "label": "c2pa.actions.v2",
+                "data": {
+                    "actions": [
+                        {"action": "c2pa.opened", "parameters": {"ingredientIds": [_UPLOAD]}},
+                        {"action": "c2pa.edited", "digitalSourceType": DIGITAL_SOURCE_TYPE},
+                    ]
+                },
+            }
+        ],
+    }
+)
+_CURVES = {"secp256r1": "es256", "secp384r1": "es384", "secp521r1": "es512"}
+
+
+_PROFILE = (
+    "It has to be valid now, to belong to the key, and to be for signing: digitalSignature, and emailProtection or "
+    "documentSigning as its extended usage"
+)
+
+logger = logging.getLogger(__name__)
+
+
+class Signer:
+    """Signs files: that they were made from an uploaded picture by generative AI, and by whom.
+
+    The two files are read again when a signature fails, so that a certificate can be replaced before it expires.
+
+    Args:
+        certificate: a PEM file: the signer's certificate first, then those that vouch for it.
+        key: a PEM file without a password: the certificate's private key, of ECDSA, RSA or Ed25519.
+
+    Raises:
+        Misconfigured: they cannot be used together; the reason is in its sentence.
+    """
+
+    def __init__(self, certificate: Path, key: Path) -> None:
+        try:
+            import c2pa
+        except ImportError as error:
+            raise Misconfigured(
+                "IMG2IMG_C2PA_CERTIFICATE: signing needs the package c2pa-python. Install the extra: "
+                "pip install 'sdxl-turbo-img2img[c2pa]', or build the image with EXTRA=c2pa."
+            ) from error
+        self._library = c2pa
+        self._certificate, self._key = certificate, key
+        self._context = c2pa.Context.from_dict({"builder": {"thumbnail": {"enabled": False}}})
+        self._signer = self._load()
+
+    def sign(self, file: bytes, output_format: OutputFormat) -> bytes:
+        """The same picture with a signed manifest in it: some 3 KB more. Takes milliseconds; any thread may call it.
+
+        Raises:
+            SigningFailed: the certificate has expired, and there is no other.
+        """
+        media_type = output_format.media_type
+        try:
+            return self._signed(self._signer, file, media_type)
+        except self._library.C2paError as first:
+            try:
+                self._signer = self._load()
+                return self._signed(self._signer, file, media_type)
+            except (self._library.C2paError, Misconfigured) as error:
+                logger.error("no picture can be signed: %s", error)
+                words = "The picture cannot be signed. Whoever runs the service has to replace its certificate."
+                raise SigningFailed(words) from first
+
+    def _signed(self, by: Any, file: bytes, media_type: str) -> bytes:
+        signed = BytesIO()
+        self._library.Builder(_MANIFEST, context=self._context).sign(by, media_type, BytesIO(file), signed)
+        return signed.getvalue()
+
+    def _load(self) -> Any:
+        """The library's signer; it has signed a picture, so that what is wrong is said now and not by a caller."""
+        chain = _read(self._certificate, "IMG2IMG_C2PA_CERTIFICATE")
+        algorithm, key = _private_key(self._key)
+        info = self._library.C2paSignerInfo(alg=algorithm, sign_cert=chain, private_key=key, ta_url=None)
+        try:
+            by = self._library.Signer.from_info(info)
+            self._signed(by, enlarged(Pixels(1, 1, bytes(3)), OutputFormat.PNG, Marks()), "image/png")
+        except self._library.C2paError as error:
+            message = f"IMG2IMG_C2PA_CERTIFICATE: {self._certificate} cannot sign: {error}. {_PROFILE}."
+            raise Misconfigured(message) from error
+        return by
+
+
+def signer(settings: Settings) -> Signer | None:
+    """What the settings ask for; None if that is nothing.
+
+    Raises:
+        Misconfigured: as `Signer`, or there is only one of the two files.
+    """
+    if settings.c2pa_certificate and settings.c2pa_key:
+        return Signer(settings.c2pa_certificate, settings.c2pa_key)
+    if settings.c2pa_certificate or settings.c2pa_key:
+        raise Misconfigured("IMG2IMG_C2PA_CERTIFICATE and IMG2IMG_C2PA_KEY belong together: set both, or none.")
+    return None
+
+
+def _read(file: Path, variable: str) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise Misconfigured(f"{variable}: {file} cannot be read: {error}.") from error
+
+
+def _private_key(file: Path) -> tuple[bytes, bytes]:
+    """Its algorithm, by C2PA's name, and the key as PKCS #8 in PEM."""
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
+    from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
+
+    try:
+        key = load_pem_private_key(_read(file, "IMG2IMG_C2PA_KEY"), None)
+    except (ValueError, TypeError) as error:
+        # Not in the library's words: they would be about ASN.1.
+        raise Misconfigured(f"IMG2IMG_C2PA_KEY: {file} is no private key in PEM without a password.") from error
+    algorithm = None
+    if isinstance(key, EllipticCurvePrivateKey):
+        algorithm = _CURVES.get(key.curve.name)
+    elif isinstance(key, RSAPrivateKey):
+        algorithm = "ps256"
+    elif isinstance(key, Ed25519PrivateKey):
+        algorithm = "ed25519"
+    if algorithm is None:
+        raise Misconfigured(
+            f"IMG2IMG_C2PA_KEY: {file} is of a kind that C2PA has not: take ECDSA P-256, RSA or Ed25519."
+        )
+    return algorithm.encode(), key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())

@@ -1,0 +1,74 @@
+"""Certificates for signing, made with the library that others make theirs with."""
+
+import datetime
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.types import CertificateIssuerPrivateKeyTypes
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+_USAGES = (
+    *("digital_signature", "content_commitment", "key_encipherment", "data_encipherment", "key_agreement"),
+    *("key_cert_sign", "crl_sign", "encipher_only", "decipher_only"),
+)
+
+
+@dataclass(frozen=True)
+class Authority:
+    """A root of one's own; what it issues is trusted by whoever trusts `pem`."""
+
+    key: ec.EllipticCurvePrivateKey
+    pem: str
+
+    @classmethod
+    def new(cls) -> "Authority":
+        key = ec.generate_private_key(ec.SECP256R1())
+        signed = _builder("Root", "Root", key, 86_400).add_extension(x509.BasicConstraints(True, None), True)
+        signed = signed.add_extension(_usage("key_cert_sign"), True)
+        return cls(key, signed.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM).decode())
+
+    def issue(
+        self, folder: Path, key: CertificateIssuerPrivateKeyTypes, seconds: float = 3600, signs: bool = True
+    ) -> tuple[Path, Path]:
+        """A certificate and its key as files. `signs` is whether it is of the kind that C2PA asks for."""
+        builder = _builder("Ours", "Root", key, seconds).add_extension(x509.BasicConstraints(False, None), True)
+        builder = builder.add_extension(_usage("digital_signature"), True)
+        issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key())
+        builder = builder.add_extension(issuer, False)
+        if signs:
+            builder = builder.add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.EMAIL_PROTECTION]), False)
+        certificate, private = folder / "certificate.pem", folder / "key.pem"
+        certificate.write_bytes(builder.sign(self.key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
+        private.write_bytes(
+            key.private_bytes(
+                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+            )
+        )
+        return certificate, private
+
+
+def _builder(
+    subject: str, issuer: str, key: CertificateIssuerPrivateKeyTypes, seconds: float
+) -> x509.CertificateBuilder:
+    now = datetime.datetime.now(datetime.UTC)
+    return x509.CertificateBuilder(
+        issuer_name=_name(issuer),
+        subject_name=_name(subject),
+        public_key=key.public_key(),
+        serial_number=x509.random_serial_number(),
+        not_valid_before=now - datetime.timedelta(minutes=1),
+        not_valid_after=now + datetime.timedelta(seconds=seconds),
+    )
+
+
+def _name(common: str) -> x509.Name:
+    return x509.Name(
+        [x509.NameAttribute(NameOID.COMMON_NAME, common), x509.NameAttribute(NameOID.ORGANIZATION_NAME, "Test")]
+    )
+
+
+def _usage(usage: str) -> x509.KeyUsage:
+    return x509.KeyUsage(**{name: name == usage for name in _USAGES})

@@ -1,0 +1,222 @@
+"""Signed pictures, as the C2PA library's own reader sees them, and certificates that cannot sign."""
+
+import io
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import c2pa
+import httpx2
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.asymmetric.types import CertificateIssuerPrivateKeyTypes
+from PIL import Image
+
+from app.errors import Misconfigured, SigningFailed
+from app.images import DIGITAL_SOURCE_TYPE
+from app.request import OutputFormat
+from app.settings import Settings
+from app.signing import Signer, signer
+from tests.certificates import Authority
+from tests.conftest import run_server
+from tests.pictures import noise, saved
+from tests.test_img2img import post
+
+PNG = saved(noise((24, 24)), "PNG")
+KEYS: dict[str, Callable[[], CertificateIssuerPrivateKeyTypes]] = {
+    "P-256": lambda: ec.generate_private_key(ec.SECP256R1()),
+    "P-384": lambda: ec.generate_private_key(ec.SECP384R1()),
+    "P-521": lambda: ec.generate_private_key(ec.SECP521R1()),
+    "RSA": lambda: rsa.generate_private_key(65537, 2048),
+    "Ed25519": ed25519.Ed25519PrivateKey.generate,
+}
+
+
+@pytest.fixture(scope="module")
+def authority() -> Authority:
+    return Authority.new()
+
+
+@pytest.fixture
+def files(authority: Authority, tmp_path: Path) -> tuple[Path, Path]:
+    return authority.issue(tmp_path, KEYS["P-256"]())
+
+
+def read(file: bytes, media_type: str, authority: Authority) -> tuple[str, dict[str, Any]]:
+    """What a validator says that trusts the authority: whether it does so, and the manifest."""
+    trusting = c2pa.Context.from_dict({"verify": {"verify_trust": True}, "trust": {"trust_anchors": authority.pem}})
+    reader = c2pa.Reader(media_type, io.BytesIO(file), context=trusting)
+    return reader.get_validation_state(), reader.get_active_manifest()
+
+
+@pytest.mark.parametrize("output_format", ["png", "webp", "jpeg"])
+def test_a_picture_is_signed_and_says_what_it_is(
+    output_format: str, authority: Authority, files: tuple[Path, Path]
+) -> None:
+    form = {"prompt": "unmistakable words", "seed": "7", "output_format": output_format}
+    with run_server(c2pa_certificate=files[0], c2pa_key=files[1]) as url:
+        answer = post(url, PNG, **form)
+        assert answer.is_success
+        again = post(url, PNG, **form)
+        metrics = httpx2.get(f"{url}/metrics").text
+    with run_server() as url:
+        unsigned = post(url, PNG, **form)
+    state, manifest = read(answer.content, f"image/{output_format}", authority)
+    assert state == "Trusted"
+    (assertion,) = manifest["assertions"]
+    opened, edited = assertion["data"]["actions"]
+    assert (opened["action"], edited["action"]) == ("c2pa.opened", "c2pa.edited")
+    assert edited["digitalSourceType"] == DIGITAL_SOURCE_TYPE
+    assert manifest["claim_generator_info"][0]["name"] == "sdxl-turbo-img2img"
+    assert manifest["signature_info"]["common_name"] == "Ours"
+    assert "thumbnail" not in manifest
+    assert set(manifest["ingredients"][0]) == {"title", "instance_id", "relationship", "label"}
+    # Signed twice is not the same file, but the same picture, and all that was in it before is there still.
+    assert again.content != answer.content
+    pictures = [Image.open(io.BytesIO(one.content)) for one in (answer, again, unsigned)]
+    assert len({picture.tobytes() for picture in pictures}) == 1
+    assert len({str(picture.info.get("parameters", picture.getexif())) for picture in pictures}) == 1
+    assert len({picture.info.get("xmp") for picture in pictures}) == 1
+    assert "sign;dur=" in answer.headers["server-timing"]
+    assert 'img2img_stage_duration_seconds_count{stage="sign"} 2.0' in metrics
+
+
+def test_a_picture_that_was_changed_is_found_out(authority: Authority, files: tuple[Path, Path]) -> None:
+    signed = bytearray(Signer(*files).sign(PNG, OutputFormat.PNG))
+    assert 2_500 < len(signed) - len(PNG) < 4_000
+    assert read(bytes(signed), "image/png", authority)[0] == "Trusted"
+    signed[-40] ^= 1
+    assert read(bytes(signed), "image/png", authority)[0] == "Invalid"
+
+
+@pytest.mark.parametrize("kind", KEYS)
+def test_keys_of_all_kinds_that_c2pa_has_can_sign(kind: str, authority: Authority, tmp_path: Path) -> None:
+    signed = Signer(*authority.issue(tmp_path, KEYS[kind]())).sign(PNG, OutputFormat.PNG)
+    assert read(signed, "image/png", authority)[0] == "Trusted"
+
+
+def test_a_key_as_openssl_writes_it_by_default_can_sign(authority: Authority, tmp_path: Path) -> None:
+    key = KEYS["P-256"]()
+    certificate, private = authority.issue(tmp_path, key)
+    old = serialization.PrivateFormat.TraditionalOpenSSL
+    private.write_bytes(key.private_bytes(serialization.Encoding.PEM, old, serialization.NoEncryption()))
+    assert private.read_bytes().startswith(b"-----BEGIN EC PRIVATE KEY")
+    Signer(certificate, private)
+
+
+def test_a_certificate_that_was_replaced_is_taken_once_the_old_one_has_expired(
+    authority: Authority, tmp_path: Path
+) -> None:
+    signs = Signer(*authority.issue(tmp_path, KEYS["P-256"](), seconds=2))
+    time.sleep(2.5)
+    with pytest.raises(SigningFailed, match="has to replace its certificate"):
+        signs.sign(PNG, OutputFormat.PNG)
+    authority.issue(tmp_path, KEYS["P-256"]())
+    assert read(signs.sign(PNG, OutputFormat.PNG), "image/png", authority)[0] == "Trusted"
+
+
+class TestWhatCannotSign:
+    def refused(self, certificate: Path | None, key: Path | None) -> str:
+        with pytest.raises(Misconfigured) as error:
+            signer(Settings(c2pa_certificate=certificate, c2pa_key=key))
+        return str(error.value)
+
+    def test_nothing_is_asked_for_by_default(self) -> None:
+        assert signer(Settings()) is None
+
+    def test_one_file_without_the_other(self, files: tuple[Path, Path]) -> None:
+        for pair in ((files[0], None), (None, files[1])):
+            assert "belong together" in self.refused(*pair)
+
+    def test_a_file_that_is_not_there(self, files: tuple[Path, Path]) -> None:
+        assert self.refused(files[0], Path("/nowhere.pem")).startswith("IMG2IMG_C2PA_KEY: /nowhere.pem cannot be read")
+        assert self.refused(Path("/nowhere.pem"), files[1]).startswith("IMG2IMG_C2PA_CERTIFICATE: /nowhere.pem cannot")
+
+    def test_a_key_of_another_certificate(self, authority: Authority, files: tuple[Path, Path], tmp_path: Path) -> None:
+        (tmp_path / "other").mkdir()
+        _, other = authority.issue(tmp_path / "other", KEYS["P-256"]())
+        assert "to belong to the key" in self.refused(files[0], other)
+
+    def test_a_certificate_that_has_expired(self, authority: Authority, tmp_path: Path) -> None:
+        assert "not valid at time of signing" in self.refused(*authority.issue(tmp_path, KEYS["P-256"](), seconds=-1))
+
+    def test_a_certificate_that_is_for_something_else(self, authority: Authority, tmp_path: Path) -> None:
+        message = self.refused(*authority.issue(tmp_path, KEYS["P-256"](), signs=False))
+        assert "emailProtection or documentSigning" in message
+
+    def test_a_key_with_a_password_or_none_at_all(self, files: tuple[Path, Path]) -> None:
+        encrypted = serialization.BestAvailableEncryption(b"secret")
+        pkcs8 = serialization.PrivateFormat.PKCS8
+        files[1].write_bytes(KEYS["P-256"]().private_bytes(serialization.Encoding.PEM, pkcs8, encrypted))
+        assert "no private key in PEM without a password" in self.refused(*files)
+        files[1].write_bytes(b"secret words")
+        message = self.refused(*files)
+        assert "no private key in PEM without a password" in message
+        assert "secret words" not in message
+
+    def test_a_key_of_a_kind_that_c2pa_does_not_have(self, files: tuple[Path, Path]) -> None:
+        key = ec.generate_private_key(ec.SECP224R1())
+        none = serialization.NoEncryption()
+        files[1].write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, none))
+        assert "is of a kind that C2PA has not" in self.refused(*files)
+
+    def test_without_the_library_the_message_says_how_to_get_it(
+        self, files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(sys.modules, "c2pa", None)
+        assert "pip install 'sdxl-turbo-img2img[c2pa]'" in self.refused(*files)
+
+    @pytest.mark.parametrize(
+        "command", [["serve"], ["edit", "picture.png", "--prompt", "x", "--local", "--model", "embedded"]]
+    )
+    def test_the_command_line_says_so_in_one_line_and_starts_nothing(
+        self, command: list[str], files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "picture.png").write_bytes(PNG)
+        monkeypatch.setenv("IMG2IMG_C2PA_CERTIFICATE", str(files[0]))
+        done = subprocess.run(
+            [sys.executable, "-m", "app", *command], cwd=tmp_path, capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == 2
+        assert done.stderr.splitlines()[-1].startswith("img2img: IMG2IMG_C2PA_CERTIFICATE and IMG2IMG_C2PA_KEY belong")
+
+
+def test_a_picture_that_cannot_be_signed_does_not_go_out(authority: Authority, tmp_path: Path) -> None:
+    certificate, key = authority.issue(tmp_path, KEYS["P-256"](), seconds=4)
+    with run_server(c2pa_certificate=certificate, c2pa_key=key) as url:
+        time.sleep(4.5)
+        refused = post(url, PNG)
+        assert (refused.status_code, refused.json()["code"]) == (500, "signing_failed")
+        assert refused.headers["x-should-retry"] == "false"
+        assert 'img2img_rejected_total{reason="signing_failed"} 1.0' in httpx2.get(f"{url}/metrics").text
+
+
+def test_what_is_made_without_a_service_is_signed_too(
+    authority: Authority, files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "picture.png").write_bytes(PNG)
+    monkeypatch.setenv("IMG2IMG_C2PA_CERTIFICATE", str(files[0]))
+    monkeypatch.setenv("IMG2IMG_C2PA_KEY", str(files[1]))
+    command = [
+        "edit",
+        "picture.png",
+        "--prompt",
+        "a wizard",
+        "--local",
+        "--model",
+        "embedded",
+        "--output",
+        "out.png",
+        "--json",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "app", *command], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert "sign" in json.loads(done.stdout)["seconds"]
+    assert read((tmp_path / "out.png").read_bytes(), "image/png", authority)[0] == "Trusted"

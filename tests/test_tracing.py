@@ -1,0 +1,186 @@
+"""OpenTelemetry: what a collector gets from a real server, and that one which is not there harms nobody."""
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import httpx2
+import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
+
+from tests.pictures import noise, saved
+from tests.test_logs import logged, requests
+
+PNG = saved(noise((24, 24)), "PNG")
+TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
+PARENT = "00f067aa0ba902b7"
+
+
+class Collector(ThreadingHTTPServer):
+    """Takes what exporters send by OTLP over HTTP, read by OpenTelemetry's own protocol classes."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.paths: set[str] = set()
+        self.sent: list[bytes] = []
+        self.resource: dict[str, str] = {}
+        self.spans: list[Span] = []
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+    def named(self, name: str) -> Span:
+        (span,) = [span for span in self.spans if span.name == name]
+        return span
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Collector
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.paths.add(self.path)
+        self.server.sent.append(body)
+        for group in ExportTraceServiceRequest.FromString(body).resource_spans:
+            self.server.resource = {one.key: one.value.string_value for one in group.resource.attributes}
+            self.server.spans += [span for scope in group.scope_spans for span in scope.spans]
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@pytest.fixture
+def collector() -> Iterator[Collector]:
+    with Collector() as running:
+        thread = threading.Thread(target=running.serve_forever, args=(0.05,))
+        thread.start()
+        yield running
+        running.shutdown()
+        thread.join()
+
+
+@contextmanager
+def traced(
+    monkeypatch: pytest.MonkeyPatch, endpoint: str, variables: dict[str, str] | None = None
+) -> Iterator[tuple[str, list[str]]]:
+    """A server of its own that exports to an endpoint."""
+    for name in [name for name in os.environ if name.startswith("OTEL_")]:
+        monkeypatch.delenv(name)
+    for name, value in {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint, **(variables or {})}.items():
+        monkeypatch.setenv(name, value)
+    with logged() as (url, lines):
+        yield url, lines
+
+
+def attributes(span: Span) -> dict[str, str | int]:
+    return {one.key: one.value.string_value or one.value.int_value for one in span.attributes}
+
+
+def test_a_picture_has_a_span_for_each_stage_under_the_callers_own(
+    collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with traced(monkeypatch, collector.url) as (url, lines):
+        answer = httpx2.post(
+            f"{url}/img2img",
+            files={"image": PNG},
+            data={"prompt": "unmistakable words", "seed": "7"},
+            headers={"traceparent": f"00-{TRACE}-{PARENT}-01", "X-Request-Id": "mine"},
+        )
+        assert answer.is_success
+    request, picture, engine = (collector.named(name) for name in ("POST /img2img", "picture", "engine"))
+    assert {span.trace_id.hex() for span in collector.spans} == {TRACE}
+    assert request.parent_span_id.hex() == PARENT
+    assert picture.parent_span_id == request.span_id
+    under = {name: parent for parent in ("picture", "engine") for name in children(collector, parent)}
+    assert under == {
+        **dict.fromkeys(("decode", "engine", "png"), "picture"),
+        **dict.fromkeys(("queue", "encode_prompt", "encode_image", "denoise", "vae"), "engine"),
+    }
+    assert len(collector.spans) == len(under) + 2
+    # What the caller is told of the stages, and what the spans say, is one thing.
+    told = dict(part.split(";dur=") for part in answer.headers["server-timing"].split(", "))
+    for name in ("queue", "encode_prompt", "encode_image", "denoise", "vae"):
+        span = collector.named(name)
+        assert (span.end_time_unix_nano - span.start_time_unix_nano) / 1e6 == pytest.approx(float(told[name]), abs=0.06)
+    assert picture.start_time_unix_nano <= engine.start_time_unix_nano <= collector.named("queue").start_time_unix_nano
+    assert attributes(picture) == {"img2img.seed": 7, "img2img.steps_run": 3}
+    facts = attributes(request)
+    assert (facts["img2img.request_id"], facts["http.response.status_code"]) == ("mine", 200)
+    assert collector.resource["service.name"] == "sdxl-turbo-img2img"
+    assert collector.paths == {"/v1/traces"}
+    assert b"unmistakable" not in b"".join(collector.sent)
+    assert requests(lines)[0]["trace_id"] == TRACE
+
+
+def children(collector: Collector, name: str) -> list[str]:
+    parent = collector.named(name)
+    return [span.name for span in collector.spans if span.parent_span_id == parent.span_id]
+
+
+def test_a_request_without_a_trace_begins_one_that_its_log_line_names(
+    collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with traced(monkeypatch, collector.url, {"OTEL_RESOURCE_ATTRIBUTES": "service.name=ours"}) as (url, lines):
+        form = {"prompt": "x", "n": "2", "seed": "4"}
+        # A query means nothing here, but whoever sends one may have put the prompt into it.
+        query = {"prompt": "unmistakable"}
+        assert httpx2.post(f"{url}/v1/images/edits", params=query, files={"image": PNG}, data=form).is_success
+        httpx2.get(f"{url}/health")
+        httpx2.get(f"{url}/metrics")
+    (line,) = requests(lines)
+    assert {span.trace_id.hex() for span in collector.spans} == {line["trace_id"]}
+    request = collector.named("POST /v1/images/edits")
+    assert request.parent_span_id == b""
+    pictures = [span for span in collector.spans if span.name == "picture"]
+    assert {attributes(span)["img2img.seed"] for span in pictures} == {4, 5}
+    assert {span.parent_span_id for span in pictures} == {request.span_id}
+    assert attributes(request)["url.query"] == "REDACTED"
+    assert b"unmistakable" not in b"".join(collector.sent)
+    assert collector.resource["service.name"] == "ours"
+
+
+def test_a_picture_that_fails_says_where_by_the_errors_code_and_not_in_its_words(
+    collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with traced(monkeypatch, collector.url) as (url, _):
+        refused = httpx2.post(f"{url}/img2img", files={"image": PNG[:60]}, data={"prompt": "x"})
+        assert refused.status_code == 422
+    for name in ("decode", "picture"):
+        span = collector.named(name)
+        assert span.status.code == Status.STATUS_CODE_ERROR
+        assert attributes(span)["error.type"] == "invalid_image"
+        assert not span.events
+        assert not span.status.message
+
+
+def test_a_caller_that_does_not_sample_is_not_exported(collector: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
+    with traced(monkeypatch, collector.url) as (url, lines):
+        headers = {"traceparent": f"00-{TRACE}-{PARENT}-00"}
+        assert httpx2.get(f"{url}/openapi.json", headers=headers).is_success
+    assert collector.spans == []
+    assert requests(lines)[0]["trace_id"] == TRACE
+
+
+def test_a_collector_that_is_not_there_costs_a_request_nothing_and_the_end_little(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with traced(monkeypatch, "http://127.0.0.1:9") as (url, lines):
+        for _ in range(3):
+            assert httpx2.post(f"{url}/img2img", files={"image": PNG}, data={"prompt": "x"}).is_success
+        ended = time.monotonic()
+    assert time.monotonic() - ended < 15
+    assert len(requests(lines)) == 3
+
+
+def test_without_an_endpoint_nothing_is_exported(collector: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
+    with traced(monkeypatch, "") as (url, lines):
+        assert httpx2.post(f"{url}/img2img", files={"image": PNG}, data={"prompt": "x"}).is_success
+    assert "trace_id" not in requests(lines)[0]
+    assert not collector.paths
