@@ -87,7 +87,8 @@ def create_app(
     )
     origins = frozenset(filter(None, settings.cors_origins.split(",")))
     # The last one added is the first that a request meets.
-    app.add_middleware(BodyLimits, max_bytes=settings.max_body_bytes, seconds=settings.body_timeout_seconds)
+    max_bytes, seconds = settings.max_body_bytes, settings.body_timeout_seconds
+    app.add_middleware(BodyLimits, metrics=metrics, max_bytes=max_bytes, seconds=seconds)
     app.add_middleware(Gate, keys=Keys(settings), origins=origins, metrics=metrics, open_paths=open_paths)
     if origins:
         app.add_middleware(

@@ -22,9 +22,10 @@ class Metrics:
             buckets=_SECONDS,
             registry=registry,
         )
+        self.in_flight = Gauge("img2img_inflight_requests", "HTTP requests that are being answered.", registry=registry)
         self.stage_seconds = Histogram(
             "img2img_stage_duration_seconds",
-            "Time of a picture in each stage.",
+            "Time for a request's body to arrive (receive), and of a picture in each other stage.",
             ["stage"],
             buckets=_SECONDS,
             registry=registry,
@@ -64,6 +65,12 @@ class Metrics:
         )
         self.worker_memory = Gauge(
             "img2img_worker_peak_memory_bytes", "Largest resident size of a worker.", ["device"], registry=registry
+        )
+        self.device_memory = Gauge(
+            "img2img_gpu_memory_bytes",
+            "Of a GPU, after its last picture: allocated by tensors, reserved for them and more, and free.",
+            ["device", "kind"],
+            registry=registry,
         )
         self.ready = Gauge("img2img_ready", "1 while a picture that is asked for can be made.", registry=registry)
         self.model = Info("img2img_model", "What the workers loaded.", registry=registry)

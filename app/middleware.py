@@ -60,6 +60,7 @@ class RequestContext:
         if trace_id := tracing.begin(headers, request_id, query=bool(scope["query_string"])):
             told["trace_id"] = trace_id
         before = facts.set(told)
+        self.metrics.in_flight.inc()
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
@@ -79,6 +80,7 @@ class RequestContext:
             route = getattr(scope.get("route"), "path", "unmatched")
             self.metrics.requests.labels(route, str(status)).inc()
             self.metrics.request_seconds.labels(route).observe(seconds)
+            self.metrics.in_flight.dec()
             facts.reset(before)
             level = logging.DEBUG if route in self.quiet else logging.INFO
             told |= {"route": route, "status": status, "milliseconds": round(seconds * 1000, 1)}
@@ -95,8 +97,9 @@ class BodyLimits:
     `max_body_size` answers a declared length in plain text and an undeclared one in JSON, whatever the app's handlers.)
     """
 
-    def __init__(self, app: ASGIApp, max_bytes: int, seconds: float) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, max_bytes: int, seconds: float) -> None:
         self.app = app
+        self.metrics = metrics
         self.max_bytes = max_bytes
         self.seconds = seconds
 
@@ -109,7 +112,7 @@ class BodyLimits:
         declared = headers.get("content-length", "")
         expected = int(declared) if declared.isdecimal() else 0
         deadline = asyncio.get_running_loop().time() + self.seconds
-        received, complete = 0, False
+        start, received, complete = time.time(), 0, False
 
         async def receive_in_time() -> Message:
             nonlocal received, complete
@@ -133,9 +136,19 @@ class BodyLimits:
             received += len(message.get("body", b""))
             if received > self.max_bytes:
                 raise _too_large(self.max_bytes)
+            if complete and received:
+                self._note(start, received)
             return message
 
         await self.app(scope, receive_in_time, send)
+
+    def _note(self, start: float, received: int) -> None:
+        """A body is complete: what its metric, its span and the log line of its request are to say of it."""
+        seconds = time.time() - start
+        self.metrics.stage_seconds.labels("receive").observe(seconds)
+        tracing.lay_out(start, {"receive": seconds})
+        if (told := facts.get()) is not None:
+            told |= {"received_bytes": received, "receive_milliseconds": round(seconds * 1000, 1)}
 
 
 def _too_large(max_bytes: int) -> BodyTooLarge:

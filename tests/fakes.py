@@ -87,6 +87,9 @@ class FakeDiffusion:
         self.freed = 0
         self.broken: Path | None = None
 
+    def memory(self) -> dict[str, int]:
+        return {"allocated": 3, "reserved": 5, "free": 7}
+
     def settle(self) -> bool:
         self.unsettled -= 1
         return self.unsettled >= 0

@@ -203,6 +203,13 @@ def test_metrics_count_pictures_requests_and_stages(start_server: StartServer, p
         assert sample(url, 'img2img_rejected_total{reason="invalid_parameter"}') == 1
         assert sample(url, "img2img_ready") == 1
         assert sample(url, 'img2img_worker_peak_memory_bytes{device="cpu"}') > 0
+        # Both bodies arrived, though only one of them made a picture; the request for the metrics is one too.
+        assert sample(url, 'img2img_stage_duration_seconds_count{stage="receive"}') == 2
+        assert sample(url, "img2img_inflight_requests") == 1
+        sizes = {
+            sample(url, f'img2img_gpu_memory_bytes{{device="cpu",kind="{kind}"}}') for kind in ("reserved", "free")
+        }
+        assert sizes == {5, 7}
 
 
 def test_a_request_id_is_kept_if_it_is_harmless_and_replaced_if_not(server: str) -> None:

@@ -68,6 +68,8 @@ def test_each_line_is_json_and_each_request_has_one_with_its_facts() -> None:
         "trace_id": trace,
         "level": "INFO",
     }
+    assert made["received_bytes"] > len(PNG)
+    assert made["receive_milliseconds"] < made["milliseconds"]
     (picture,) = made["pictures"]
     assert picture["seed"] == 7
     assert list(picture["stage_milliseconds"])[:2] == ["decode", "queue"]

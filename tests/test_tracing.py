@@ -98,12 +98,13 @@ def test_a_picture_has_a_span_for_each_stage_under_the_callers_own(
     assert {span.trace_id.hex() for span in collector.spans} == {TRACE}
     assert request.parent_span_id.hex() == PARENT
     assert picture.parent_span_id == request.span_id
-    under = {name: parent for parent in ("picture", "engine") for name in children(collector, parent)}
+    under = {name: parent for parent in ("POST /img2img", "picture", "engine") for name in children(collector, parent)}
     assert under == {
+        **dict.fromkeys(("receive", "picture"), "POST /img2img"),
         **dict.fromkeys(("decode", "engine", "png"), "picture"),
         **dict.fromkeys(("queue", "encode_prompt", "encode_image", "denoise", "vae"), "engine"),
     }
-    assert len(collector.spans) == len(under) + 2
+    assert len(collector.spans) == len(under) + 1
     # What the caller is told of the stages, and what the spans say, is one thing.
     told = dict(part.split(";dur=") for part in answer.headers["server-timing"].split(", "))
     for name in ("queue", "encode_prompt", "encode_image", "denoise", "vae"):

@@ -136,6 +136,16 @@ class SdxlDiffusion:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()  # pragma: no cover
 
+    def memory(self) -> dict[str, int]:
+        """Bytes of a GPU: `allocated` by tensors, `reserved` for those and others to come, `free`; of a CPU nothing."""
+        if self.device.type != "cuda":
+            return {}
+        return {  # pragma: no cover
+            "allocated": torch.cuda.memory_allocated(self.device),
+            "reserved": torch.cuda.memory_reserved(self.device),
+            "free": torch.cuda.mem_get_info(self.device)[0],
+        }
+
     @torch.inference_mode()
     def admit(self, job: Job) -> State:
         """Encode prompt and picture and draw the noise: the state before the job's first UNet call.

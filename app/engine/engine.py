@@ -272,7 +272,7 @@ class Engine:
         match message:
             case Ready():
                 lane.ready(message)
-                self.metrics.model.info(asdict(message.info))
+                self.metrics.model.info({**asdict(message.info), "compile": self.settings.compile})
                 if not self.admission.seconds_per_row:
                     self.admission.measured(1, message.pass_seconds)
                 logger.info("the worker on %s is ready", message.info.device)
@@ -299,7 +299,10 @@ class Engine:
     def _done(self, lane: Lane, message: Done) -> None:
         now = time.monotonic()
         lane.deaths_in_a_row = 0
-        self.metrics.worker_memory.labels(lane.info.device if lane.info else lane.device).set(message.peak_memory)
+        device = lane.info.device if lane.info else lane.device
+        self.metrics.worker_memory.labels(device).set(message.peak_memory)
+        for kind, size in message.device_memory.items():
+            self.metrics.device_memory.labels(device, kind).set(size)
         ticket = lane.tickets.pop(message.job_id, None)
         self._dispatch()
         if ticket is None or ticket.future.done():

@@ -193,12 +193,16 @@ class Ticked:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """From the worker: the job's picture."""
+    """From the worker: the job's picture.
+
+    `peak_memory` is the largest resident size of the worker process so far, `device_memory` what is `allocated`,
+    `reserved` and `free` on its GPU, all in bytes.
+    """
 
     job_id: str
     result: Result
     peak_memory: int
-    """Largest resident size of the worker process so far, in bytes."""
+    device_memory: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

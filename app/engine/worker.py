@@ -189,7 +189,10 @@ class Worker:
             found = self._attempt("fetching its picture", [job_id], lambda: (self.diffusion.collect(picture),))  # noqa: B023
             if found:
                 (result,) = found
-                self.send(Done(job_id, result, peak_memory()) if result else Failed(job_id, "non_finite"))
+                if result:
+                    self.send(Done(job_id, result, peak_memory(), self.diffusion.memory()))
+                else:
+                    self.send(Failed(job_id, "non_finite"))
 
     def _attempt(self, what: str, job_ids: list[str], call: Callable[[], T]) -> T | None:
         """What a call of the model gives, which is never None; None if it raised, and the jobs have been seen to."""
