@@ -1,11 +1,15 @@
 import io
 import os
+import re
+import shutil
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import httpx2
@@ -89,3 +93,34 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("checkpoint")
     write_checkpoint(folder, "tiny", seed=0)
     return folder
+
+
+NPM_CI = (
+    *("npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts", "--engine-strict", "--prefer-offline"),
+    # Where nothing can be fetched, the tests are not to wait for minutes until npm has seen it.
+    *("--fetch-retries=1", "--fetch-retry-mintimeout=1000", "--fetch-retry-maxtimeout=2000"),
+)
+OWN_MISTAKES = {"EUSAGE", "EINTEGRITY", "EJSONPARSE"}
+"""npm's codes for a lock that does not belong to its package.json, or that means another package than there is."""
+
+
+@pytest.fixture(scope="session")
+def node_folder() -> Iterator[Path]:
+    """A copy of tests/node with the packages that its lock names. Skips what asks for it where they cannot be had."""
+    if not (shutil.which("node") and shutil.which("npm")):
+        pytest.skip("node and npm are not installed")
+    with TemporaryDirectory() as temporary:
+        folder = Path(temporary, "node")
+        shutil.copytree(Path(__file__).parent / "node", folder, ignore=shutil.ignore_patterns("node_modules"))
+        try:
+            done = subprocess.run(NPM_CI, cwd=folder, capture_output=True, text=True, timeout=120)
+        except subprocess.TimeoutExpired:
+            pytest.skip("npm had not fetched the package openai after two minutes")
+        if done.returncode:
+            found = re.search(r"^npm \S+ code (\S+)$", done.stderr, re.MULTILINE)
+            code = found[1] if found else f"exit code {done.returncode}"
+            if code in OWN_MISTAKES:
+                pytest.fail(done.stderr)
+            old = "node is older than the package openai needs"
+            pytest.skip(old if code == "EBADENGINE" else f"npm cannot fetch the package openai here: {code}")
+        yield folder

@@ -131,8 +131,9 @@ def test_a_mask_or_a_second_picture_is_refused(client: openai.OpenAI, png: bytes
     with pytest.raises(openai.BadRequestError, match="mask") as caught:
         client.images.edit(image=png, mask=png, prompt=PROMPT)
     assert caught.value.param == "mask"
-    with pytest.raises(openai.BadRequestError, match="image"):
+    with pytest.raises(openai.BadRequestError, match="Send one picture") as caught:
         client.images.edit(image=[png, png], prompt=PROMPT)
+    assert caught.value.param == "image"
     with pytest.raises(openai.BadRequestError, match="one picture"):
         client.images.edit(image=png, prompt=PROMPT, extra_body={"stream": True, "n": 2})
 
@@ -149,9 +150,10 @@ def test_a_body_that_is_no_form_is_a_bad_request(server: str) -> None:
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "unsupported_media_type")
 
 
-def test_the_prompt_has_to_be_there(server: str, png: bytes) -> None:
-    answer = httpx2.post(f"{server}/v1/images/edits", files={"image": png})
-    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "prompt")
+def test_the_prompt_has_to_be_there_once(server: str, png: bytes) -> None:
+    for data in ({}, {"prompt": ["a wizard", "a dog"]}):
+        answer = httpx2.post(f"{server}/v1/images/edits", files={"image": png}, data=data)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "prompt")
 
 
 class TestErrors:

@@ -299,3 +299,11 @@ def test_a_curl_command_makes_a_picture(command: str, server: str, folder: Path)
 def test_a_python_snippet_makes_a_picture(snippet: str, server: str, folder: Path) -> None:
     assert URL in snippet
     run([sys.executable, "-W", "error", "-c", snippet.replace(URL, server)], folder)
+
+
+def test_the_javascript_snippet_makes_a_picture(server: str, folder: Path, node_folder: Path) -> None:
+    (snippet,) = blocks("js")
+    assert URL in snippet
+    (folder / "node_modules").symlink_to(node_folder / "node_modules")
+    (folder / "snippet.mjs").write_text(snippet.replace(URL, server))
+    run(["node", "snippet.mjs"], folder)

@@ -27,6 +27,11 @@ _MAX_PARTIAL_IMAGES = 3
 _MAX_FILES = 17
 """Sixteen pictures and a mask, as OpenAI takes them: it can be said of each why it is not taken here."""
 
+_IMAGE = ("image", "image[]", "image[0]")
+"""What SDKs call a picture: alone, or in a list."""
+
+_ONE_PICTURE = "Send one picture, as the file 'image'."
+
 _HINTS = ("user", "quality", "input_fidelity", "moderation")
 """What says how, to another model or to nobody: it changes nothing here, and is no mistake."""
 
@@ -88,9 +93,9 @@ def parse_edit(files: Mapping[str, bytes], fields: Mapping[str, str]) -> Asked:
 def _image(files: Mapping[str, bytes], fields: Mapping[str, str]) -> bytes:
     if "mask" in files or "mask" in fields:
         raise InvalidParameter("A mask cannot be honoured: the whole picture is redrawn. Leave it out.", param="mask")
-    pictures = [name for name in ("image", "image[]", "image[0]") if name in files]
+    pictures = [name for name in _IMAGE if name in files]
     if len(pictures) != 1 or len(files) != 1:
-        raise InvalidParameter("Send one picture, as the file 'image'.", param="image")
+        raise InvalidParameter(_ONE_PICTURE, param="image")
     return files[pictures[0]]
 
 
@@ -131,7 +136,13 @@ async def variations(request: Request) -> Response:
 async def _answer(request: Request, *, prompt_needed: bool) -> Response:
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         raise UnsupportedMediaType("Send multipart/form-data with a file 'image', as OpenAI's SDKs do.")
-    files, fields = await read_form(request, _MAX_FILES)
+    try:
+        files, fields = await read_form(request, _MAX_FILES)
+    except InvalidParameter as error:
+        if error.param not in _IMAGE:
+            raise
+        # A list of pictures comes as parts that all have one name, which only the SDK knows.
+        raise InvalidParameter(_ONE_PICTURE, param="image") from error
     if prompt_needed and "prompt" not in fields:
         raise InvalidParameter("Send a text field 'prompt'; it may be empty.", param="prompt")
     asked = parse_edit(files, fields)
