@@ -113,10 +113,10 @@ def _refuse_unsupported(body: Mapping[str, Any]) -> None:
         # Clients send extensions that are switched off along.
         sent = arguments.get("args") if isinstance(arguments, dict) else arguments
         if any(value not in (None, False) for value in (sent if isinstance(sent, list) else [sent])):
-            raise InvalidParameter(f"There is no script '{script[:64]}' here.", param="alwayson_scripts")
+            raise InvalidParameter(f"alwayson_scripts: there is no '{script[:64]}' here.", param="alwayson_scripts")
     for name in ("width", "height"):
         if body.get(name, IMAGE_SIZE) != IMAGE_SIZE:
-            raise InvalidParameter(f"Only pictures of {IMAGE_SIZE}x{IMAGE_SIZE} are made here.", param=name)
+            raise InvalidParameter(f"{name} can only be {IMAGE_SIZE} here.", param=name)
 
 
 def _image(body: Mapping[str, Any]) -> bytes:
