@@ -72,7 +72,7 @@ def test_a_picture_comes_back_with_all_that_the_service_says_of_it(server: str, 
     assert (edited.media_type, edited.seed, edited.steps_run, edited.start_timestep) == ("image/webp", 7, 5, 999.0)
     assert edited.tokens_cut == 5
     assert len(edited.request_id) == 32
-    assert list(edited.seconds) == ["queue", "decode", "encode_prompt", "encode_image", "denoise", "vae", "webp"]
+    assert list(edited.seconds) == ["decode", "queue", "encode_prompt", "encode_image", "denoise", "vae", "webp"]
     assert edited.seconds["denoise"] == pytest.approx(0.003)
 
 

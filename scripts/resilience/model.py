@@ -91,6 +91,9 @@ class Faulty:
             return "memory"
         return "device" if isinstance(error, OSError) else "job"
 
+    def memory(self) -> dict[str, int]:
+        return {}
+
     def free(self) -> None:
         """There is nothing."""
 
