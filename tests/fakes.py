@@ -26,6 +26,7 @@ from pathlib import Path
 
 from app.engine.batch import capacity
 from app.engine.jobs import Fault, Job, ModelInfo, Pixels, Result, Timings
+from app.engine.warmup import Diffusion
 from app.errors import CheckpointError
 from app.settings import Settings
 
@@ -185,7 +186,7 @@ class FakeDiffusion:
         )
 
 
-def load(settings: Settings, device: str) -> FakeDiffusion:
+def load(settings: Settings, device: str) -> Diffusion:
     """The words of `IMG2IMG_MODEL`: `broken`, `slow` (a second), `dies`, `until=PATH` (makes pictures while PATH is not
     there); anything else just works."""
     if settings.model == "broken":

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from app.engine.batch import capacity
 from app.engine.jobs import Fault, Job, ModelInfo, Pixels, Result, Timings
+from app.engine.warmup import Diffusion
 from app.settings import Settings
 
 TICK_SECONDS = 0.004
@@ -50,6 +51,17 @@ class Decoding:
     ready: bool = True
 
 
+@dataclass
+class Shown:
+    """A preview that has arrived: a pixel of the step's number."""
+
+    index: int
+    ready: bool = True
+
+    def pixels(self) -> Pixels:
+        return Pixels(1, 1, bytes([self.index] * 3))
+
+
 class Faulty:
     """Turns each byte of the picture by seed and steps, so that whoever gets another's picture would see it."""
 
@@ -75,6 +87,9 @@ class Faulty:
         time.sleep(TICK_SECONDS * (1 + len(states)))
         for state in states:
             state.index += 1
+
+    def preview(self, state: State) -> Shown:
+        return Shown(state.index)
 
     def finish(self, states: Sequence[State]) -> list[Decoding]:
         return [Decoding(state) for state in states]
@@ -125,7 +140,7 @@ def misbehave(folder: Path, model: Faulty | None) -> None:
             os.write(int(sys.argv[1]), b"\0\0\0\4junk")
 
 
-def load(settings: Settings, device: str) -> Faulty:
+def load(settings: Settings, device: str) -> Diffusion:
     """What a worker calls."""
     folder = Path(settings.model)
     misbehave(folder, None)
