@@ -1,6 +1,7 @@
 """The command `img2img`: serve, edit, download, health, doctor. Each imports what it needs, when it runs."""
 
 import json
+import os
 from typing import Annotated, Literal
 
 import typer
@@ -71,10 +72,13 @@ def serve(
 ) -> None:
     """Run the service until SIGTERM or Ctrl-C. All other settings are read from IMG2IMG_* in the environment."""
     settings = read_settings(host=host, port=port, model=model, devices=devices, log_level=log_level)
-    from app import server
+    from app import otel
     from app.errors import Misconfigured
 
     try:
+        otel.settle(os.environ)
+        from app import server
+
         raise typer.Exit(server.serve(settings))
     except Misconfigured as error:
         fail(str(error), ExitCode.USAGE)

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import os
 import secrets
 import sys
 from collections.abc import Callable
@@ -107,6 +108,7 @@ def edit_there(data: bytes, fields: dict[str, Any], url: str) -> Edited:
 
 def edit_here(data: bytes, fields: dict[str, Any], settings: "Settings", loader: str | None = None) -> Edited:
     """Make the picture without a service, by the same way as one does; ends the program if that fails."""
+    from app import otel
     from app.errors import EngineStopped, Misconfigured, ServiceError
 
     if "log_level" in settings.model_fields_set:
@@ -116,6 +118,7 @@ def edit_here(data: bytes, fields: dict[str, Any], settings: "Settings", loader:
         logging.getLogger("app").addHandler(logging.NullHandler())
         settings = settings.model_copy(update={"log_level": "error"})
     try:
+        otel.settle(os.environ)
         with progress("Loading the model") as on_step:
             return asyncio.run(_run_service(data, fields, settings, on_step, loader))
     except ServiceError as error:

@@ -31,6 +31,7 @@ them.
 A message says what to do, and never holds a prompt, a picture or a traceback.
 """
 
+from collections.abc import Iterator
 from http import HTTPStatus
 from typing import Any
 
@@ -54,6 +55,12 @@ class ServiceError(Exception):
         self.message = message
         self.param = param
         self.retry_after = retry_after
+
+
+def _below(parent: type[ServiceError]) -> Iterator[type[ServiceError]]:
+    for error in parent.__subclasses__():
+        yield error
+        yield from _below(error)
 
 
 class BodyTimeout(ServiceError):
@@ -201,6 +208,10 @@ class TooManyRequests(Unavailable):
     """The caller has more than its share of the queue, and others are there."""
 
     status, code = 429, "too_many_requests"
+
+
+CODES = ("not_found", "method_not_allowed", *sorted({ServiceError.code, *(one.code for one in _below(ServiceError))}))
+"""Every code that an answer can have: two of the framework's own, and those of the tree."""
 
 
 class CheckpointError(Exception):

@@ -63,7 +63,7 @@ class Gate:
         try:
             scope.setdefault("state", {})["caller"] = self._admit(scope)
         except ServiceError as error:
-            self.metrics.rejected.labels(error.code).inc()
+            self.metrics.refuse(error.code)
             if scope["type"] == "websocket":
                 # Before it is accepted, that is a 403 on the wire.
                 await send({"type": "websocket.close", "code": _POLICY_VIOLATION, "reason": error.message})

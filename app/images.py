@@ -7,6 +7,7 @@ text or colour profile can come out again.
 
 import logging
 import re
+import struct
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from io import BytesIO
@@ -55,6 +56,9 @@ _REFUSED = {
 
 _QUALITY = {OutputFormat.WEBP: 90, OutputFormat.JPEG: 92}
 _PREVIEW_QUALITY = 80
+_COMMENT_AS_BYTES, _COMMENT = (struct.pack(">HH", ExifTags.Base.UserComment, kind) for kind in (1, 7))
+"""The first half of an entry in an EXIF directory: its tag, and the type of its value."""
+
 _MAX_JPEG_EXIF = 65_533
 """Bytes that fit into a JPEG marker segment."""
 
@@ -335,4 +339,6 @@ def _exif(parameters: str | None) -> bytes:
         return b""
     exif = Image.Exif()
     exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = b"UNICODE\0" + parameters.encode("utf-16-be")
-    return exif.tobytes()
+    # Pillow declares bytes as numbers (BYTE), which readers hand on as such; EXIF has them as UNDEFINED. The entry
+    # stands before every text.
+    return exif.tobytes().replace(_COMMENT_AS_BYTES, _COMMENT, 1)

@@ -33,7 +33,8 @@ class JsonLines(logging.Formatter):
 def configure(level: str, log_format: str = "console") -> None:
     """Send all log lines of `level` and above to standard error.
 
-    Libraries are kept to their errors: they would put the caller's prompt, or pieces of a form, into the log.
+    Libraries are kept to their errors: they would put the caller's prompt, pieces of a form, or the key to a collector
+    into the log.
 
     Args:
         level: the least that is said.
@@ -45,5 +46,5 @@ def configure(level: str, log_format: str = "console") -> None:
     in_json = log_format == "json" or (log_format == "auto" and not sys.stderr.isatty())
     handler.setFormatter(JsonLines() if in_json else logging.Formatter(_CONSOLE))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    for noisy in ("diffusers", "transformers", "httpx2", "httpcore2", "PIL", "python_multipart"):
+    for noisy in ("diffusers", "transformers", "httpx2", "httpcore2", "PIL", "python_multipart", "opentelemetry.util"):
         logging.getLogger(noisy).setLevel(logging.ERROR)

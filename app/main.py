@@ -72,7 +72,7 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with open_service(settings, metrics, loader, on_failure, signer) as service:
+        async with tracing.exporting(), open_service(settings, metrics, loader, on_failure, signer) as service:
             app.state.service = service
             yield
 
@@ -115,7 +115,7 @@ def _handle_errors(app: FastAPI, metrics: Metrics) -> None:
     """Every error becomes a problem document, in one shape."""
 
     def answer(request: Request, error: ServiceError) -> Response:
-        metrics.rejected.labels(error.code).inc()
+        metrics.refuse(error.code)
         return refusal(error, request.state.request_id, request.url.path)
 
     @app.exception_handler(ServiceError)

@@ -3,6 +3,8 @@
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
 
 from app import __version__
+from app.errors import CODES
+from app.logs import facts
 
 _SECONDS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 
@@ -22,7 +24,9 @@ class Metrics:
             buckets=_SECONDS,
             registry=registry,
         )
-        self.in_flight = Gauge("img2img_inflight_requests", "HTTP requests that are being answered.", registry=registry)
+        self.in_flight = Gauge(
+            "img2img_inflight_requests", "HTTP requests that are being answered, but for probes.", registry=registry
+        )
         self.stage_seconds = Histogram(
             "img2img_stage_duration_seconds",
             "Time for a request's body to arrive (receive), and of a picture in each other stage.",
@@ -73,8 +77,25 @@ class Metrics:
             registry=registry,
         )
         self.ready = Gauge("img2img_ready", "1 while a picture that is asked for can be made.", registry=registry)
+        self.certificate_expiry = Gauge(
+            "img2img_certificate_expiry_timestamp_seconds",
+            "When the certificate that signs pictures expires, in Unix time; 0 without one.",
+            registry=registry,
+        )
         self.model = Info("img2img_model", "What the workers loaded.", registry=registry)
         Info("img2img_build", "This program.", registry=registry).info({"version": __version__})
+
+        # Else the first of a kind would be no increase, and in no dashboard.
+        for cause in ("exit", "hang", "garbage", "device", "canary"):
+            self.worker_deaths.labels(cause)
+        for code in CODES:
+            self.rejected.labels(code)
+
+    def refuse(self, code: str) -> None:
+        """Count a request that is answered with an error, and have its line in the log say so."""
+        self.rejected.labels(code).inc()
+        if (told := facts.get()) is not None:
+            told["error"] = code
 
     def render(self) -> bytes:
         """All series in Prometheus' text format."""

@@ -48,7 +48,8 @@ class RequestContext:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        if scope["method"] == "HEAD":
+        method = scope["method"][:16]
+        if method == "HEAD":
             # As GET, to everything in here: the server leaves the body out, by a scope of its own.
             scope = {**scope, "method": "GET"}
         headers = Headers(scope=scope)
@@ -56,11 +57,12 @@ class RequestContext:
         request_id = sent if _REQUEST_ID.fullmatch(sent) else secrets.token_hex(16)
         scope.setdefault("state", {})["request_id"] = request_id
         start, status = time.perf_counter(), 500
-        told: dict[str, Any] = {"request_id": request_id, "method": scope["method"][:16]}
+        told: dict[str, Any] = {"request_id": request_id, "method": method}
         if trace_id := tracing.begin(headers, request_id, query=bool(scope["query_string"])):
             told["trace_id"] = trace_id
         before = facts.set(told)
-        self.metrics.in_flight.inc()
+        probe = scope["path"] in self.quiet
+        self.metrics.in_flight.inc(not probe)
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
@@ -80,9 +82,9 @@ class RequestContext:
             route = getattr(scope.get("route"), "path", "unmatched")
             self.metrics.requests.labels(route, str(status)).inc()
             self.metrics.request_seconds.labels(route).observe(seconds)
-            self.metrics.in_flight.dec()
+            self.metrics.in_flight.dec(not probe)
             facts.reset(before)
-            level = logging.DEBUG if route in self.quiet else logging.INFO
+            level = logging.DEBUG if probe else logging.INFO
             told |= {"route": route, "status": status, "milliseconds": round(seconds * 1000, 1)}
             if str(caller := scope["state"].get("caller", "")).startswith("key "):
                 told["key"] = caller.removeprefix("key ")
@@ -132,11 +134,11 @@ class BodyLimits:
             except asyncio.CancelledError:
                 # What runs is done, the process is about to end, and the body is still on its way.
                 raise ShuttingDown("The service has shut down. Send the request again.") from None
-            complete = not message.get("more_body", False)
+            complete = message["type"] != "http.request" or not message.get("more_body", False)
             received += len(message.get("body", b""))
             if received > self.max_bytes:
                 raise _too_large(self.max_bytes)
-            if complete and received:
+            if complete and received and message["type"] == "http.request":
                 self._note(start, received)
             return message
 
@@ -144,9 +146,10 @@ class BodyLimits:
 
     def _note(self, start: float, received: int) -> None:
         """A body is complete: what its metric, its span and the log line of its request are to say of it."""
-        seconds = time.time() - start
+        now = time.time()
+        seconds = now - start
         self.metrics.stage_seconds.labels("receive").observe(seconds)
-        tracing.lay_out(start, {"receive": seconds})
+        tracing.lay_out(now, {"receive": seconds})
         if (told := facts.get()) is not None:
             told |= {"received_bytes": received, "receive_milliseconds": round(seconds * 1000, 1)}
 

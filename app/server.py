@@ -11,7 +11,6 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
-from app import tracing
 from app.engine import memory
 from app.errors import EngineStopped
 from app.logs import configure
@@ -90,7 +89,6 @@ def serve(settings: Settings, loader: str | None = None) -> int:
         SystemExit: the address cannot be listened on; uvicorn has logged why.
     """
     configure(settings.log_level, settings.log_format)
-    tracing.name_service()
     memory.serving()
     failures: list[EngineStopped] = []
 

@@ -110,6 +110,9 @@ class Service:
         self.engine = engine
         self.metrics = metrics
         self._signer = signer
+        metrics.ready.set_function(lambda: self.status == "ready")
+        if signer:
+            metrics.certificate_expiry.set_function(lambda: signer.expires)
         self.started = int(time.time())
         # As many as there are cores: decoding a large picture holds up to 200 MB, and more at once is no faster.
         count = os.cpu_count() or 1
@@ -146,6 +149,8 @@ class Service:
         output_format = request.output_format or OutputFormat.PNG
         if request.quality and output_format is OutputFormat.PNG:
             raise InvalidParameter("A PNG has no quality: leave it out, or ask for webp or jpeg.", param="quality")
+        if self._signer:
+            self._signer.check()
         seed = secrets.randbelow(2**32) if request.seed is None else request.seed
         seconds: dict[str, float] = {}
         with tracing.span("picture") as span:
@@ -155,10 +160,9 @@ class Service:
                     pixels = await self._sandbox.decode(upload, request.fit, deadline, call.caller)
                 job = _job(call.job_id, pixels, request, seed, deadline, previews)
                 with tracing.span("engine"):
-                    begun = time.time()
                     result = await self.engine.run(job, on_progress, call.caller)
                     seconds |= (inside := {"queue": result.queued, **asdict(result.timings)})
-                    tracing.lay_out(begun, inside)
+                    tracing.lay_out(time.time(), inside)
             text = infotext(request, seed, self.model_name, __version__)
             encode = partial(images.encode, helper=self._helpers, quality=request.quality)
             with tracing.stage(output_format.value, seconds):
@@ -246,11 +250,13 @@ class Service:
         )
 
     @property
-    def status(self) -> Literal["ready", "starting", "draining"]:
-        """`ready` if a picture can be asked for now."""
+    def status(self) -> Literal["ready", "starting", "draining", "unsigned"]:
+        """`ready` if a picture can be asked for now; `unsigned` if it could be made, but not signed as it has to be."""
         if self.engine.draining:
             return "draining"
-        return "ready" if self.engine.ready else "starting"
+        if not self.engine.ready:
+            return "starting"
+        return "ready" if self._signer is None or self._signer.able else "unsigned"
 
     @property
     def model(self) -> dict[str, str] | None:

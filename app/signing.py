@@ -5,6 +5,9 @@ Its library is an extra, `c2pa`, and is only imported where there is a certifica
 
 import json
 import logging
+import os
+import re
+import time
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -38,10 +41,15 @@ _MANIFEST = json.dumps(
 _CURVES = {"secp256r1": "es256", "secp384r1": "es384", "secp521r1": "es512"}
 
 
+_USAGES = ("1.3.6.1.5.5.7.3.4", "1.3.6.1.5.5.7.3.36", "1.3.6.1.4.1.62558.2.1")
+"""Extended key usages that a signer's certificate may be for: emailProtection, documentSigning, C2PA's claimSigning."""
+
 _PROFILE = (
-    "It has to be valid now, to belong to the key, and to be for signing: digitalSignature, and emailProtection or "
-    "documentSigning as its extended usage"
+    "It has to be valid now and for signing: digitalSignature, and one of emailProtection, documentSigning and C2PA's "
+    "claimSigning as its extended usage"
 )
+_EXPIRED = "No picture can be signed any more. Whoever runs the service has to replace its certificate."
+_URI = re.compile(r" ?\(self#\S*\)")
 
 logger = logging.getLogger(__name__)
 
@@ -49,11 +57,15 @@ logger = logging.getLogger(__name__)
 class Signer:
     """Signs files: that they were made from an uploaded picture by generative AI, and by whom.
 
-    The two files are read again when a signature fails, so that a certificate can be replaced before it expires.
+    The two files are read again when they change. If they cannot be used then, the certificate that was there signs
+    until it expires.
 
     Args:
         certificate: a PEM file: the signer's certificate first, then those that vouch for it.
         key: a PEM file without a password: the certificate's private key, of ECDSA, RSA or Ed25519.
+
+    Attributes:
+        expires: when the certificate does, in seconds of Unix time.
 
     Raises:
         Misconfigured: they cannot be used together; the reason is in its sentence.
@@ -68,45 +80,79 @@ class Signer:
                 "pip install 'sdxl-turbo-img2img[c2pa]', or build the image with EXTRA=c2pa."
             ) from error
         self._library = c2pa
-        self._certificate, self._key = certificate, key
-        self._context = c2pa.Context.from_dict({"builder": {"thumbnail": {"enabled": False}}})
-        self._signer = self._load()
+        self._files = certificate, key
+        self._context = c2pa.Context.from_dict(
+            {"builder": {"thumbnail": {"enabled": False}}, "trust": {"trust_config": "\n".join(_USAGES)}}
+        )
+        self._seen = self._stamps()
+        self._complained = False
+        self._signer, self.expires = self._load()
+
+    def check(self) -> None:
+        """See that a picture could be signed now, before there is one.
+
+        Raises:
+            SigningFailed: the certificate has expired, and there is no other.
+        """
+        changed, expired = self._stamps() != self._seen, time.time() >= self.expires
+        if not (changed or expired):
+            return
+        self._seen = self._stamps()
+        try:
+            self._signer, self.expires = self._load()
+            self._complained = False
+        except Misconfigured as error:
+            if changed or not self._complained:
+                logger.error("the certificate stays as it was: %s", error)
+            self._complained = True
+            if expired:
+                raise SigningFailed(_EXPIRED) from error
+
+    @property
+    def able(self) -> bool:
+        """Whether a picture could be signed now."""
+        try:
+            self.check()
+        except SigningFailed:
+            return False
+        return True
 
     def sign(self, file: bytes, output_format: OutputFormat) -> bytes:
         """The same picture with a signed manifest in it: some 3 KB more. Takes milliseconds; any thread may call it.
 
         Raises:
-            SigningFailed: the certificate has expired, and there is no other.
+            SigningFailed: the certificate has expired since it was checked.
         """
-        media_type = output_format.media_type
         try:
-            return self._signed(self._signer, file, media_type)
-        except self._library.C2paError as first:
-            try:
-                self._signer = self._load()
-                return self._signed(self._signer, file, media_type)
-            except (self._library.C2paError, Misconfigured) as error:
-                logger.error("no picture can be signed: %s", error)
-                words = "The picture cannot be signed. Whoever runs the service has to replace its certificate."
-                raise SigningFailed(words) from first
+            return self._signed(self._signer, file, output_format.media_type)
+        except self._library.C2paError as error:
+            raise SigningFailed(_EXPIRED) from error
 
     def _signed(self, by: Any, file: bytes, media_type: str) -> bytes:
         signed = BytesIO()
         self._library.Builder(_MANIFEST, context=self._context).sign(by, media_type, BytesIO(file), signed)
         return signed.getvalue()
 
-    def _load(self) -> Any:
-        """The library's signer; it has signed a picture, so that what is wrong is said now and not by a caller."""
-        chain = _read(self._certificate, "IMG2IMG_C2PA_CERTIFICATE")
-        algorithm, key = _private_key(self._key)
-        info = self._library.C2paSignerInfo(alg=algorithm, sign_cert=chain, private_key=key, ta_url=None)
+    def _stamps(self) -> list[tuple[int, ...]]:
+        """What changes with the files."""
+        return [(found.st_mtime_ns, found.st_size, found.st_ino) for found in map(_stat, self._files) if found]
+
+    def _load(self) -> tuple[Any, float]:
+        """The library's signer, which has signed a picture: no caller is to be told what is wrong. And its expiry."""
+        certificate, key = self._files
+        chain, expires = _certificates(certificate)
+        algorithm, private_key = _private_key(key)
+        info = self._library.C2paSignerInfo(alg=algorithm, sign_cert=chain, private_key=private_key, ta_url=None)
         try:
             by = self._library.Signer.from_info(info)
             self._signed(by, enlarged(Pixels(1, 1, bytes(3)), OutputFormat.PNG, Marks()), "image/png")
         except self._library.C2paError as error:
-            message = f"IMG2IMG_C2PA_CERTIFICATE: {self._certificate} cannot sign: {error}. {_PROFILE}."
+            # Without the addresses within a picture that nobody will see.
+            words = " ".join(_URI.sub("", str(error)).split())
+            message = f"IMG2IMG_C2PA_CERTIFICATE: {certificate} cannot sign: {words}. {_PROFILE}."
             raise Misconfigured(message) from error
-        return by
+        logger.info("pictures are signed by %s", certificate)
+        return by, expires
 
 
 def signer(settings: Settings) -> Signer | None:
@@ -122,6 +168,13 @@ def signer(settings: Settings) -> Signer | None:
     return None
 
 
+def _stat(file: Path) -> os.stat_result | None:
+    try:
+        return file.stat()
+    except OSError:
+        return None
+
+
 def _read(file: Path, variable: str) -> bytes:
     try:
         return file.read_bytes()
@@ -129,8 +182,24 @@ def _read(file: Path, variable: str) -> bytes:
         raise Misconfigured(f"{variable}: {file} cannot be read: {error}.") from error
 
 
+def _certificates(file: Path) -> tuple[bytes, float]:
+    """All of the file, and when the first certificate in it expires."""
+    from cryptography.x509 import load_pem_x509_certificates
+
+    chain = _read(file, "IMG2IMG_C2PA_CERTIFICATE")
+    try:
+        first, *_ = load_pem_x509_certificates(chain)
+    except ValueError as error:
+        raise Misconfigured(f"IMG2IMG_C2PA_CERTIFICATE: {file} holds no certificate in PEM.") from error
+    expires = first.not_valid_after_utc
+    if expires.timestamp() <= time.time():
+        raise Misconfigured(f"IMG2IMG_C2PA_CERTIFICATE: {file} has expired on {expires:%Y-%m-%d at %H:%M} UTC.")
+    return chain, expires.timestamp()
+
+
 def _private_key(file: Path) -> tuple[bytes, bytes]:
     """Its algorithm, by C2PA's name, and the key as PKCS #8 in PEM."""
+    from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
@@ -138,9 +207,11 @@ def _private_key(file: Path) -> tuple[bytes, bytes]:
 
     try:
         key = load_pem_private_key(_read(file, "IMG2IMG_C2PA_KEY"), None)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         # Not in the library's words: they would be about ASN.1.
-        raise Misconfigured(f"IMG2IMG_C2PA_KEY: {file} is no private key in PEM without a password.") from error
+        raise Misconfigured(
+            f"IMG2IMG_C2PA_KEY: {file} is no private key of a known kind in PEM without a password."
+        ) from error
     algorithm = None
     if isinstance(key, EllipticCurvePrivateKey):
         algorithm = _CURVES.get(key.curve.name)

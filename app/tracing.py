@@ -1,12 +1,15 @@
 """OpenTelemetry spans of what happens to a picture; they go nowhere unless an OTLP endpoint is set.
 
-The request's own span is FastAPI's, which is also what reads the variables `OTEL_*` and exports.
+The request's own span is FastAPI's.
 """
 
+import asyncio
+import logging
 import os
+import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 from fastapi.telemetry import TelemetryConfig
@@ -14,21 +17,58 @@ from opentelemetry import trace
 from opentelemetry.trace import Span, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-SERVICE_NAME = "sdxl-turbo-img2img"
+from app import __version__
+
+_NAME = "sdxl-turbo-img2img"
+
+_LAST_SPANS_SECONDS = 5.0
+"""So long the end of the process waits for a collector to take what it has not yet."""
+
+logger = logging.getLogger(__name__)
 
 
 def config(exclude: Callable[[Any], bool]) -> TelemetryConfig:
     """FastAPI's: one span for each request, but for those whose ASGI scope is excluded.
 
-    Not its metrics, since `/metrics` has them; not its logs, which would hold what callers sent.
+    Not its metrics, since `/metrics` has them; not its logs, which would hold what callers sent. It does not set up
+    exporting either: at its end it would wait as many times for a collector as it has batches.
     """
-    return {"auto_configure": True, "metrics": False, "logs": False, "operation_spans": False, "exclude": exclude}
+    return {"auto_configure": False, "metrics": False, "logs": False, "operation_spans": False, "exclude": exclude}
 
 
-def name_service() -> None:
-    """Give the spans of this process a service's name, unless the environment does."""
-    if "service.name=" not in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", ""):
-        os.environ.setdefault("OTEL_SERVICE_NAME", SERVICE_NAME)
+@asynccontextmanager
+async def exporting() -> AsyncIterator[None]:
+    """Within it spans go to the endpoint that the variables `OTEL_*` name, if they do."""
+    endpoint = os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")
+    if not endpoint or os.environ.get("OTEL_TRACES_EXPORTER") == "none":
+        yield
+        return
+    # Half a second of imports, for those only who want it.
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+    about = {"service.version": __version__}
+    told = "OTEL_SERVICE_NAME" in os.environ or "service.name=" in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", "")
+    resource = Resource.create(about if told else {"service.name": _NAME, **about})
+    try:
+        provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+        provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    except Exception as error:
+        # One of a dozen variables has no number in it, or one that is too large: pictures are worth more than spans.
+        logger.error("no span is exported, since a variable OTEL_* is wrong: %s", error)
+        yield
+        return
+    trace.set_tracer_provider(provider)
+    logger.info("spans are exported by OTLP")
+    try:
+        yield
+    finally:
+        # A thread that nobody waits for beyond that: the process can end.
+        closing = threading.Thread(target=provider.shutdown, daemon=True)
+        closing.start()
+        await asyncio.to_thread(closing.join, _LAST_SPANS_SECONDS)
 
 
 def begin(headers: Mapping[str, str], request_id: str, query: bool) -> str | None:
@@ -73,14 +113,15 @@ def stage(name: str, seconds: dict[str, float]) -> Iterator[None]:
     seconds[name] = time.perf_counter() - start
 
 
-def lay_out(start: float, seconds: Mapping[str, float]) -> None:
+def lay_out(end: float, seconds: Mapping[str, float]) -> None:
     """Spans, by name, of what ran one after the other where no span could be made.
 
     Args:
-        start: when the first one began, in seconds of Unix time.
+        end: when the last one was over, in seconds of Unix time.
         seconds: how long each took.
     """
     tracer = trace.get_tracer(__name__)
+    start = end - sum(seconds.values())
     for name, length in seconds.items():
         one = tracer.start_span(name, start_time=int(start * 1e9))
         start += length

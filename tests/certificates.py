@@ -8,7 +8,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.types import CertificateIssuerPrivateKeyTypes
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from cryptography.x509.oid import NameOID
 
 _USAGES = (
     *("digital_signature", "content_commitment", "key_encipherment", "data_encipherment", "key_agreement"),
@@ -31,15 +31,19 @@ class Authority:
         return cls(key, signed.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM).decode())
 
     def issue(
-        self, folder: Path, key: CertificateIssuerPrivateKeyTypes, seconds: float = 3600, signs: bool = True
+        self,
+        folder: Path,
+        key: CertificateIssuerPrivateKeyTypes,
+        seconds: float = 3600,
+        usage: str | None = "1.3.6.1.5.5.7.3.4",
     ) -> tuple[Path, Path]:
-        """A certificate and its key as files. `signs` is whether it is of the kind that C2PA asks for."""
+        """A certificate and its key as files. `usage` is what it may be used for; by default for e-mail."""
         builder = _builder("Ours", "Root", key, seconds).add_extension(x509.BasicConstraints(False, None), True)
         builder = builder.add_extension(_usage("digital_signature"), True)
         issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key())
         builder = builder.add_extension(issuer, False)
-        if signs:
-            builder = builder.add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.EMAIL_PROTECTION]), False)
+        if usage:
+            builder = builder.add_extension(x509.ExtendedKeyUsage([x509.ObjectIdentifier(usage)]), False)
         certificate, private = folder / "certificate.pem", folder / "key.pem"
         certificate.write_bytes(builder.sign(self.key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
         private.write_bytes(

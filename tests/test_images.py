@@ -7,6 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from xml.etree import ElementTree
 
+import piexif
+import piexif.helper
 import pytest
 from PIL import ExifTags, Image, ImageCms, ImageOps
 from PIL.PngImagePlugin import PngInfo
@@ -157,9 +159,11 @@ def test_the_thinnest_picture_stays_visible(fit: Fit, size: Size) -> None:
 
 
 def exif_text(image: Image.Image) -> str | None:
-    """The text in EXIF `UserComment`, read as AUTOMATIC1111's web UI reads it."""
-    comment = image.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment)
-    return comment.removeprefix(b"UNICODE\0").decode("utf-16-be") if comment else None
+    """The text in EXIF `UserComment`, read as AUTOMATIC1111's web UI reads it, by the library that it does so with."""
+    if "exif" not in image.info:
+        return None
+    comment = piexif.load(image.info["exif"])["Exif"].get(ExifTags.Base.UserComment)
+    return str(piexif.helper.UserComment.load(comment)) if comment else None
 
 
 def text_of(picture: bytes) -> str | None:

@@ -203,13 +203,24 @@ def test_metrics_count_pictures_requests_and_stages(start_server: StartServer, p
         assert sample(url, 'img2img_rejected_total{reason="invalid_parameter"}') == 1
         assert sample(url, "img2img_ready") == 1
         assert sample(url, 'img2img_worker_peak_memory_bytes{device="cpu"}') > 0
-        # Both bodies arrived, though only one of them made a picture; the request for the metrics is one too.
+        # Both bodies arrived, though only one of them made a picture.
         assert sample(url, 'img2img_stage_duration_seconds_count{stage="receive"}') == 2
-        assert sample(url, "img2img_inflight_requests") == 1
+        assert sample(url, "img2img_inflight_requests") == 0
         sizes = {
             sample(url, f'img2img_gpu_memory_bytes{{device="cpu",kind="{kind}"}}') for kind in ("reserved", "free")
         }
         assert sizes == {5, 7}
+
+
+def test_a_body_that_never_arrived_is_no_body_that_took_long(start_server: StartServer) -> None:
+    with start_server() as url:
+        with connect(url) as caller:
+            head = "POST /img2img HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 1000\r\n\r\n"
+            caller.sendall(head.encode() + b"some of it")
+            eventually(lambda: sample(url, "img2img_inflight_requests") == 1)
+        eventually(lambda: sample(url, 'img2img_requests_total{code="499",route="/img2img"}') == 1)
+        assert sample(url, 'img2img_stage_duration_seconds_count{stage="receive"}') == 0
+        assert sample(url, "img2img_inflight_requests") == 0
 
 
 def test_a_request_id_is_kept_if_it_is_harmless_and_replaced_if_not(server: str) -> None:

@@ -1,5 +1,6 @@
 """Log lines: one of JSON for each request, with what whoever runs the service asks for, and nothing of a caller's."""
 
+import base64
 import json
 import logging
 import os
@@ -75,7 +76,8 @@ def test_each_line_is_json_and_each_request_has_one_with_its_facts() -> None:
     assert list(picture["stage_milliseconds"])[:2] == ["decode", "queue"]
     assert made["milliseconds"] > sum(picture["stage_milliseconds"].values()) / 2
     assert len(made["key"]) == 12
-    assert (refused["status"], "pictures" in refused) == (422, False)
+    assert (refused["status"], refused["error"], "pictures" in refused) == (422, "invalid_parameter", False)
+    assert "error" not in made
     assert (unknown["status"], unknown["route"], "key" in unknown, "trace_id" in unknown) == (
         *(401, "unmatched"),
         *(False, False),
@@ -90,6 +92,23 @@ def test_several_pictures_of_one_request_are_in_one_line() -> None:
         assert httpx2.post(f"{url}/v1/images/edits", files={"image": PNG}, data=form).is_success
     (line,) = requests(lines)
     assert sorted(picture["seed"] for picture in line["pictures"]) == [4, 5, 6]
+
+
+def test_an_error_within_a_stream_and_a_prediction_that_failed_are_in_their_lines() -> None:
+    with logged() as (url, lines):
+        events = {"Accept": "text/event-stream"}
+        for headers in ({}, events):
+            httpx2.post(f"{url}/img2img", files={"image": PNG}, data={"prompt": "fail_at=1"}, headers=headers)
+        image = base64.b64encode(PNG).decode()
+        httpx2.post(f"{url}/predictions", json={"input": {"image": image, "prompt": "fail_at=1"}})
+        httpx2.head(f"{url}/openapi.json")
+    told = [(line["method"], line["status"], line.get("error")) for line in requests(lines)]
+    assert told == [
+        ("POST", 500, "inference_failed"),
+        ("POST", 200, "inference_failed"),
+        ("POST", 200, "inference_failed"),
+        ("HEAD", 200, None),
+    ]
 
 
 def test_the_console_form_is_one_sentence_each() -> None:

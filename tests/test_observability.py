@@ -127,12 +127,33 @@ def test_a_real_prometheus_finds_what_the_dashboard_asks_for(start_server: Start
             assert httpx2.post(f"{service}/img2img", headers=headers, **form).is_success
             post(service, PNG)
             time.sleep(0.6)
-        quiet = ("worker_deaths", "redecoded", "decoder_deaths")
         for expression in EXPRESSIONS:
             asked = expression.replace("[$__rate_interval]", "[1m]")
-            eventually(lambda: bool(query(url, asked)) or any(name in asked for name in quiet))  # noqa: B023
+            eventually(lambda: bool(query(url, asked)))  # noqa: B023
         (pictures,) = query(url, "img2img_images_total")
         assert pictures["value"][1] == "4"
+
+
+@needs_prometheus
+def test_the_first_refusal_and_the_first_death_of_a_worker_are_drawn(start_server: StartServer, tmp_path: Path) -> None:
+    with start_server() as service, prometheus(tmp_path, service, "none") as url:
+        eventually(lambda: bool(query(url, "count_over_time(img2img_worker_deaths_total[1m]) > 1")))
+        words = f"exit_at=0 once={tmp_path / 'once'}"
+        assert httpx2.post(f"{service}/img2img", data={"prompt": words}, files={"image": PNG}).is_success
+        assert httpx2.post(f"{service}/img2img", data={"prompt": "x"}, files={"image": b"GIF89a"}).status_code == 415
+        for panel, series in (("Restarts", "exit"), ("Refusals", "unsupported_image_format")):
+            (expression, *_) = [
+                target["expr"].replace("[$__rate_interval]", "[1m]")
+                for one in PANELS
+                if one["title"].startswith(panel)
+                for target in one["targets"]
+            ]
+            eventually(lambda: drawn(url, expression).get(series, 0) > 0)  # noqa: B023
+
+
+def drawn(url: str, expression: str) -> dict[str, float]:
+    """The value of each line of a panel, by its label."""
+    return {next(iter(one["metric"].values())): float(one["value"][1]) for one in query(url, expression)}
 
 
 @needs_prometheus

@@ -26,6 +26,7 @@ from tests.certificates import Authority
 from tests.conftest import run_server
 from tests.pictures import noise, saved
 from tests.test_img2img import post
+from tests.test_limits import sample
 
 PNG = saved(noise((24, 24)), "PNG")
 KEYS: dict[str, Callable[[], CertificateIssuerPrivateKeyTypes]] = {
@@ -47,9 +48,13 @@ def files(authority: Authority, tmp_path: Path) -> tuple[Path, Path]:
     return authority.issue(tmp_path, KEYS["P-256"]())
 
 
-def read(file: bytes, media_type: str, authority: Authority) -> tuple[str, dict[str, Any]]:
+def read(
+    file: bytes, media_type: str, authority: Authority, trust: dict[str, str] | None = None
+) -> tuple[str, dict[str, Any]]:
     """What a validator says that trusts the authority: whether it does so, and the manifest."""
-    trusting = c2pa.Context.from_dict({"verify": {"verify_trust": True}, "trust": {"trust_anchors": authority.pem}})
+    trusting = c2pa.Context.from_dict(
+        {"verify": {"verify_trust": True}, "trust": {"trust_anchors": authority.pem, **(trust or {})}}
+    )
     reader = c2pa.Reader(media_type, io.BytesIO(file), context=trusting)
     return reader.get_validation_state(), reader.get_active_manifest()
 
@@ -109,15 +114,50 @@ def test_a_key_as_openssl_writes_it_by_default_can_sign(authority: Authority, tm
     Signer(certificate, private)
 
 
-def test_a_certificate_that_was_replaced_is_taken_once_the_old_one_has_expired(
-    authority: Authority, tmp_path: Path
-) -> None:
-    signs = Signer(*authority.issue(tmp_path, KEYS["P-256"](), seconds=2))
-    time.sleep(2.5)
-    with pytest.raises(SigningFailed, match="has to replace its certificate"):
-        signs.sign(PNG, OutputFormat.PNG)
-    authority.issue(tmp_path, KEYS["P-256"]())
-    assert read(signs.sign(PNG, OutputFormat.PNG), "image/png", authority)[0] == "Trusted"
+@pytest.mark.parametrize("usage", ["1.3.6.1.5.5.7.3.36", "1.3.6.1.4.1.62558.2.1"], ids=["documents", "claims"])
+def test_certificates_for_documents_and_for_claims_can_sign(usage: str, authority: Authority, tmp_path: Path) -> None:
+    signed = Signer(*authority.issue(tmp_path, KEYS["P-256"](), usage=usage)).sign(PNG, OutputFormat.PNG)
+    # A validator has to be told that such are trusted.
+    assert read(signed, "image/png", authority, {"trust_config": usage})[0] == "Trusted"
+
+
+class TestAnotherCertificate:
+    def test_it_is_taken_when_the_files_have_changed(self, authority: Authority, tmp_path: Path) -> None:
+        signs = Signer(*authority.issue(tmp_path, KEYS["P-256"](), seconds=1000))
+        before = signs.expires
+        authority.issue(tmp_path, KEYS["RSA"](), seconds=2000)
+        signs.check()
+        assert signs.expires == pytest.approx(before + 1000, abs=10)
+        assert read(signs.sign(PNG, OutputFormat.PNG), "image/png", authority)[1]["signature_info"]["alg"] == "Ps256"
+
+    @pytest.mark.parametrize("change", [Path.unlink, lambda file: file.write_text("garbage")], ids=["gone", "garbage"])
+    def test_one_that_cannot_be_used_changes_nothing_and_is_complained_of_once(
+        self, authority: Authority, tmp_path: Path, change: Callable[[Path], None], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        files = authority.issue(tmp_path, KEYS["P-256"]())
+        signs = Signer(*files)
+        change(files[0])
+        for _ in range(3):
+            signs.check()
+        assert read(signs.sign(PNG, OutputFormat.PNG), "image/png", authority)[0] == "Trusted"
+        (complaint,) = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+        assert complaint.startswith("the certificate stays as it was: IMG2IMG_C2PA_CERTIFICATE: ")
+
+    def test_it_ends_the_trouble_of_one_that_has_expired(
+        self, authority: Authority, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        signs = Signer(*authority.issue(tmp_path, KEYS["P-256"](), seconds=2))
+        # The library itself minds only whole seconds.
+        time.sleep(3.5)
+        for _ in range(3):
+            assert not signs.able
+        for call in (signs.check, lambda: signs.sign(PNG, OutputFormat.PNG)):
+            with pytest.raises(SigningFailed, match="has to replace its certificate"):
+                call()
+        assert len([record for record in caplog.records if record.levelname == "ERROR"]) == 1
+        authority.issue(tmp_path, KEYS["P-256"]())
+        assert signs.able
+        assert read(signs.sign(PNG, OutputFormat.PNG), "image/png", authority)[0] == "Trusted"
 
 
 class TestWhatCannotSign:
@@ -140,24 +180,40 @@ class TestWhatCannotSign:
     def test_a_key_of_another_certificate(self, authority: Authority, files: tuple[Path, Path], tmp_path: Path) -> None:
         (tmp_path / "other").mkdir()
         _, other = authority.issue(tmp_path / "other", KEYS["P-256"]())
-        assert "to belong to the key" in self.refused(files[0], other)
+        assert "does not match the provided data or public key" in self.refused(files[0], other)
 
     def test_a_certificate_that_has_expired(self, authority: Authority, tmp_path: Path) -> None:
-        assert "not valid at time of signing" in self.refused(*authority.issue(tmp_path, KEYS["P-256"](), seconds=-1))
+        assert "has expired on 20" in self.refused(*authority.issue(tmp_path, KEYS["P-256"](), seconds=-1))
 
     def test_a_certificate_that_is_for_something_else(self, authority: Authority, tmp_path: Path) -> None:
-        message = self.refused(*authority.issue(tmp_path, KEYS["P-256"](), signs=False))
-        assert "emailProtection or documentSigning" in message
+        message = self.refused(*authority.issue(tmp_path, KEYS["P-256"](), usage=None))
+        assert "emailProtection, documentSigning" in message
+
+    def test_a_file_without_a_certificate(self, files: tuple[Path, Path]) -> None:
+        for text in ("", "garbage"):
+            files[0].write_text(text)
+            assert "holds no certificate in PEM" in self.refused(*files)
+
+    def test_a_message_is_one_line(self, authority: Authority, tmp_path: Path) -> None:
+        for usage in (None, "1.3.6.1.4.1.311.10.3.12"):
+            message = self.refused(*authority.issue(tmp_path, KEYS["P-256"](), usage=usage))
+            assert "\n" not in message
+            assert "self#" not in message
 
     def test_a_key_with_a_password_or_none_at_all(self, files: tuple[Path, Path]) -> None:
         encrypted = serialization.BestAvailableEncryption(b"secret")
         pkcs8 = serialization.PrivateFormat.PKCS8
         files[1].write_bytes(KEYS["P-256"]().private_bytes(serialization.Encoding.PEM, pkcs8, encrypted))
-        assert "no private key in PEM without a password" in self.refused(*files)
+        assert "no private key of a known kind in PEM without a password" in self.refused(*files)
         files[1].write_bytes(b"secret words")
         message = self.refused(*files)
-        assert "no private key in PEM without a password" in message
+        assert "no private key of a known kind in PEM without a password" in message
         assert "secret words" not in message
+
+    def test_a_key_of_a_kind_that_nobody_has(self, files: tuple[Path, Path]) -> None:
+        made = ["openssl", "genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:SM2", "-out", str(files[1])]
+        subprocess.run(made, check=True, capture_output=True)
+        assert "no private key of a known kind" in self.refused(*files)
 
     def test_a_key_of_a_kind_that_c2pa_does_not_have(self, files: tuple[Path, Path]) -> None:
         key = ec.generate_private_key(ec.SECP224R1())
@@ -186,14 +242,24 @@ class TestWhatCannotSign:
         assert done.stderr.splitlines()[-1].startswith("img2img: IMG2IMG_C2PA_CERTIFICATE and IMG2IMG_C2PA_KEY belong")
 
 
-def test_a_picture_that_cannot_be_signed_does_not_go_out(authority: Authority, tmp_path: Path) -> None:
+def test_a_picture_that_cannot_be_signed_is_not_made_and_nobody_is_sent_to_ask_for_one(
+    authority: Authority, tmp_path: Path
+) -> None:
     certificate, key = authority.issue(tmp_path, KEYS["P-256"](), seconds=4)
     with run_server(c2pa_certificate=certificate, c2pa_key=key) as url:
+        assert 0 < sample(url, "img2img_certificate_expiry_timestamp_seconds") - time.time() < 4
         time.sleep(4.5)
         refused = post(url, PNG)
         assert (refused.status_code, refused.json()["code"]) == (500, "signing_failed")
         assert refused.headers["x-should-retry"] == "false"
-        assert 'img2img_rejected_total{reason="signing_failed"} 1.0' in httpx2.get(f"{url}/metrics").text
+        assert sample(url, 'img2img_rejected_total{reason="signing_failed"}') == 1
+        assert (sample(url, "img2img_images_total"), sample(url, "img2img_ready")) == (0, 0)
+        ready = httpx2.get(f"{url}/health/ready")
+        assert (ready.status_code, ready.json()["status"]) == (503, "unsigned")
+        assert httpx2.get(f"{url}/health-check").json()["status"] == "DEFUNCT"
+        authority.issue(tmp_path, KEYS["P-256"]())
+        assert httpx2.get(f"{url}/health/ready").is_success
+        assert post(url, PNG).is_success
 
 
 def test_what_is_made_without_a_service_is_signed_too(

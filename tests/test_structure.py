@@ -39,7 +39,7 @@ LAYERS = [
         "app.engine.packed",
         "app.engine.stepping",
     ],
-    ["app.client", "app.engine.jobs", "app.keys", "app.refusals"],
+    ["app.client", "app.engine.jobs", "app.keys", "app.otel", "app.refusals"],
     [
         "app.images",
         "app.infotext",

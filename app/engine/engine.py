@@ -318,7 +318,6 @@ class Engine:
     def _count(self) -> None:
         self.metrics.waiting.set(len(self._waiting))
         self.metrics.on_board.set(sum(len(lane.tickets) for lane in self._lanes))
-        self.metrics.ready.set(self.ready)
 
 
 def _closing() -> ShuttingDown:

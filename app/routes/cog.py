@@ -87,6 +87,7 @@ async def _predict(service: Service, image: bytes, asked: Img2ImgRequest, call: 
     try:
         picture = await service.edit(image, asked, call)
     except EngineError as error:
+        service.metrics.refuse(error.code)
         return {"id": name, "status": "failed", "output": None, "error": error.message, **_moments(created)}
     return {
         "id": name,
@@ -143,7 +144,7 @@ async def cancel(request: Request, name: str) -> dict[str, Any]:
 async def health_check(request: Request) -> dict[str, Any]:
     """Always 200; the `status` says whether a picture can be made now."""
     service: Service = request.app.state.service
-    status = {"ready": "READY", "starting": "STARTING", "draining": "DEFUNCT"}[service.status]
+    status = {"ready": "READY", "starting": "STARTING", "draining": "DEFUNCT", "unsigned": "DEFUNCT"}[service.status]
     started = datetime.fromtimestamp(service.started, UTC).isoformat()
     setup = {"started_at": started, "status": "starting" if status == "STARTING" else "succeeded", "logs": ""}
     return {"status": status, "setup": setup, "version": {"img2img": request.app.version}}

@@ -47,7 +47,7 @@ async def _lines(request: Request, first: Event, events: AsyncGenerator[Event, N
             yield _line(event)
     except ServiceError as error:
         service: Service = request.app.state.service
-        service.metrics.rejected.labels(error.code).inc()
+        service.metrics.refuse(error.code)
         _, body = error_body(error, request.state.request_id, request.url.path)
         yield _line(Event("error", body))
     finally:
