@@ -22,15 +22,13 @@ ARG PIP_TRUSTED_HOST
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 # pip stays in this stage: the environment is made from outside.
 RUN python -m venv --without-pip /opt/venv
-ARG EXTRA=
-COPY requirements.lock requirements-c2pa.lock /tmp/
+COPY requirements.lock /tmp/
 # torch and its CUDA packages are moved to a tree of their own, to become a layer that only a new torch changes; hence
 # also the kind of bytecode that holds no file times. One step, since a move between steps would be a copy of gigabytes.
 # The packages' own tests stay behind. compileall's status is ignored: torch ships a file that only a newer Python reads.
 RUN --mount=type=cache,target=/root/.cache/pip \
     set -eu; \
-    python -m pip --python /opt/venv/bin/python install --no-compile --requirement /tmp/requirements.lock \
-        ${EXTRA:+--requirement "/tmp/requirements-$EXTRA.lock"}; \
+    python -m pip --python /opt/venv/bin/python install --no-compile --requirement /tmp/requirements.lock; \
     site=$(/opt/venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'); \
     find "$site" -type d \( -name test -o -name tests \) -prune -exec rm -rf {} +; \
     rm -rf "$site"/torch/bin/*[Tt]est*; \
@@ -40,6 +38,13 @@ RUN --mount=type=cache,target=/root/.cache/pip \
                 "$site"/nvidia* "$site"/cuda* "$site"/triton*; do \
         if [ -e "$path" ]; then mv "$path" "/opt/torch$site/"; fi; \
     done
+# By itself, so that it is no reason to install all that again.
+ARG EXTRA=
+COPY requirements-c2pa.lock /tmp/
+RUN --mount=type=cache,target=/root/.cache/pip \
+    if [ -n "$EXTRA" ]; then \
+        python -m pip --python /opt/venv/bin/python install --no-deps --requirement "/tmp/requirements-$EXTRA.lock"; \
+    fi
 
 
 FROM dependencies AS application
