@@ -23,7 +23,8 @@ from app.request import Fit, OutputFormat
 from app.settings import Settings
 from tests.canned import Answer, canned
 from tests.pictures import opened
-from tests.test_client import free_port
+from tests.test_client import PICTURE, free_port
+from tests.test_client_answers import FASTAPI, events, in_events
 
 RunEdit = Callable[..., Any]
 
@@ -240,6 +241,27 @@ class TestEdit:
         assert result.exit_code == 69
         assert "start one with `img2img serve`" in result.stderr
 
+    @pytest.mark.parametrize(
+        ("answer", "code", "sentence"),
+        [
+            (Answer(422, FASTAPI), 65, "answered 422 Unprocessable"),
+            (Answer(200, b"<h1>It works!</h1>"), 69, "another program"),
+            (Answer(200, b"", {**PICTURE.headers, "X-Seed": "abc"}), 69, "another program"),
+            (in_events(b"event: picture\ndata: no JSON\n\n"), 69, "another program"),
+            (in_events(events(("waiting", {"ahead": 1}))), 69, "broke off before the picture"),
+        ],
+    )
+    def test_a_server_of_another_kind_is_told_in_one_sentence(
+        self, edit: RunEdit, answer: Answer, code: int, sentence: str
+    ) -> None:
+        with canned(answer) as server:
+            result = edit("--url", server.url)
+        assert (result.exit_code, result.stdout) == (code, "")
+        said = result.stderr.splitlines()
+        assert said[0] == f"Waiting for {server.url} …"
+        assert len(said) == 2
+        assert sentence in said[1]
+
     @pytest.mark.parametrize("variable", ["IMG2IMG_URL", "IMG2IMG_PORT"])
     def test_the_environment_says_where_the_service_is(self, folder: Path, server: str, variable: str) -> None:
         value = server if variable == "IMG2IMG_URL" else server.rpartition(":")[2]
@@ -292,6 +314,12 @@ class TestHealth:
         result = run_cli("health", env={"PORT": str(free_port())})
         assert result.exit_code == 1
         assert len(result.stderr.strip().split("\n")) == 1
+
+    def test_another_program_is_not_ready(self) -> None:
+        with canned(Answer(200, b'{"status": "ready"}')) as server:
+            result = run_cli("health", "--url", server.url)
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert "another program" in result.stderr
 
     def test_a_url_that_is_none_is_wrong_usage(self) -> None:
         assert run_cli("health", "--url", "localhost").exit_code == 2

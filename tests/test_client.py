@@ -167,10 +167,9 @@ def test_a_busy_service_is_asked_again_as_often_as_allowed() -> None:
         (503, {"Retry-After": "0", "X-Should-Retry": "false"}),
         (503, {}),
         (503, {"Retry-After": "3600"}),
-        (503, {"Retry-After": "Wed, 21 Oct 2026 07:28:00 GMT"}),
         (500, {"Retry-After": "0"}),
     ],
-    ids=["it says not to", "it does not say when", "it says much later", "it says a date", "it is broken, not busy"],
+    ids=["it says not to", "it does not say when", "it says much later", "it is broken, not busy"],
 )
 def test_a_service_is_not_asked_again_if(status: int, headers: dict[str, str]) -> None:
     with canned(problem(status, headers)) as server, Img2Img(server.url) as client:

@@ -9,8 +9,9 @@
 `NoService` if there is none.
 """
 
+from app.client.answers import Edited, Img2ImgError, NoService, Progress
 from app.client.asynchronous import AsyncImg2Img
 from app.client.blocking import Img2Img
-from app.client.wire import LONGEST_WAIT, Edited, Img2ImgError, NoService, Progress
+from app.client.wire import LONGEST_WAIT
 
 __all__ = ["LONGEST_WAIT", "AsyncImg2Img", "Edited", "Img2Img", "Img2ImgError", "NoService", "Progress"]

@@ -8,7 +8,8 @@ from typing import Any, Self
 
 import httpx2
 
-from app.client.wire import POLL_SECONDS, Edit, Edited, NoService, Picture, Progress, Wire, in_events
+from app.client.answers import Edited, NoService, Progress, events_of, in_events
+from app.client.wire import POLL_SECONDS, Edit, Picture, Wire
 
 
 class AsyncImg2Img:
@@ -17,7 +18,8 @@ class AsyncImg2Img:
     Args:
         base_url: where the service is, as `http://host:port`.
         timeout: seconds to wait for an answer.
-        retries: how often a request is sent again that the service was too busy for (503 or 429 with `Retry-After`).
+        retries: how often a request is sent again that the service was too busy for: 503 or 429 that says when to
+            come back (`Retry-After`, in seconds or as a date), within `LONGEST_WAIT`.
         api_key: for a service that asks for one; by default the variable `IMG2IMG_API_KEY`.
 
     Raises:
@@ -82,11 +84,12 @@ class AsyncImg2Img:
             with self._wire.reached():
                 async with self._client.stream("POST", "/img2img", **edit.arguments) as response:
                     if in_events(response):
-                        async for line in response.aiter_lines():
-                            edit.line(line, response)
+                        async for event in events_of(response):
+                            if edit.take(event, response):
+                                break
                     else:
                         await response.aread()
-            if response.is_success:
+            if edit.succeeded(response):
                 return edit.finished(response)
             await asyncio.sleep(edit.pause(response))
 

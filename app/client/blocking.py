@@ -7,7 +7,8 @@ from typing import Any, Self
 
 import httpx2
 
-from app.client.wire import POLL_SECONDS, Edit, Edited, NoService, Picture, Progress, Wire, in_events
+from app.client.answers import Edited, NoService, Progress, events_of, in_events
+from app.client.wire import POLL_SECONDS, Edit, Picture, Wire
 
 
 class Img2Img:
@@ -16,7 +17,8 @@ class Img2Img:
     Args:
         base_url: where the service is, as `http://host:port`.
         timeout: seconds to wait for an answer.
-        retries: how often a request is sent again that the service was too busy for (503 or 429 with `Retry-After`).
+        retries: how often a request is sent again that the service was too busy for: 503 or 429 that says when to
+            come back (`Retry-After`, in seconds or as a date), within `LONGEST_WAIT`.
         api_key: for a service that asks for one; by default the variable `IMG2IMG_API_KEY`.
 
     Raises:
@@ -76,12 +78,13 @@ class Img2Img:
             fit: `stretch`, `crop` or `pad`.
             output_format: `png`, `webp` or `jpeg`.
             quality: 1 to 100, of a WebP or JPEG.
-            on_progress: called as it goes: while it waits, after each step, and with each preview.
+            on_progress: called as it goes: while it waits, after each step, and with each preview. It begins anew
+                when the service got too busy on the way, and the request is sent again.
             previews: whether there are any, for `on_progress`.
 
         Raises:
             Img2ImgError: the service refused or failed.
-            NoService: there is no service, or it went away.
+            NoService: there is no service, it went away, or what answers is another program.
             OSError: the file cannot be read.
         """
         fields = {
@@ -99,11 +102,12 @@ class Img2Img:
         while True:
             with self._wire.reached(), self._client.stream("POST", "/img2img", **edit.arguments) as response:
                 if in_events(response):
-                    for line in response.iter_lines():
-                        edit.line(line, response)
+                    for event in events_of(response):
+                        if edit.take(event, response):
+                            break
                 else:
                     response.read()
-            if response.is_success:
+            if edit.succeeded(response):
                 return edit.finished(response)
             time.sleep(edit.pause(response))
 
