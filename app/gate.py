@@ -39,7 +39,8 @@ class Gate:
         keys: none means that anybody may come in.
         origins: those that may send requests besides the service's own, as browsers write them.
         metrics: where refusals are counted.
-        open_paths: those that need no key.
+        open_paths: those that need no key to be read.
+        own_paths: those whose errors are problem documents, whatever they begin with.
     """
 
     def __init__(
@@ -49,12 +50,14 @@ class Gate:
         origins: frozenset[str],
         metrics: Metrics,
         open_paths: frozenset[str] = OPEN_PATHS,
+        own_paths: frozenset[str] = frozenset(),
     ) -> None:
         self.app = app
         self.keys = keys
         self.origins = origins
         self.metrics = metrics
         self.open_paths = open_paths
+        self.own_paths = own_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
@@ -68,7 +71,8 @@ class Gate:
                 # Before it is accepted, that is a 403 on the wire.
                 await send({"type": "websocket.close", "code": _POLICY_VIOLATION, "reason": error.message})
             else:
-                await refusal(error, scope["state"]["request_id"], scope["path"])(scope, receive, send)
+                answer = refusal(error, scope["state"]["request_id"], scope["path"], self.own_paths)
+                await answer(scope, receive, send)
             return
         await self.app(scope, receive, send)
 
@@ -81,7 +85,7 @@ class Gate:
                 "A web page of this origin may not use the service. Name the origin in IMG2IMG_CORS_ORIGINS."
             )
         key = sent_key(scope["headers"])
-        if not self.keys or (scope["type"] == "http" and scope["path"] in self.open_paths):
+        if not self.keys or (not changes and scope["path"] in self.open_paths):
             return f"address {_network(scope)}"
         found = self.keys.find(key) if key else None
         if found is None:

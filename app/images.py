@@ -6,9 +6,10 @@ text or colour profile can come out again.
 """
 
 import logging
-import re
 import struct
+from collections.abc import Iterator
 from concurrent.futures import Executor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 
@@ -17,42 +18,13 @@ from PIL.PngImagePlugin import PngInfo
 
 from app import png
 from app.engine.jobs import Pixels
-from app.errors import ImageTooLarge, InvalidImage, ServiceError, UnsupportedImageFormat
+from app.errors import ImageTooLarge, InvalidImage, ServiceError
+from app.formats import Size, check_scans, recognise, webp_size
 from app.request import IMAGE_SIZE, Fit, OutputFormat
 
 _log = logging.getLogger(__name__)
 
-Size = tuple[int, int]
-
-_MAX_SCANS = 64
-"""Of a JPEG. Encoders write about ten; each is a pass over all of its pixels, for as little as forty bytes."""
-
-_MARKER = re.compile(rb"\xff[\x02-\xcf\xd9-\xfe]")
-"""But for those that have no length, and so hide nothing behind them: a stuffed 0xFF, TEM, restarts, and the start."""
-
 _SQUARE = (IMAGE_SIZE, IMAGE_SIZE)
-
-_READ = {
-    "PNG": re.compile(rb"\x89PNG\r\n\x1a\n"),
-    "JPEG": re.compile(rb"\xff\xd8\xff"),
-    "WEBP": re.compile(rb"RIFF.{4}WEBP", re.DOTALL),
-}
-_REFUSED = {
-    "a GIF file": re.compile(rb"GIF8[79]a"),
-    "an AVIF file": re.compile(rb".{4}ftyp.{0,48}avi[fs]", re.DOTALL),
-    "a HEIC file": re.compile(rb".{4}ftyp(hei|hev|hvc|mif1|msf1)", re.DOTALL),
-    "a video": re.compile(rb".{4}ftyp|\x1aE\xdf\xa3|RIFF.{4}AVI ", re.DOTALL),
-    "a JPEG XL file": re.compile(rb"\xff\x0a|\0\0\0\x0cJXL "),
-    "a JPEG 2000 file": re.compile(rb"\xff\x4f\xff\x51|\0\0\0\x0cjP  "),
-    "a TIFF file": re.compile(rb"II[*+]\0|MM\0[*+]"),
-    "a BMP file": re.compile(rb"BM"),
-    "an icon file": re.compile(rb"\0\0[\1\2]\0"),
-    "a Photoshop file": re.compile(rb"8BPS"),
-    "a PDF file": re.compile(rb"%PDF"),
-    "an SVG file": re.compile(rb"(\xef\xbb\xbf)?\s*(<svg|<(\?xml|!DOCTYPE svg|!--).{0,1024}?<svg)", re.DOTALL),
-    "an HTML page": re.compile(rb"(\xef\xbb\xbf)?\s*<(!DOCTYPE )?html", re.IGNORECASE),
-    "base64 text, which must be decoded first": re.compile(rb"data:image/|iVBORw0KGgo|/9j/|UklGR"),
-}
 
 _QUALITY = {OutputFormat.WEBP: 90, OutputFormat.JPEG: 92}
 _PREVIEW_QUALITY = 80
@@ -99,15 +71,19 @@ def decode(data: bytes, fit: Fit, max_pixels: int) -> Pixels:
         ImageTooLarge: the header announces more pixels than allowed.
         UnsupportedImageFormat: the data is in none of the three formats.
     """
-    file_format = _recognise(data)
-    limit = min(max_pixels, Image.MAX_IMAGE_PIXELS or max_pixels)
-    if file_format == "JPEG" and _scans(data) > _MAX_SCANS:
-        raise InvalidImage(f"The image is a JPEG of more than {_MAX_SCANS} scans. Save it anew.", param="image")
-    if file_format == "WEBP":
-        # Pillow allocates a WebP's canvas, twice, when it opens the file: too late for the check in `_read`.
-        _check_size(_webp_size(data), limit)
-    try:
+    file_format, limit = recognise(data), _limit(max_pixels)
+    if file_format == "JPEG":
+        check_scans(data)
+    with _told(file_format, limit):
         rgb = _square(_read(data, file_format, limit), fit)
+    return Pixels(IMAGE_SIZE, IMAGE_SIZE, rgb.tobytes())
+
+
+@contextmanager
+def _told(file_format: str, limit: int) -> Iterator[None]:
+    """Whatever reading a file raises becomes one of our own errors, but for too little memory."""
+    try:
+        yield
     except (ServiceError, MemoryError):
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -120,42 +96,10 @@ def decode(data: bytes, fit: Fit, max_pixels: int) -> Pixels:
         # Pillow has no common base for what hostile data makes it raise: AssertionError, KeyError, zlib.error, ...
         message = f"The image is a truncated or corrupt {file_format} file. Send the whole, unchanged file."
         raise InvalidImage(message, param="image") from error
-    return Pixels(IMAGE_SIZE, IMAGE_SIZE, rgb.tobytes())
 
 
-def _recognise(data: bytes) -> str:
-    """Pillow's name of the format that the data begins like."""
-    if not data:
-        raise InvalidImage("The image is empty. Send the bytes of a PNG, JPEG or WebP file.", param="image")
-    for file_format, signature in _READ.items():
-        if signature.match(data):
-            return file_format
-    what = next((name for name, signature in _REFUSED.items() if signature.match(data)), "in no format known here")
-    raise UnsupportedImageFormat(f"The image is {what}. Convert it to PNG, JPEG or WebP.", param="image")
-
-
-def _scans(data: bytes) -> int:
-    """How many scans a JPEG has, up to its end mark: what phones put behind that is no part of it."""
-    scans, at = 0, 2
-    while marker := _MARKER.search(data, at):
-        if marker[0].endswith(b"\xd9"):
-            break
-        scans += marker[0].endswith(b"\xda")
-        at = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2], "big")
-    return scans
-
-
-def _webp_size(data: bytes) -> Size:
-    """Width and height of a WebP's canvas, from the header fields of RFC 9649; (0, 0) if there are none."""
-    match data[12:16]:
-        case b"VP8X":
-            return int.from_bytes(data[24:27], "little") + 1, int.from_bytes(data[27:30], "little") + 1
-        case b"VP8L":
-            bits = int.from_bytes(data[21:25], "little")
-            return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
-        case b"VP8 ":
-            return int.from_bytes(data[26:28], "little") & 0x3FFF, int.from_bytes(data[28:30], "little") & 0x3FFF
-    return 0, 0
+def _limit(max_pixels: int) -> int:
+    return min(max_pixels, Image.MAX_IMAGE_PIXELS or max_pixels)
 
 
 def _check_size(size: Size, limit: int) -> None:
@@ -173,13 +117,22 @@ def _too_large(what: str, limit: int) -> ImageTooLarge:
 
 def _read(data: bytes, file_format: str, limit: int) -> Image.Image:
     """The upright RGB picture; besides our own errors raises whatever Pillow raises."""
-    image = Image.open(BytesIO(data), formats=(file_format,))
-    _check_size(image.size, limit)
+    image = _open(data, file_format, limit)
     if file_format == "JPEG":
         image.draft("RGB", _reduced(image.size))
     image.load()
     _turn_upright(image)
     return _to_rgb(image)
+
+
+def _open(data: bytes, file_format: str, limit: int) -> Image.Image:
+    """The picture as its header has it."""
+    if file_format == "WEBP":
+        # Pillow allocates a WebP's canvas, twice, when it opens the file.
+        _check_size(webp_size(data), limit)
+    image = Image.open(BytesIO(data), formats=(file_format,))
+    _check_size(image.size, limit)
+    return image
 
 
 def _reduced(size: Size) -> Size:
@@ -287,20 +240,14 @@ def parameters(data: bytes, max_pixels: int) -> str:
     Raises:
         InvalidImage, ImageTooLarge, UnsupportedImageFormat: as `decode`, but for what only its pixels would show.
     """
-    file_format = _recognise(data)
-    try:
-        image = Image.open(BytesIO(data), formats=(file_format,))
-        _check_size(image.size, max_pixels)
+    file_format, limit = recognise(data), _limit(max_pixels)
+    with _told(file_format, limit):
+        image = _open(data, file_format, limit)
         if file_format == "PNG":
             # Text may stand behind the pixels.
             image.load()
             return str(image.info.get("parameters", ""))
         comment = image.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment, b"")
-    except (ServiceError, MemoryError):
-        raise
-    except Exception as error:
-        message = f"The image is a truncated or corrupt {file_format} file. Send the whole, unchanged file."
-        raise InvalidImage(message, param="image") from error
     return _comment(comment)
 
 

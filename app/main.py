@@ -9,20 +9,23 @@ from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
+from starlette.routing import Match
 
 from app import __version__, signing, tracing
 from app.engine.engine import LOADER, Engine
-from app.errors import EngineStopped, ServiceError
+from app.errors import EngineStopped, Misconfigured, ServiceError
 from app.gate import OPEN_PATHS, Gate
 from app.keys import Keys
 from app.metrics import Metrics
 from app.middleware import BodyLimits, RequestContext
 from app.refusals import refusal
 from app.routes import cog, img2img, openai, platforms, stability, system, webui
-from app.routes.schema import IMG2IMG_RESPONSES
+from app.routes.schema import EXPOSED_HEADERS
 from app.service import Service
 from app.settings import Settings
 from app.signing import Signer
+
+_ROOMS = (img2img, openai, webui, stability, cog, platforms, system)
 
 
 def end_process(failure: EngineStopped) -> None:
@@ -62,7 +65,7 @@ def create_app(
         on_failure: called once if no worker can be kept running.
 
     Raises:
-        Misconfigured: the API keys, or the certificate that is to sign, cannot be used.
+        Misconfigured: the API keys, the certificate that is to sign, or a path that is to be served cannot be used.
     """
     settings = settings or Settings()
     metrics = Metrics()
@@ -89,34 +92,48 @@ def create_app(
     # The last one added is the first that a request meets.
     max_bytes, seconds = settings.max_body_bytes, settings.body_timeout_seconds
     app.add_middleware(BodyLimits, metrics=metrics, max_bytes=max_bytes, seconds=seconds)
-    app.add_middleware(Gate, keys=Keys(settings), origins=origins, metrics=metrics, open_paths=open_paths)
+    own_paths = frozenset((settings.health_route, settings.predict_route))
+    app.add_middleware(
+        Gate, keys=Keys(settings), origins=origins, metrics=metrics, open_paths=open_paths, own_paths=own_paths
+    )
     if origins:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=sorted(origins),
-            allow_methods=["GET", "POST"],
+            allow_methods=["GET", "POST", "PUT"],
             # SDKs say much of themselves, and more with each release; an origin that is listed is trusted with the key.
             allow_headers=["*"],
-            expose_headers=[*IMG2IMG_RESPONSES[200]["headers"], "Retry-After", "X-Error-Message", "X-Should-Retry"],
+            expose_headers=EXPOSED_HEADERS,
         )
     app.add_middleware(RequestContext, metrics=metrics, quiet=quiet)
-    _handle_errors(app, metrics)
+    _handle_errors(app, metrics, own_paths)
     app.state.kept = {}
-    for room in (img2img, openai, webui, stability, cog, platforms, system):
+    _add_named_routes(app, settings)
+    for room in _ROOMS:
         app.include_router(room.router)
-    if settings.health_route:
-        app.add_api_route(settings.health_route, system.ready, include_in_schema=False)
-    if settings.predict_route:
-        app.add_api_route(settings.predict_route, platforms.predict, methods=["POST"], include_in_schema=False)
     return app
 
 
-def _handle_errors(app: FastAPI, metrics: Metrics) -> None:
-    """Every error becomes a problem document, in one shape."""
+def _add_named_routes(app: FastAPI, settings: Settings) -> None:
+    """The paths that a platform chose. Raises `Misconfigured` if one of them is something else already."""
+    taken = [*app.routes, *(route for room in _ROOMS for route in room.router.routes)]
+    for name, method, endpoint in (("health", "GET", system.ready), ("predict", "POST", platforms.predict)):
+        path = getattr(settings, f"{name}_route")
+        scope = {"type": "http", "path": path, "method": method, "headers": []}
+        there = [r for r in taken if getattr(r, "path", "") == path or r.matches(scope)[0] is Match.FULL]
+        if not path or any(getattr(route, "endpoint", None) is endpoint for route in there):
+            continue
+        if there or (name == "predict" and path == settings.health_route):
+            raise Misconfigured(f"IMG2IMG_{name.upper()}_ROUTE: {path} is the path of something else. Choose another.")
+        app.add_api_route(path, endpoint, methods=[method], include_in_schema=False)
+
+
+def _handle_errors(app: FastAPI, metrics: Metrics, own_paths: frozenset[str]) -> None:
+    """Every error becomes a problem document, or what the path's dialect has for it."""
 
     def answer(request: Request, error: ServiceError) -> Response:
         metrics.refuse(error.code)
-        return refusal(error, request.state.request_id, request.url.path)
+        return refusal(error, request.state.request_id, request.url.path, own_paths)
 
     @app.exception_handler(ServiceError)
     async def expected(request: Request, error: ServiceError) -> Response:

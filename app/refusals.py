@@ -1,6 +1,6 @@
 """How a refusal looks on the wire: a problem document, or the error of whichever dialect the path belongs to."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any
 
 from starlette.responses import JSONResponse
@@ -18,12 +18,19 @@ SECURITY_HEADERS = {
 """On every answer that does not set its own."""
 
 
-def refusal(error: ServiceError, request_id: str, path: str) -> JSONResponse:
-    """An error as the callers of a path expect it, with the headers that retry loops read."""
+def refusal(error: ServiceError, request_id: str, path: str, own: Container[str] = ()) -> JSONResponse:
+    """An error as the callers of a path expect it, with the headers that retry loops read.
+
+    Args:
+        error: what is refused, and why.
+        request_id: names the request in the log.
+        path: the request's.
+        own: paths that belong to no dialect, whatever they begin with.
+    """
     headers = {**SECURITY_HEADERS, **error_headers(error), "X-Request-Id": request_id}
     if isinstance(error, BodyTimeout | ShuttingDown):
         headers["Connection"] = "close"
-    status, body = error_body(error, request_id, path)
+    status, body = error_body(error, request_id, "" if path in own else path)
     media_type = "application/problem+json" if "title" in body else None
     return JSONResponse(body, status, headers=headers, media_type=media_type)
 

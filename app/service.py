@@ -280,8 +280,8 @@ class Service:
 
     def check_model(self, name: str | None) -> None:
         """Raises `ModelNotFound` for a name that is neither the model's nor one of the settings'."""
-        aliases = self.settings.model_aliases.split(",")
-        if name is None or name in aliases or "*" in aliases:
+        aliases = {alias.strip() for alias in self.settings.model_aliases.split(",")} - {""}
+        if name is None or name in aliases or (name and "*" in aliases):
             return
         if name not in (self.model_name, self._whole_name):
             raise ModelNotFound(

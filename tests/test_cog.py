@@ -1,5 +1,6 @@
 """The API of Cog's containers, as its documentation shows it."""
 
+import asyncio
 import base64
 import json
 import time
@@ -12,7 +13,7 @@ import httpx2
 import pytest
 
 from tests.test_img2img import post
-from tests.test_limits import eventually, sample
+from tests.test_limits import connect, eventually, sample
 
 StartServer = Callable[..., AbstractContextManager[str]]
 
@@ -54,6 +55,54 @@ def test_two_requests_with_one_id_at_once_make_one_picture(start_server: StartSe
         assert sample(url, "img2img_images_total") == 1
         assert predict(url, png, "same").json()["id"] == "same"
         assert sample(url, "img2img_images_total") == 2, "it was over: that is another one"
+
+
+def test_of_requests_with_one_id_at_the_same_moment_all_get_one_picture(start_server: StartServer, png: bytes) -> None:
+    async def put(url: str, count: int) -> list[Any]:
+        async with httpx2.AsyncClient(timeout=30) as client:
+            # Each random seed would make another picture.
+            body = {"input": picture(png, prompt="tick=0.1", seed=None)}
+            puts = [client.put(f"{url}/predictions/same", json=body) for _ in range(count)]
+            return [answer.json() for answer in await asyncio.gather(*puts)]
+
+    with start_server() as url:
+        for already in range(5):
+            answers = asyncio.run(put(url, 8))
+            assert all(answer == answers[0] for answer in answers)
+            assert sample(url, "img2img_images_total") == already + 1
+
+
+def test_a_caller_who_hangs_up_at_once_leaves_nothing_behind(start_server: StartServer, png: bytes) -> None:
+    body = json.dumps({"input": picture(png, prompt="tick=5")}).encode()
+    head = f"PUT /predictions/same HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    with start_server() as url:
+        for _ in range(20):
+            with connect(url) as connection:
+                connection.sendall(head + body)
+        eventually(lambda: sample(url, 'img2img_requests_total{code="499",route="/predictions/{name}"}') == 20)
+        eventually(lambda: sample(url, "img2img_jobs_on_board") + sample(url, "img2img_queue_depth") == 0)
+        assert httpx2.post(f"{url}/predictions/same/cancel").status_code == 404
+
+
+def test_one_who_joins_waits_for_as_long_as_he_says_and_the_other_goes_on(
+    start_server: StartServer, png: bytes
+) -> None:
+    def join(seconds: str) -> httpx2.Response:
+        body = {"input": picture(png, prompt="tick=0.5")}
+        return httpx2.put(f"{url}/predictions/same", json=body, headers={"X-Request-Timeout": seconds}, timeout=30)
+
+    with start_server() as url, ThreadPoolExecutor() as pool:
+        first = pool.submit(predict, url, png, "same", prompt="tick=0.5")
+        eventually(lambda: sample(url, "img2img_jobs_on_board") == 1)
+        assert join("abc").status_code == 422
+        late = join("0.1")
+        assert (late.status_code, late.json()["detail"]) == (
+            503,
+            "The prediction was not done within 0.1 s. Allow more time.",
+        )
+        assert join("20").json()["status"] == "succeeded"
+        assert first.result().json()["status"] == "succeeded"
+        assert sample(url, "img2img_images_total") == 1
 
 
 def test_it_goes_on_while_one_of_two_waits_and_ends_with_the_last(start_server: StartServer, png: bytes) -> None:
@@ -102,6 +151,10 @@ def test_a_picture_that_cannot_be_made_is_a_prediction_that_failed(server: str, 
         ({"input": {"image": "AAAA"}, "webhook": "https://example.org"}, "webhook"),
         ({"input": {"image": "AAAA"}, "output_file_prefix": "https://example.org"}, "output_file_prefix"),
         ({"input": {"image": "AAAA"}, "id": 5}, "id"),
+        ({"input": {"image": "AAAA"}, "id": 0}, "id"),
+        ({"input": {"image": "AAAA"}, "id": ""}, "id"),
+        ({"input": {"image": "AAAA"}, "seed": 1}, "seed"),
+        ({"input": {"image": "AAAA"}, "inputs": {}}, "inputs"),
         ({"input": {"image": "AAAA"}, "id": "two words"}, "id"),
         ({"input": {"image": "AAAA"}, "id": "\ud800"}, "id"),
     ],
@@ -111,6 +164,29 @@ def test_what_cannot_be_used_is_refused_in_its_shape(server: str, body: dict[str
     (wrong,) = answer.json()["detail"]
     assert (answer.status_code, wrong["loc"]) == (422, ["body", "input", param])
     assert wrong["msg"]
+
+
+@pytest.mark.parametrize(
+    "url", ["HTTP://example.org/a.png", "file:///etc/passwd", "ftp://example.org/a.png", "gs://b/o"]
+)
+def test_an_address_is_told_to_be_one_and_a_data_url_is_none(server: str, url: str) -> None:
+    answer = httpx2.post(f"{server}/predictions", json={"input": {"image": url}})
+    assert answer.json()["detail"][0]["msg"] == "Send the image as a data: URL: no other address is read here."
+
+
+def test_an_id_in_the_body_has_to_be_that_of_the_path(server: str, png: bytes) -> None:
+    def put(sent: Any) -> httpx2.Response:
+        return httpx2.put(f"{server}/predictions/mine", json={"input": picture(png), "id": sent})
+
+    assert "another one than that in the path" in put("other").json()["detail"][0]["msg"]
+    for sent in ("mine", None):
+        assert (put(sent).status_code, put(sent).json()["id"]) == (200, "mine")
+
+
+def test_headers_say_of_a_prediction_what_they_say_of_a_picture(server: str, png: bytes) -> None:
+    headers = predict(server, png, prompt="word " * 100).headers
+    assert (headers["x-seed"], headers["x-steps-run"], headers["x-prompt-tokens-cut"]) == ("7", "3", "25")
+    assert "png;dur=" in headers["server-timing"]
 
 
 def test_a_full_queue_is_a_conflict(start_server: StartServer, png: bytes) -> None:
@@ -125,6 +201,8 @@ def test_a_full_queue_is_a_conflict(start_server: StartServer, png: bytes) -> No
 def test_events_are_had_elsewhere(server: str, png: bytes) -> None:
     answer = httpx2.post(f"{server}/predictions", json={"input": picture(png)}, headers={"Accept": "text/event-stream"})
     assert (answer.status_code, "/img2img" in answer.json()["detail"]) == (406, True)
+    refused = {"Accept": "text/event-stream;q=0, application/json"}
+    assert httpx2.post(f"{server}/predictions", json={"input": picture(png)}, headers=refused).status_code == 200
 
 
 def test_the_health_check_is_always_200_and_its_status_tells(start_server: StartServer) -> None:

@@ -12,7 +12,7 @@ import httpx2
 import pytest
 
 from app.request import Img2ImgRequest
-from app.routes import cog, openai, stability, webui
+from app.routes import cog, openai, stability, webui_fields
 from tests.conftest import run_server
 from tests.pictures import noise, saved
 from tests.test_readme import ROOT, section
@@ -102,6 +102,12 @@ DIALECTS = {
             "cfg_scale": 1,
             "sampler_name": "DDIM",
             "sampler_index": "DDIM",
+            "scheduler": "Karras",
+            "eta": 0.5,
+            "s_churn": 1,
+            "s_tmin": 1,
+            "s_tmax": 1,
+            "s_noise": 1.5,
             "seed": 8,
             "batch_size": 2,
             "n_iter": 2,
@@ -118,6 +124,9 @@ DIALECTS = {
             "restore_faces": True,
             "subseed_strength": 0.5,
             "refiner_checkpoint": "another",
+            "seed_resize_from_w": 768,
+            "seed_resize_from_h": 768,
+            "initial_noise_multiplier": 0.5,
         },
     ),
     "Stability AI": Dialect(
@@ -139,6 +148,13 @@ DIALECTS = {
             "webhook": "http://127.0.0.1/",
             "webhook_events_filter": ["start"],
             "output_file_prefix": "http://127.0.0.1/",
+            "created_at": "2026-01-01T00:00:00Z",
+            "started_at": "2026-01-01T00:00:00Z",
+            "context": {"trace": "1"},
+            "version": "5c7d5dc6",
+            "status": "starting",
+            "logs": "",
+            "urls": {},
         },
     ),
     "Hugging Face": Dialect(
@@ -223,9 +239,11 @@ def test_the_fields_of_the_native_route_are_taken_too(url: str, dialect: str) ->
 def test_what_the_code_lists_as_refused_or_of_no_effect_is_in_the_tables() -> None:
     lists: list[tuple[str, tuple[str, ...], str]] = [
         ("OpenAI", openai._HINTS, "No effect"),
-        ("AUTOMATIC1111", webui._UNSUPPORTED, "Refused"),
+        ("AUTOMATIC1111", tuple(webui_fields._UNSUPPORTED), "Refused"),
+        ("AUTOMATIC1111", tuple(webui_fields._OF_THE_SAMPLER), "No effect"),
         ("Stability AI", stability._UNSUPPORTED, "Refused"),
         ("Cog", cog._NEVER_SENT, "Refused"),
+        ("Cog", cog._NO_EFFECT, "No effect"),
     ]
     for dialect, names, says in lists:
         assert {name: told(dialect)[name].startswith(says) for name in names} == dict.fromkeys(names, True)

@@ -341,7 +341,15 @@ class TestOrigins:
                 headers={**friend, "X-API-Key": "first-key"},
             )
             assert answer.status_code == 200
-            assert "X-Seed" in answer.headers["access-control-expose-headers"]
+            exposed = set(answer.headers["access-control-expose-headers"].split(", "))
+            assert {"X-Seed", "X-Request-Id", "Retry-After", "X-Error-Message", "X-Should-Retry"} < exposed
+            assert {"X-Clamped", "Seed", "Finish-Reason", "Content-Disposition", "Server-Timing"} < exposed
+
+    def test_a_listed_origin_may_use_each_method_that_a_route_has(self, start_server: StartServer) -> None:
+        with start_server(cors_origins="https://friend.org") as url:
+            for method in ("GET", "POST", "PUT"):
+                question = {"Access-Control-Request-Method": method, "Origin": "https://friend.org"}
+                assert httpx2.options(f"{url}/predictions/mine", headers=question).status_code == 200
 
     def test_nothing_is_shared_with_other_origins_unless_one_is_listed(self, server: str) -> None:
         headers = httpx2.get(f"{server}/health", headers={"Origin": "https://elsewhere.org"}).headers

@@ -288,6 +288,8 @@ class TestParameters:
             parameters(b"\x89PNG\r\n\x1a\n", LIMIT)
         with pytest.raises(ImageTooLarge):
             parameters(saved(noise((9, 9)), "PNG"), 10)
+        with pytest.raises(ImageTooLarge, match=r"the limit is 89.4785 megapixels"):
+            parameters(png((20_000, 20_000), 8, 2, b""), 10**9)
 
         def starve(*arguments: object, **options: object) -> Image.Image:
             raise MemoryError

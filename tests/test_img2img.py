@@ -14,7 +14,7 @@ from PIL import Image
 
 from app.errors import NotAcceptable
 from app.request import OutputFormat
-from app.routes.img2img import acceptable
+from app.routes.accept import acceptable, prefers
 
 StartServer = Callable[..., AbstractContextManager[str]]
 
@@ -232,7 +232,14 @@ def test_a_second_file_is_refused(server: str, png: bytes) -> None:
 def test_a_picture_that_is_sent_as_a_long_text_is_told_how_to_send_it(server: str, png: bytes) -> None:
     text = base64.b64encode(png * 20).decode()
     body = httpx2.post(f"{server}/img2img", files={"prompt": (None, "x"), "image": (None, text * 20)})
-    assert "a file part named 'image'" in problem(body, 400, "malformed_body")
+    assert "a file part named 'image'" in problem(body, 400, "malformed_body", "image")
+
+
+def test_a_prompt_that_is_longer_than_a_text_part_may_be_is_named(server: str, png: bytes) -> None:
+    detail = problem(post(server, png, prompt="x" * 65_537), 400, "malformed_body", "prompt")
+    assert detail == (
+        "The text of the part 'prompt' is longer than the 64 KiB that a text part may have. Send a shorter one."
+    )
 
 
 def test_a_prompt_sent_as_a_file_is_refused(server: str) -> None:
@@ -321,6 +328,41 @@ def test_accept_is_read_as_http_says(accept: str, chosen: str | None) -> None:
             acceptable(accept)
     else:
         assert acceptable(accept) is OutputFormat(chosen)
+
+
+@pytest.mark.parametrize(
+    ("accept", "preferred"),
+    [
+        ("text/event-stream", True),
+        ("Text/Event-Stream;Q=1, */*", True),
+        ("text/event-stream;q=0", False),
+        ("text/event-stream;q=0.5, image/png", False),
+        ("text/event-stream, image/png;q=0.5", True),
+        ("text/*", False),
+        ("*/*", False),
+        ("x-text/event-stream", False),
+        ("", False),
+    ],
+)
+def test_events_are_what_a_caller_likes_best_by_their_name(accept: str, preferred: bool) -> None:
+    assert prefers(accept, "text/event-stream", ["image/png", "image/webp"]) is preferred
+
+
+def test_events_that_are_not_acceptable_do_not_come(server: str, png: bytes) -> None:
+    answer = post(server, png, accept="text/event-stream;q=0, image/webp")
+    assert answer.headers["content-type"] == "image/webp"
+
+
+@pytest.mark.parametrize("url", ["data:image/png,abc", "data:image/png;base64", "data:;base64x,AAAA", "no base64!"])
+def test_base64_that_is_none_is_told_what_to_send(server: str, url: str) -> None:
+    answer = httpx2.post(f"{server}/img2img", json={"inputs": url})
+    assert "data:image/png;base64,…" in problem(answer, 422, "invalid_image", "inputs")
+
+
+def test_a_data_url_may_be_written_in_capitals(server: str, png: bytes) -> None:
+    url = f"DATA:image/png;BASE64,{base64.b64encode(png).decode()}"
+    answer = httpx2.post(f"{server}/img2img", json={"inputs": url, "parameters": {"seed": 1, "prompt": "dog wizard"}})
+    assert answer.content == post(server, png, seed="1").content
 
 
 @pytest.mark.parametrize(

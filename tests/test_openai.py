@@ -83,6 +83,43 @@ def test_what_only_hints_is_tolerated_and_the_format_is_as_it_was_asked_for(clie
     assert answer.output_format == "webp"
 
 
+def test_a_compression_of_a_hundred_is_the_best_quality_and_not_the_one_without_it(
+    client: openai.OpenAI, server: str, png: bytes
+) -> None:
+    for output_format in ("webp", "jpeg"):
+        fields: dict[str, Any] = {"output_format": output_format, "extra_body": {"seed": 7}}
+        best = client.images.edit(image=png, prompt=PROMPT, output_compression=100, **fields)
+        absent = client.images.edit(image=png, prompt=PROMPT, **fields)
+        assert best.data
+        assert absent.data
+        for datum, quality in ((best.data[0], {"quality": "100"}), (absent.data[0], {})):
+            alone = post(server, png, prompt=PROMPT, seed="7", output_format=output_format, **quality)
+            assert base64.b64decode(str(datum.b64_json)) == alone.content
+    assert client.images.edit(image=png, prompt=PROMPT, output_compression=100, output_format="png").data
+
+
+def test_headers_say_of_its_pictures_what_they_say_of_others(client: openai.OpenAI, png: bytes) -> None:
+    ask, words = client.images.with_raw_response.edit, "word " * 100
+    one = ask(image=png, prompt=words, extra_body={"seed": 7}).headers
+    assert (one["x-seed"], one["x-steps-run"], one["x-prompt-tokens-cut"]) == ("7", "3", "25")
+    assert "png;dur=" in one["server-timing"]
+    two = ask(image=png, prompt=words, n=2).headers
+    assert (two["x-steps-run"], two["x-prompt-tokens-cut"]) == ("3", "25")
+    assert "x-seed" not in two
+    (event,) = client.images.edit(image=png, prompt=words, stream=True)
+    assert event.tokens_cut == 25  # type: ignore[union-attr]
+
+
+def test_more_pictures_than_may_ever_wait_are_refused_for_good(start_server: StartServer, png: bytes) -> None:
+    with start_server(queue_size=2) as url, client_of(url) as client:
+        assert client.images.edit(image=png, prompt=PROMPT, n=2).data
+        with pytest.raises(
+            openai.BadRequestError, match="n: 3 pictures at once are more than may wait here: 2"
+        ) as caught:
+            client.images.edit(image=png, prompt=PROMPT, n=3)
+    assert caught.value.param == "n"
+
+
 def test_a_url_is_one_that_holds_the_picture(client: openai.OpenAI, png: bytes) -> None:
     answer = client.images.edit(image=png, prompt=PROMPT, response_format="url")
     assert answer.data
@@ -113,6 +150,7 @@ def test_a_variation_needs_no_prompt(client: openai.OpenAI, png: bytes) -> None:
         ({"extra_body": {"strenght": 1}}, "strenght"),
         ({"extra_body": {"n": "two"}}, "n"),
         ({"extra_body": {"stream": "maybe"}}, "stream"),
+        ({"stream": True, "response_format": "url"}, "response_format"),
     ],
 )
 def test_what_cannot_be_honoured_is_refused_by_its_name(
@@ -250,10 +288,21 @@ def test_the_model_is_listed_and_found_by_its_name_and_by_those_it_is_given(
         with pytest.raises(openai.NotFoundError) as caught:
             ask()
         assert caught.value.code == "model_not_found"
-    for aliases, name in (("gpt-image-1,dall-e-2", "dall-e-2"), ("*", "whatever")):
+    for aliases, name in (("gpt-image-1, dall-e-2 ,", "dall-e-2"), (" * ", "whatever")):
         with start_server(model_aliases=aliases) as url, client_of(url) as other:
             assert _edit(other, png, name).data
             assert other.models.retrieve(name).id == name
+            no_name(url, png)
+
+
+def test_an_empty_name_is_no_model_s(server: str, png: bytes) -> None:
+    no_name(server, png)
+
+
+def no_name(url: str, png: bytes) -> None:
+    form = {"files": {"image": png}, "data": {"prompt": "", "model": ""}}
+    for answer in (httpx2.get(f"{url}/v1/models/"), httpx2.post(f"{url}/v1/images/edits", **form)):  # type: ignore[arg-type]
+        assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")
 
 
 def test_which_model_it_is_nobody_can_tell_before_one_is_loaded(start_server: StartServer) -> None:

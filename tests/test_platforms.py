@@ -8,6 +8,8 @@ from typing import Any
 import httpx2
 import pytest
 
+from app.errors import Misconfigured
+from app.main import create_app
 from app.settings import Settings
 from tests.test_img2img import post, problem
 
@@ -85,7 +87,9 @@ class TestVertex:
             ({"instances": []}, "instances"),
             ({"instances": [{}] * 17}, "instances"),
             ({"instances": [{}], "parameters": [1]}, "instances"),
-            ({"instances": ["x"]}, "image"),
+            ({"instances": ["x"]}, "instances"),
+            ({"instances": [{}], "parameters": []}, "instances"),
+            ({"instances": [{"image": "AAAA"}], "seed": 1}, "seed"),
             ({"instances": [{"prompt": "x"}]}, "image"),
             ({"instances": [{"image": {"gcsUri": "gs://x"}}]}, "image"),
             ({"instances": [{"image": "!"}]}, "image"),
@@ -96,6 +100,62 @@ class TestVertex:
         with start_server(**self.ROUTES) as url:
             answer = httpx2.post(f"{url}/vertex:predict", json=body)
         assert (answer.status_code, answer.json()["param"]) == (422, param)
+
+    def test_headers_say_what_pictures_have_in_common(self, start_server: StartServer, png: bytes) -> None:
+        image = base64.b64encode(png).decode()
+        instances = [{"image": image, "prompt": "word " * count, "strength": 0.5} for count in (80, 100)]
+        with start_server(**self.ROUTES) as url:
+            headers = httpx2.post(f"{url}/vertex:predict", json={"instances": instances, "parameters": None}).headers
+        assert (headers["x-steps-run"], headers["x-prompt-tokens-cut"]) == ("2", "25")
+        assert "x-seed" not in headers
+
+    def test_more_instances_than_may_ever_wait_are_refused(self, start_server: StartServer) -> None:
+        with start_server(queue_size=1, **self.ROUTES) as url:
+            answer = httpx2.post(f"{url}/vertex:predict", json={"instances": [{"image": "AAAA"}] * 2})
+        problem(answer, 422, "invalid_parameter", "instances")
+
+    def test_errors_are_problem_documents_whatever_its_path_begins_with(self, start_server: StartServer) -> None:
+        path = "/v1/endpoints/1/deployedModels/2"
+        with start_server(api_keys="key", health_route=path, predict_route=f"{path}:predict") as url:
+            assert httpx2.get(f"{url}{path}").status_code == 200
+            problem(httpx2.post(f"{url}{path}:predict", json={}), 401, "unauthorized")
+            answer = httpx2.post(f"{url}{path}:predict", json={}, headers={"X-API-Key": "key"})
+            problem(answer, 422, "invalid_parameter", "instances")
+            assert httpx2.post(f"{url}/v1/other", headers={"X-API-Key": "key"}).json()["error"]["code"] == "not_found"
+
+    @pytest.mark.parametrize(
+        ("name", "routes"),
+        [
+            ("HEALTH", {"health_route": "/img2img"}),
+            ("HEALTH", {"health_route": "/v1/models/sdxl"}),
+            ("HEALTH", {"health_route": "/openapi.json"}),
+            ("HEALTH", {"health_route": "/health/live"}),
+            ("PREDICT", {"predict_route": "/invocations"}),
+            ("PREDICT", {"predict_route": "/metrics"}),
+            ("PREDICT", {"predict_route": "/predictions/mine/cancel"}),
+            ("PREDICT", {"predict_route": "/vertex", "health_route": "/vertex"}),
+        ],
+    )
+    def test_a_path_that_is_something_else_already_ends_the_start_with_a_sentence(
+        self, name: str, routes: dict[str, Any]
+    ) -> None:
+        path = next(iter(routes.values()))
+        with pytest.raises(Misconfigured, match=rf"IMG2IMG_{name}_ROUTE: {path} is the path of something else"):
+            create_app(Settings(**routes))
+
+    def test_a_path_that_has_the_same_meaning_already_will_do(self, start_server: StartServer) -> None:
+        model = "/v1/models/sdxl:predict"
+        with start_server(api_keys="key", health_route="/ping", predict_route=model) as url:
+            assert httpx2.get(f"{url}/ping").status_code == 200
+            answer = httpx2.post(f"{url}{model}", json={}, headers={"X-API-Key": "key"})
+            problem(answer, 422, "invalid_parameter", "instances")
+
+    def test_health_is_open_to_be_read_and_for_nothing_else(self, start_server: StartServer) -> None:
+        with start_server(api_keys="key", **self.ROUTES) as url:
+            for path in ("/vertex/health", "/health", "/health-check"):
+                assert [httpx2.request(method, f"{url}{path}").status_code for method in ("GET", "HEAD")] == [200, 200]
+                assert httpx2.options(f"{url}{path}").status_code == 405
+                assert httpx2.post(f"{url}{path}").status_code == 401
 
     def test_health_needs_no_key_and_predictions_do(self, start_server: StartServer) -> None:
         with start_server(api_keys="key", **self.ROUTES) as url:

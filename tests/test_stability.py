@@ -37,6 +37,20 @@ def test_json_holds_the_same(server: str, png: bytes) -> None:
     assert (body["finish_reason"], body["seed"]) == ("SUCCESS", 7)
 
 
+@pytest.mark.parametrize(
+    "accept", ["application/json;q=0, image/*", "application/json;q=0.5, image/*", "image/*, text/application/json"]
+)
+def test_json_comes_only_if_it_is_liked_best(server: str, png: bytes, accept: str) -> None:
+    assert ask(server, png, accept).headers["content-type"] == "image/png"
+
+
+def test_headers_say_of_a_picture_in_json_what_they_say_of_one_alone(server: str, png: bytes) -> None:
+    names = ("x-seed", "x-steps-run", "x-start-timestep", "x-prompt-tokens-cut")
+    alone, in_json = (ask(server, png, accept, prompt="word " * 100) for accept in ("image/*", "application/json"))
+    assert [alone.headers[name] for name in names] == [in_json.headers[name] for name in names]
+    assert "png;dur=" in in_json.headers["server-timing"]
+
+
 def test_a_seed_of_nought_is_a_random_one(server: str, png: bytes) -> None:
     seeds = {ask(server, png, seed="0").headers["seed"] for _ in range(3)}
     assert len(seeds) == 3
@@ -57,6 +71,11 @@ def test_guidance_goes_by_its_name_there(server: str, png: bytes) -> None:
         ({"strenght": "1"}, 422, "strenght"),
         ({"model": "sd3.5-large"}, 404, "sd3.5-large"),
         ({"output_format": "gif"}, 422, "output_format"),
+        ({"cfg_scale": "21"}, 422, "cfg_scale: "),
+        ({"cfg_scale": "a lot"}, 422, "cfg_scale: "),
+        ({"cfg_scale": "2", "strength": "2"}, 422, "strength: "),
+        ({"cfg_scale": "2", "guidance_scale": "2"}, 422, "cfg_scale was sent twice"),
+        ({"guidance_scale": "21"}, 422, "guidance_scale: "),
     ],
 )
 def test_what_cannot_be_honoured_is_refused_in_its_shape(

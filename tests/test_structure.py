@@ -32,6 +32,7 @@ LAYERS = [
         "app.client.wire",
         "app.request",
         "app.metrics",
+        "app.formats",
         "app.png",
         "app.engine.cache",
         "app.engine.compiled",
@@ -58,8 +59,8 @@ LAYERS = [
     ["app.engine.diffusion", "app.engine.worker", "app.engine.lane"],
     ["app.engine.engine", "app.sandbox", "app.signing"],
     ["app.service"],
-    ["app.routes.bodies", "app.routes.common", "app.routes.schema"],
-    ["app.routes.events", "app.routes.webui_runs"],
+    ["app.routes.accept", "app.routes.bodies", "app.routes.common", "app.routes.schema"],
+    ["app.routes.events", "app.routes.webui_fields", "app.routes.webui_runs"],
     [
         "app.routes.cog",
         "app.routes.img2img",

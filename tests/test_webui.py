@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -16,8 +17,8 @@ from PIL import Image
 
 from app.errors import InvalidParameter
 from app.infotext import parse_infotext
-from app.routes.webui import parse_webui
-from tests.pictures import noise, saved
+from app.routes.webui_fields import parse_webui
+from tests.pictures import noise, png, saved, webp_bomb
 from tests.test_img2img import post
 from tests.test_limits import eventually, sample
 
@@ -92,9 +93,20 @@ def test_the_ways_to_resize_are_those_of_the_service(api: Any, server: str, mode
         ({"styles": ["anime"]}, "styles"),
         ({"tiling": True}, "tiling"),
         ({"subseed_strength": 0.5}, "subseed_strength"),
-        ({"denoising_strength": 0.001}, "strength"),
-        ({"denoising_strength": "a lot"}, "strength"),
-        ({"steps": 0}, "num_inference_steps"),
+        ({"denoising_strength": 0}, "denoising_strength must be a number from 0.02 to 1."),
+        ({"denoising_strength": 0.001}, "denoising_strength must be a number from 0.02"),
+        ({"denoising_strength": "a lot"}, "denoising_strength"),
+        ({"steps": 0}, "steps must be a whole number from 1 to 150."),
+        ({"steps": 151}, "steps must be"),
+        ({"steps": 4.5}, "steps must be"),
+        ({"cfg_scale": -1}, "cfg_scale must be a number from 0 to 30."),
+        ({"cfg_scale": 31}, "cfg_scale must be"),
+        ({"seed_resize_from_w": 768}, "seed_resize_from_w"),
+        ({"seed_resize_from_h": 768}, "seed_resize_from_h"),
+        ({"initial_noise_multiplier": 0.5}, "initial_noise_multiplier"),
+        ({"override_settings": {"CLIP_stop_at_last_layers": 2}}, "CLIP_stop_at_last_layers"),
+        ({"override_settings": {"sd_vae": "another"}}, "sd_vae"),
+        ({"override_settings": {"nonsense": 0}}, "nonsense"),
         ({"images": []}, "init_images"),
         ({"images": [IMAGE, IMAGE]}, "init_images"),
         ({"alwayson_scripts": {"ControlNet": {"args": [{"enabled": True}]}}}, "ControlNet"),
@@ -103,6 +115,9 @@ def test_the_ways_to_resize_are_those_of_the_service(api: Any, server: str, mode
         ({"override_settings": {"sd_model_checkpoint": 5}}, "'5'"),
         ({"resize_mode": [1]}, "resize_mode"),
         ({"alwayson_scripts": {"x": {"args": 5}}}, "'x'"),
+        ({"alwayson_scripts": {"x": {"args": [0, 5]}}}, "'x'"),
+        ({"alwayson_scripts": {"ADetailer": {"args": [True, {"ad_model": "face"}]}}}, "'ADetailer'"),
+        ({"alwayson_scripts": {"ControlNet": {"args": [{"enabled": False}, {"module": "canny"}]}}}, "'ControlNet'"),
         ({"alwayson_scripts": {"x": 5}}, "'x'"),
     ],
     ids=str,
@@ -117,8 +132,74 @@ def test_what_cannot_be_honoured_is_refused_by_its_name(api: Any, fields: dict[s
 
 
 def test_extensions_that_are_switched_off_are_no_matter(api: Any) -> None:
-    scripts = {"ADetailer": {"args": [False]}, "ControlNet": {"args": []}}
+    scripts = {
+        "ADetailer": {"args": [False, {"ad_model": "face_yolov8n.pt"}]},
+        "animatediff": {"args": [False]},
+        "ControlNet": {"args": [{"enabled": False, "module": "canny"}, {"enabled": False}]},
+        "another": {"args": {"enabled": False}},
+        "none": {"args": []},
+    }
     assert api.img2img(images=[IMAGE], alwayson_scripts=scripts, **LONG).image
+
+
+def test_what_goes_beyond_the_model_is_brought_down_and_told_as_long_as_the_web_ui_would_take_it(api: Any) -> None:
+    result = api.img2img(images=[IMAGE], steps=150, cfg_scale=30, seed=3)
+    assert result.info["clamped"] == {"steps": [150, 4], "cfg_scale": [30.0, 1.0]}
+
+
+def test_what_belongs_to_a_sampler_gives_way_like_the_sampler_and_is_not_echoed_as_if_it_had_been_taken(
+    api: Any,
+) -> None:
+    plain = api.img2img(images=[IMAGE], cfg_scale=1, **LONG)
+    own = {"scheduler": "Automatic", "eta": 1.0, "s_churn": 0, "s_tmax": 0, "s_tmin": 0, "s_noise": 1}
+    assert api.img2img(images=[IMAGE], cfg_scale=1, **own, **LONG).info["clamped"] == {}
+    other = {"scheduler": "Karras", "eta": 0.5, "s_churn": 1, "s_tmax": 2, "s_tmin": 3, "s_noise": 4}
+    result = api.img2img(images=[IMAGE], cfg_scale=1, sampler_name="DDIM", sampler_index="DDIM", **other, **LONG)
+    clamped = {name: sent for name, (sent, _) in result.info["clamped"].items()}
+    assert clamped == {"sampler_name": "DDIM", "sampler_index": "DDIM", **other}
+    assert {name: result.parameters[name] for name in clamped} == {
+        "sampler_name": "Euler a",
+        "sampler_index": "Euler a",
+        "scheduler": "automatic",
+        "eta": 1.0,
+        "s_churn": 0.0,
+        "s_tmax": 0.0,
+        "s_tmin": 0.0,
+        "s_noise": 1.0,
+    }
+    assert result.image.tobytes() == plain.image.tobytes()
+
+
+def test_settings_that_change_nothing_of_the_picture_are_no_matter(api: Any) -> None:
+    settings = {"CLIP_stop_at_last_layers": 1, "sd_vae": "Automatic", "samples_format": "jpg", "nothing": None}
+    assert api.img2img(images=[IMAGE], override_settings=settings, **LONG).image
+
+
+def test_null_is_as_good_as_nothing(server: str) -> None:
+    body = {"init_images": [base64.b64encode(saved(IMAGE, "PNG")).decode()], "prompt": "x", "seed": 3}
+    names = ("denoising_strength", "width", "height", "batch_size", "n_iter", "resize_mode", "steps", "cfg_scale")
+    nulls = dict.fromkeys((*names, "sampler_name", "override_settings", "alwayson_scripts", "mask", "eta"))
+    with_nulls, without = (
+        httpx2.post(f"{server}/sdapi/v1/img2img", json=sent).json() for sent in ({**body, **nulls}, body)
+    )
+    assert with_nulls["images"] == without["images"]
+    assert json.loads(with_nulls["info"])["denoising_strength"] == 0.75
+    assert with_nulls["parameters"]["denoising_strength"] == 0.75
+
+
+def test_headers_say_of_its_pictures_what_they_say_of_others(server: str) -> None:
+    body = {"init_images": [base64.b64encode(saved(IMAGE, "PNG")).decode()], "prompt": "word " * 100, **LONG}
+    one = httpx2.post(f"{server}/sdapi/v1/img2img", json=body).headers
+    assert (one["x-seed"], one["x-steps-run"], one["x-prompt-tokens-cut"]) == ("3", "4", "25")
+    assert "png;dur=" in one["server-timing"]
+    two = httpx2.post(f"{server}/sdapi/v1/img2img", json={**body, "batch_size": 2}).headers
+    assert (two["x-steps-run"], two["x-start-timestep"], two["x-prompt-tokens-cut"]) == ("4", "999", "25")
+    assert "x-seed" not in two
+
+
+def test_more_pictures_than_may_ever_wait_are_refused(start_server: StartServer) -> None:
+    with start_server(queue_size=2) as url, pytest.raises(RuntimeError, match="batch_size: 3 pictures at once"):
+        client_of(url).img2img(images=[IMAGE], batch_size=3, **LONG)
 
 
 def test_the_pictures_can_be_left_out(api: Any) -> None:
@@ -147,6 +228,15 @@ def test_a_file_that_cannot_be_read_tells_nothing(server: str) -> None:
     for image in ("R0lGODlh", "!", 5):
         answer = httpx2.post(f"{server}/sdapi/v1/png-info", json={"image": image})
         assert answer.status_code in (415, 422)
+
+
+@pytest.mark.parametrize(
+    "upload", [png((20_000, 20_000), 8, 2, b""), webp_bomb(b"VP8X", (16_000, 16_000))], ids=["png", "webp"]
+)
+def test_a_file_that_is_too_large_to_be_read_is_told_so(server: str, upload: bytes) -> None:
+    answer = httpx2.post(f"{server}/sdapi/v1/png-info", json={"image": base64.b64encode(upload).decode()})
+    assert (answer.status_code, answer.json()["error"]) == (413, "image_too_large")
+    assert "Send a smaller picture" in answer.json()["detail"]
 
 
 @pytest.mark.parametrize(
@@ -271,7 +361,10 @@ def test_a_body_that_is_no_object_is_refused(server: str) -> None:
 
 
 def test_fields_of_the_wrong_kind_are_named() -> None:
-    for name, value in (("n_iter", True), ("batch_size", "2"), ("alwayson_scripts", 5)):
+    for name, value in (
+        *(("n_iter", True), ("batch_size", "two"), ("alwayson_scripts", 5)),
+        *(("cfg_scale", math.nan), ("denoising_strength", math.nan), ("cfg_scale", True), ("steps", math.inf)),
+    ):
         with pytest.raises(InvalidParameter) as caught:
             parse_webui({"init_images": [""], name: value})
         assert caught.value.param == name

@@ -22,10 +22,9 @@ _CHARSETS = (b"utf-8", b"utf8", b"us-ascii")
 _MAX_JSON_PARTS = 50_000
 """Two prompts of nothing but commas have fewer; base64 has none."""
 
-_FORM_ADVICE = {
-    "files": " Send one picture, as the part 'image': every part with a file name is a file.",
-    "maximum size": " Send the picture as a file part named 'image', like curl's -F image=@photo.png.",
-}
+_ONE_FILE = "Send one picture, as the part 'image': every part with a file name is a file."
+_AS_FILE = "Send the picture as a file part named 'image', like curl's -F image=@photo.png."
+_BASE64 = "Send the bytes of the picture as base64, or as a URL like data:image/png;base64,…"
 
 
 class _FormParser(MultiPartParser):
@@ -33,18 +32,23 @@ class _FormParser(MultiPartParser):
 
     spool_max_size = sys.maxsize
 
+    @property
+    def part_name(self) -> str:
+        """Of the part that is being read."""
+        return self._current_part.field_name[:64]
+
     def on_part_end(self) -> None:
         part = self._current_part
         _, options = parse_options_header(dict(part.item_headers).get(b"content-type", b""))
         if part.file is None and options.get(b"charset", b"utf-8").lower() not in _CHARSETS:
-            raise MultiPartException(f"The charset of the part '{part.field_name[:64]}' must be utf-8.")
+            raise MultiPartException(f"The charset of the part '{self.part_name}' must be utf-8.")
         # A picture that is sent as text is told so later, and better.
         if part.file is None and part.field_name != "image":
             try:
                 part.data.decode(self._charset)
             except UnicodeDecodeError as error:
                 # Starlette's would take it for Latin-1, and draw something else than was asked for.
-                raise MultiPartException(f"The text of the part '{part.field_name[:64]}' is not in UTF-8.") from error
+                raise MultiPartException(f"The text of the part '{self.part_name}' is not in UTF-8.") from error
         super().on_part_end()
 
 
@@ -68,14 +72,21 @@ async def read_form(request: Request, max_files: int = 1) -> tuple[dict[str, byt
     try:
         form = await parser.parse()
     except MultiPartException as error:
-        advice = next((more for words, more in _FORM_ADVICE.items() if words in error.message), "")
-        raise MalformedBody(f"The form cannot be read: {error.message}{advice}") from error
+        raise _unreadable(error.message, parser.part_name) from error
     try:
         parts = once(form.multi_items())
         files = {name: await part.read() for name, part in parts.items() if isinstance(part, UploadFile)}
     finally:
         await form.close()
     return files, {name: part for name, part in parts.items() if name not in files}
+
+
+def _unreadable(reason: str, part: str) -> MalformedBody:
+    if "maximum size" not in reason:
+        advice = f" {_ONE_FILE}" if "files" in reason else ""
+        return MalformedBody(f"The form cannot be read: {reason}{advice}")
+    limit = f"The text of the part '{part}' is longer than the {_MAX_TEXT_BYTES // 1024} KiB that a text part may have."
+    return MalformedBody(f"{limit} {_AS_FILE if part == 'image' else 'Send a shorter one.'}", param=part)
 
 
 async def _once_only(body: bytes) -> AsyncGenerator[bytes, None]:
@@ -104,13 +115,20 @@ def read_json(data: bytes) -> dict[str, Any]:
 
 def decode_base64(text: str, param: str) -> bytes:
     """Plain base64, in lines or not, or the same in a data URL. Raises `InvalidImage` if it is neither."""
-    if text.startswith("data:"):
-        text = text.partition(",")[2]
+    if is_data_url(text):
+        head, comma, text = text.partition(",")
+        if not comma or not head.lower().endswith(";base64"):
+            raise InvalidImage(f"'{param}' is a data: URL without ';base64,'. {_BASE64}", param=param)
     try:
         # Some encoders break it into lines.
         return base64.b64decode("".join(text.split()), validate=True)
     except (ValueError, binascii.Error) as error:
-        raise InvalidImage(f"'{param}' is not base64.", param=param) from error
+        raise InvalidImage(f"'{param}' is not base64. {_BASE64}", param=param) from error
+
+
+def is_data_url(text: str) -> bool:
+    """Whether it begins like one."""
+    return text[:5].lower() == "data:"
 
 
 def base64_text(data: bytes) -> str:

@@ -3,17 +3,20 @@
 import asyncio
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
-from app.errors import EngineError, InvalidParameter, NotAcceptable, PredictionNotFound
+from app.errors import DeadlineExceeded, EngineError, InvalidParameter, NotAcceptable, PredictionNotFound
 from app.request import Img2ImgRequest, OutputFormat, parse_request
-from app.routes.bodies import data_url, decode_base64, read_json
-from app.routes.common import call_of, of_app, unless_disconnected
+from app.routes.accept import prefers
+from app.routes.bodies import data_url, decode_base64, is_data_url, read_json
+from app.routes.common import call_of, of_app, picture_headers, unless_disconnected
 from app.routes.events import EVENTS
 from app.service import Call, Service
 
@@ -23,35 +26,53 @@ router = APIRouter(include_in_schema=False)
 _NEVER_SENT = ("webhook", "webhook_events_filter", "output_file_prefix")
 """What would have the service send something to an address that a caller names: it never does."""
 
+_NO_EFFECT = ("created_at", "started_at", "context", "version", "status", "logs", "urls")
+"""What whoever hands a prediction on to a container says of it besides."""
+
 _ID = re.compile(r"[\w.-]{1,128}", re.ASCII)
 
 Prediction = dict[str, Any]
+Outcome = tuple[Prediction, dict[str, str]]
+"""With what headers say of the picture."""
+
+
+@dataclass
+class _Running:
+    """One that was begun, and how many wait for it."""
+
+    task: "asyncio.Task[Outcome]"
+    waiting: int = 0
 
 
 class Predictions:
-    """Those that run, by caller and id, with how many wait for each."""
+    """Those that run, by caller and id."""
 
     def __init__(self) -> None:
-        self._running: dict[tuple[str, str], asyncio.Task[Prediction]] = {}
-        self._waiting: dict[tuple[str, str], int] = {}
+        self._running: dict[tuple[str, str], _Running] = {}
 
-    def find(self, caller: str, name: str) -> "asyncio.Task[Prediction] | None":
+    def find(self, caller: str, name: str) -> "asyncio.Task[Outcome] | None":
         """The one that runs under this name."""
-        return self._running.get((caller, name))
+        running = self._running.get((caller, name))
+        return running.task if running else None
 
-    async def result(self, caller: str, name: str, task: "asyncio.Task[Prediction]") -> Prediction:
-        """What comes of it. It goes on as long as somebody waits for it."""
+    @contextmanager
+    def waiting(
+        self, caller: str, name: str, begin: Callable[[], Coroutine[Any, Any, Outcome]]
+    ) -> "Iterator[asyncio.Task[Outcome]]":
+        """Wait for the one that runs under this name, or for a new one. It goes on as long as somebody does."""
         key = caller, name
-        self._running[key] = task
-        self._waiting[key] = self._waiting.get(key, 0) + 1
+        # No other request may come between: it would begin one more, or end this one.
+        if self.find(caller, name) is None:
+            self._running[key] = _Running(asyncio.create_task(begin()))
+        running = self._running[key]
+        running.waiting += 1
         try:
-            await asyncio.wait({task})
-            return _canceled(name) if task.cancelled() else task.result()
+            yield running.task
         finally:
-            self._waiting[key] -= 1
-            if not self._waiting[key]:
-                del self._waiting[key], self._running[key]
-                task.cancel()
+            running.waiting -= 1
+            if not running.waiting:
+                del self._running[key]
+                running.task.cancel()
 
 
 @router.post("/predictions")
@@ -66,30 +87,45 @@ async def create_once(request: Request, name: str) -> JSONResponse:
     return await _answer(request, name)
 
 
-async def _answer(request: Request, name: str | None) -> JSONResponse:
-    if EVENTS in request.headers.get("accept", "").lower():
+async def _answer(request: Request, path_name: str | None) -> JSONResponse:
+    if prefers(request.headers.get("accept", ""), EVENTS, ("application/json",)):
         raise NotAcceptable("Predictions come whole: for events ask POST /img2img.", param="Accept")
-    body = read_json(await request.body())
-    name = name or body.get("id") or secrets.token_hex(16)
+    call, body = call_of(request), read_json(await request.body())
+    name = _name(body.get("id"), path_name)
+    image, asked = parse_prediction(body)
+    predictions, service = of_app(request, Predictions), request.app.state.service
+    # Whoever begins it has his time from the service, and is told at once if that is too short.
+    seconds = call.timeout if predictions.find(call.caller, name) else None
+    with predictions.waiting(call.caller, name, lambda: _predict(service, image, asked, call, name)) as task:
+        body, headers = await unless_disconnected(request, _outcome(task, name, seconds))
+    return JSONResponse(body, headers=headers)
+
+
+def _name(sent: Any, path_name: str | None) -> str:
+    name = (path_name or secrets.token_hex(16)) if sent is None else sent
     if not isinstance(name, str) or not _ID.fullmatch(name):
         raise InvalidParameter("id may have 1 to 128 letters, digits, dots, dashes and underscores.", param="id")
-    predictions, caller = of_app(request, Predictions), request.state.caller
-    task = predictions.find(caller, name)
-    if task is None:
-        image, asked = parse_prediction(body)
-        service: Service = request.app.state.service
-        task = asyncio.create_task(_predict(service, image, asked, call_of(request), name))
-    return JSONResponse(await unless_disconnected(request, predictions.result(caller, name, task)))
+    if path_name not in (None, name):
+        raise InvalidParameter("The id in the body is another one than that in the path. Leave it out.", param="id")
+    return name
 
 
-async def _predict(service: Service, image: bytes, asked: Img2ImgRequest, call: Call, name: str) -> Prediction:
+async def _outcome(task: "asyncio.Task[Outcome]", name: str, seconds: float | None) -> Outcome:
+    """What comes of it. Raises `DeadlineExceeded` if that takes longer than so many seconds."""
+    await asyncio.wait({task}, timeout=seconds)
+    if not task.done():
+        raise DeadlineExceeded(f"The prediction was not done within {seconds:g} s. Allow more time.", retry_after=5)
+    return (_canceled(name), {}) if task.cancelled() else task.result()
+
+
+async def _predict(service: Service, image: bytes, asked: Img2ImgRequest, call: Call, name: str) -> Outcome:
     created = datetime.now(UTC)
     try:
         picture = await service.edit(image, asked, call)
     except EngineError as error:
         service.metrics.refuse(error.code)
-        return {"id": name, "status": "failed", "output": None, "error": error.message, **_moments(created)}
-    return {
+        return {"id": name, "status": "failed", "output": None, "error": error.message, **_moments(created)}, {}
+    prediction = {
         "id": name,
         "status": "succeeded",
         "output": data_url(picture.data, picture.output_format),
@@ -97,6 +133,7 @@ async def _predict(service: Service, image: bytes, asked: Img2ImgRequest, call: 
         "logs": f"Using seed: {picture.seed}\n",
         **_moments(created),
     }
+    return prediction, picture_headers(picture)
 
 
 def _canceled(name: str) -> Prediction:
@@ -120,12 +157,18 @@ def parse_prediction(body: Mapping[str, Any]) -> tuple[bytes, Img2ImgRequest]:
     for name in _NEVER_SENT:
         if body.get(name) is not None:
             raise InvalidParameter(f"{name} cannot be honoured: nothing is sent to addresses here.", param=name)
+    if others := sorted(set(body) - {"id", "input", *_NEVER_SENT, *_NO_EFFECT}):
+        raise InvalidParameter(
+            f"There is no '{others[0][:64]}' beside 'input'. What the picture is to be made of goes into that.",
+            param=others[0][:64],
+        )
     fields = body.get("input")
     if not isinstance(fields, dict):
         raise InvalidParameter('Send {"input": {"image": "data:…", "prompt": "…"}}.', param="input")
     fields = {"prompt": "", "output_format": OutputFormat.PNG, **fields}
     image = fields.pop("image", None)
-    if not isinstance(image, str) or image.partition(":")[0] in ("http", "https", "s3", "gs", "az"):
+    # Base64 has no colon.
+    if not isinstance(image, str) or (":" in image[:16] and not is_data_url(image)):
         raise InvalidParameter("Send the image as a data: URL: no other address is read here.", param="image")
     return decode_base64(image, "image"), parse_request(fields)
 

@@ -1,23 +1,23 @@
-"""What every dialect shares: cancelling for a caller who left, and a picture as an HTTP answer."""
+"""What every dialect shares: cancelling for a caller who left, how long he waits, and a picture as an HTTP answer."""
 
 import asyncio
-import math
-import re
 from collections.abc import AsyncIterator, Callable, Coroutine
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from fastapi import Request
 from fastapi.responses import StreamingResponse
+from pydantic import Field, TypeAdapter, ValidationError
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from app.errors import InvalidParameter
-from app.service import Call, Picture
+from app.request import Number
+from app.service import Call, Picture, Service
 
 T = TypeVar("T")
 
 _CHUNK = 256 * 1024
-_SECONDS = re.compile(r"[0-9]{1,12}(\.[0-9]{0,12})?|\.[0-9]{1,12}", re.ASCII)
+_SECONDS: TypeAdapter[float] = TypeAdapter(Annotated[Number, Field(gt=0, allow_inf_nan=False)])
 
 
 async def unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) -> T:
@@ -66,17 +66,29 @@ def call_of(request: Request) -> Call:
     """Whose request it is, and how long the caller will wait: `X-Request-Timeout`, in seconds.
 
     Raises:
-        InvalidParameter: that is no number above 0.
+        InvalidParameter: that is no finite decimal number above 0.
     """
     sent = request.headers.get("x-request-timeout")
     timeout = None
     if sent is not None:
-        timeout = float(sent) if _SECONDS.fullmatch(sent) else 0.0
-        if not 0 < timeout < math.inf:
+        try:
+            timeout = _SECONDS.validate_python(sent)
+        except ValidationError:
             raise InvalidParameter(
                 "X-Request-Timeout must be a number of seconds above 0, like 2.5.", param="X-Request-Timeout"
-            )
+            ) from None
     return Call(request.state.request_id, request.state.caller, timeout)
+
+
+def check_count(service: Service, count: int, param: str) -> None:
+    """Refuse more pictures at once than may ever wait together.
+
+    Raises:
+        InvalidParameter: it is more than `IMG2IMG_QUEUE_SIZE`: no later try would pass.
+    """
+    most = service.settings.queue_size
+    if count > most:
+        raise InvalidParameter(f"{param}: {count} pictures at once are more than may wait here: {most}.", param=param)
 
 
 class _Streamed(StreamingResponse):
@@ -92,14 +104,27 @@ def picture_response(picture: Picture) -> StreamingResponse:
         "Content-Length": str(len(picture.data)),
         "Content-Disposition": f'inline; filename="{picture.filename}"',
         "Cache-Control": "no-store",
+        **picture_headers(picture),
+    }
+    return _Streamed(_chunks(picture.data), headers=headers, media_type=picture.output_format.media_type)
+
+
+def picture_headers(*pictures: Picture) -> dict[str, str]:
+    """What headers say of a picture; of several, what all have in common, and the most tokens that were cut."""
+    told = [_facts(picture) for picture in pictures]
+    common = dict(set(told[0].items()).intersection(*(facts.items() for facts in told)))
+    if cut := max(picture.tokens_cut for picture in pictures):
+        common["X-Prompt-Tokens-Cut"] = str(cut)
+    return common
+
+
+def _facts(picture: Picture) -> dict[str, str]:
+    return {
         "X-Seed": str(picture.seed),
         "X-Steps-Run": str(picture.steps_run),
         "X-Start-Timestep": f"{picture.start_timestep:g}",
         "Server-Timing": ", ".join(f"{stage};dur={seconds * 1000:.1f}" for stage, seconds in picture.seconds.items()),
     }
-    if picture.tokens_cut:
-        headers["X-Prompt-Tokens-Cut"] = str(picture.tokens_cut)
-    return _Streamed(_chunks(picture.data), headers=headers, media_type=picture.output_format.media_type)
 
 
 async def _chunks(data: bytes) -> AsyncIterator[memoryview]:

@@ -8,8 +8,9 @@ from urllib.parse import unquote_to_bytes
 from fastapi import APIRouter, Request
 from fastapi.responses import StreamingResponse
 
-from app.errors import InvalidParameter, NotAcceptable, UnsupportedMediaType
+from app.errors import InvalidParameter, UnsupportedMediaType
 from app.request import IMAGE_SIZE, Img2ImgRequest, OutputFormat, parse_request
+from app.routes.accept import PICTURES, acceptable, prefers
 from app.routes.bodies import data_url, decode_base64, once, read_form, read_json
 from app.routes.common import call_of, picture_response, unless_disconnected
 from app.routes.events import EVENTS, Event, event_stream
@@ -44,7 +45,7 @@ async def img2img(request: Request) -> StreamingResponse:
     asked = parse_request(fields)
     service: Service = request.app.state.service
     accept = request.headers.get("accept") or "*/*"
-    if EVENTS in accept.lower():
+    if prefers(accept, EVENTS, PICTURES):
         return await event_stream(request, _events(service, upload, asked, call, request.headers.get("x-previews")))
     if asked.output_format is None:
         asked = asked.model_copy(update={"output_format": acceptable(accept)})
@@ -121,35 +122,3 @@ def parse_hugging_face(data: bytes) -> tuple[bytes, dict[str, Any]]:
     if size not in (None, {"width": IMAGE_SIZE, "height": IMAGE_SIZE}):
         raise InvalidParameter(f"Only pictures of {IMAGE_SIZE}x{IMAGE_SIZE} are made here.", param="target_size")
     return decode_base64(body["inputs"], "inputs"), fields
-
-
-def acceptable(accept: str) -> OutputFormat:
-    """The first format that an `Accept` header likes best (RFC 9110, section 12.5.1); PNG if it does not mind.
-
-    Raises:
-        NotAcceptable: it admits none.
-    """
-    best, best_quality = None, 0.0
-    for output_format in OutputFormat:
-        quality = _quality(accept, output_format.media_type)
-        if quality > best_quality:
-            best, best_quality = output_format, quality
-    if best is None:
-        known = ", ".join(output_format.media_type for output_format in OutputFormat)
-        raise NotAcceptable(f"The Accept header admits no format that is made here: {known}.", param="Accept")
-    return best
-
-
-def _quality(accept: str, media_type: str) -> float:
-    """The weight of the most specific range of an `Accept` header that covers a media type; 0 if none does."""
-    weights: dict[int, float] = {}
-    for part in accept.split(","):
-        pattern, *options = (piece.strip().lower() for piece in part.split(";"))
-        specificity = {"*/*": 1, media_type.partition("/")[0] + "/*": 2, media_type: 3}.get(pattern, 0)
-        weight = next((option[2:] for option in options if option.startswith("q=")), "1")
-        try:
-            weights[specificity] = max(0.0, min(1.0, float(weight)))
-        except ValueError:
-            weights[specificity] = 1.0
-    weights.pop(0, None)
-    return weights[max(weights)] if weights else 0.0

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from app.errors import InvalidParameter, UnsupportedMediaType
 from app.request import IMAGE_SIZE, MAX_SEED, Img2ImgRequest, Integer, OutputFormat, parse_request
 from app.routes.bodies import base64_text, data_url, read_form
-from app.routes.common import call_of, together, unless_disconnected
+from app.routes.common import call_of, check_count, picture_headers, together, unless_disconnected
 from app.routes.events import Event, event_stream
 from app.service import Picture, Service, Step
 
@@ -75,15 +75,19 @@ def parse_edit(files: Mapping[str, bytes], fields: Mapping[str, str]) -> Asked:
     _choice(left, "size", "auto", ("auto", _SIZE))
     _choice(left, "background", "auto", ("auto", "opaque"))
     url = _choice(left, "response_format", "b64_json", ("b64_json", "url")) == "url"
-    model = left.pop("model", None)
+    if stream and url:
+        raise InvalidParameter("A stream has no URLs: leave response_format out, or stream.", param="response_format")
+    model, compressed = left.pop("model", None), "output_compression" in left
     compression = _whole(left, "output_compression", 100, 0, 100)
     request = parse_request({"prompt": "", "output_format": OutputFormat.PNG, **left})
-    if compression < 100 and request.output_format is OutputFormat.PNG:
-        raise InvalidParameter(
-            "A PNG has no output_compression: leave it out, or send output_format=webp or jpeg.",
-            param="output_compression",
-        )
-    if compression < 100:
+    if request.output_format is OutputFormat.PNG:
+        # SDKs may send 100, which takes nothing away from it.
+        if compression < 100:
+            raise InvalidParameter(
+                "A PNG has no output_compression: leave it out, or send output_format=webp or jpeg.",
+                param="output_compression",
+            )
+    elif compressed:
         request = request.model_copy(update={"quality": max(1, compression)})
     seed = secrets.randbelow(2**32) if request.seed is None else request.seed
     requests = tuple(request.model_copy(update={"seed": (seed + i) % (MAX_SEED + 1)}) for i in range(count))
@@ -148,6 +152,7 @@ async def _answer(request: Request, *, prompt_needed: bool) -> Response:
     asked = parse_edit(files, fields)
     service: Service = request.app.state.service
     service.check_model(asked.model)
+    check_count(service, len(asked.requests), "n")
     if asked.stream:
         return await event_stream(request, _events(service, request, asked))
     work = (service.edit(asked.image, one, call_of(request)) for one in asked.requests)
@@ -158,7 +163,8 @@ async def _answer(request: Request, *, prompt_needed: bool) -> Response:
             "data": [_datum(picture, url=asked.url) for picture in pictures],
             **_facts(asked),
             "usage": _usage(),
-        }
+        },
+        headers=picture_headers(*pictures),
     )
 
 
@@ -175,11 +181,8 @@ async def _events(service: Service, request: Request, asked: Asked) -> AsyncGene
                     yield _event("image_edit.partial_image", asked, body)
                     index += 1
                 case Picture():
-                    yield _event(
-                        "image_edit.completed",
-                        asked,
-                        {"b64_json": base64_text(seen.data), "seed": seen.seed, "usage": _usage()},
-                    )
+                    told = {"seed": seen.seed, "tokens_cut": seen.tokens_cut, "usage": _usage()}
+                    yield _event("image_edit.completed", asked, {"b64_json": base64_text(seen.data), **told})
                 case _:
                     pass
 

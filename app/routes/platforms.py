@@ -8,7 +8,7 @@ from fastapi.responses import JSONResponse
 from app.errors import InvalidParameter
 from app.request import Img2ImgRequest, OutputFormat, parse_request
 from app.routes.bodies import base64_text, decode_base64, read_json
-from app.routes.common import call_of, together, unless_disconnected
+from app.routes.common import call_of, check_count, picture_headers, together, unless_disconnected
 from app.service import Picture, Service
 
 # The platforms describe these themselves.
@@ -58,9 +58,11 @@ async def predict(request: Request) -> JSONResponse:
     """Vertex AI's `{"instances": [...], "parameters": {...}}`, at the path that it chose."""
     asked = parse_instances(read_json(await request.body()))
     service: Service = request.app.state.service
+    check_count(service, len(asked), "instances")
     work = (service.edit(image, one, call_of(request)) for image, one in asked)
     pictures = await unless_disconnected(request, together(*work))
-    return JSONResponse({"predictions": [_prediction(picture) for picture in pictures]})
+    predictions = [_prediction(picture) for picture in pictures]
+    return JSONResponse({"predictions": predictions}, headers=picture_headers(*pictures))
 
 
 def parse_instances(body: dict[str, Any]) -> list[tuple[bytes, Img2ImgRequest]]:
@@ -70,7 +72,10 @@ def parse_instances(body: dict[str, Any]) -> list[tuple[bytes, Img2ImgRequest]]:
         InvalidParameter: it is JSON of another shape, or a field cannot be used.
         InvalidImage: a picture is no base64.
     """
-    instances, shared = body.get("instances"), body.get("parameters") or {}
+    if others := sorted(set(body) - {"instances", "parameters"}):
+        raise InvalidParameter("'instances' and 'parameters' are all that is read here.", param=others[0][:64])
+    instances = body.get("instances")
+    shared = {} if body.get("parameters") is None else body["parameters"]
     if not isinstance(instances, list) or not 1 <= len(instances) <= _MAX_INSTANCES or not isinstance(shared, dict):
         raise InvalidParameter(
             f'Send {{"instances": [{{"image": "<base64>", "prompt": "…"}}], "parameters": {{…}}}}, with at most '
@@ -81,8 +86,9 @@ def parse_instances(body: dict[str, Any]) -> list[tuple[bytes, Img2ImgRequest]]:
 
 
 def _instance(instance: Any, shared: dict[str, Any]) -> tuple[bytes, Img2ImgRequest]:
-    fields = {"prompt": "", "output_format": OutputFormat.PNG, **shared}
-    fields |= instance if isinstance(instance, dict) else {}
+    if not isinstance(instance, dict):
+        raise InvalidParameter('Each instance must be an object: {"image": "<base64>", …}.', param="instances")
+    fields = {"prompt": "", "output_format": OutputFormat.PNG, **shared, **instance}
     image = fields.pop("image", None)
     if isinstance(image, dict):
         # As Google's own models have it.

@@ -81,6 +81,14 @@ _HEADERS = {
     "sign if pictures are signed.",
 }
 
+EXPOSED_HEADERS = (
+    *_HEADERS,
+    *("Content-Disposition", "Retry-After", "X-Error-Message", "X-Should-Retry"),
+    # Of other dialects.
+    *("X-Clamped", "Seed", "Finish-Reason"),
+)
+"""What a page of a listed origin may read of an answer."""
+
 KEYS = [
     Security(HTTPBearer(auto_error=False, description="Where the service asks for a key.")),
     Security(APIKeyHeader(name="X-API-Key", auto_error=False, description="The same.")),

@@ -1,14 +1,16 @@
 """`POST /v2beta/stable-image/generate/sd3`: Stability AI's REST API, with `mode=image-to-image`."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from app.errors import InvalidParameter, UnsupportedMediaType
 from app.request import Img2ImgRequest, OutputFormat, parse_request
+from app.routes.accept import PICTURES, prefers
 from app.routes.bodies import base64_text, read_form
-from app.routes.common import call_of, picture_response, unless_disconnected
+from app.routes.common import call_of, picture_headers, picture_response, unless_disconnected
 from app.service import Picture, Service
 
 # Stability AI describes this itself.
@@ -30,7 +32,7 @@ async def sd3(request: Request) -> Response:
     service: Service = request.app.state.service
     service.check_model(model)
     picture = await unless_disconnected(request, service.edit(files["image"], asked, call_of(request)))
-    as_json = "application/json" in request.headers.get("accept", "").lower()
+    as_json = prefers(request.headers.get("accept", ""), "application/json", PICTURES)
     answer = _in_json(picture) if as_json else picture_response(picture)
     answer.headers["Seed"] = str(picture.seed)
     answer.headers["Finish-Reason"] = "SUCCESS"
@@ -45,7 +47,7 @@ def parse_sd3(fields: Mapping[str, str]) -> tuple[Img2ImgRequest, str | None]:
     Raises:
         InvalidParameter: names the field that cannot be honoured.
     """
-    left = dict(fields)
+    left: dict[str, Any] = {"output_format": OutputFormat.PNG, **fields}
     mode = left.pop("mode", "text-to-image")
     if mode != _MODE:
         raise InvalidParameter(f"Only mode={_MODE} is served here.", param="mode")
@@ -57,12 +59,25 @@ def parse_sd3(fields: Mapping[str, str]) -> tuple[Img2ImgRequest, str | None]:
     if left.get("seed") == "0":
         del left["seed"]
     model = left.pop("model", None)
-    if "cfg_scale" in left:
-        left["guidance_scale"] = left.pop("cfg_scale")
-    return parse_request({"output_format": OutputFormat.PNG, **left}), model
+    if "cfg_scale" not in left:
+        return parse_request(left), model
+    if "guidance_scale" in left:
+        raise InvalidParameter(
+            "cfg_scale was sent twice: guidance_scale is the same. Leave one out.", param="cfg_scale"
+        )
+    left["guidance_scale"] = left.pop("cfg_scale")
+    try:
+        return parse_request(left), model
+    except InvalidParameter as error:
+        if error.param != "guidance_scale":
+            raise
+        # By the name that the caller knows.
+        raise InvalidParameter(error.message.replace("guidance_scale", "cfg_scale"), param="cfg_scale") from None
 
 
 def _in_json(picture: Picture) -> JSONResponse:
     body = {"image": base64_text(picture.data), "finish_reason": "SUCCESS", "seed": picture.seed}
     media_type = f"application/json; type={picture.output_format.media_type}"
-    return JSONResponse(body, headers={"Content-Type": media_type, "Cache-Control": "no-store"})
+    return JSONResponse(
+        body, headers={"Content-Type": media_type, "Cache-Control": "no-store", **picture_headers(picture)}
+    )

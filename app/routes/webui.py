@@ -1,9 +1,6 @@
 """`/sdapi/v1/…`: the API of AUTOMATIC1111's web UI, as `webuiapi` and its like speak it, for image-to-image."""
 
 import json
-import secrets
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -11,140 +8,15 @@ from fastapi.responses import Response
 
 from app.errors import InvalidParameter
 from app.infotext import parse_infotext
-from app.request import (
-    IMAGE_SIZE,
-    MAX_SEED,
-    MAX_STEPS,
-    Fit,
-    Img2ImgRequest,
-    OutputFormat,
-    parse_request,
-    smallest_steps,
-)
+from app.request import IMAGE_SIZE, OutputFormat
 from app.routes.bodies import base64_text, decode_base64, read_json
-from app.routes.common import call_of, of_app, unless_disconnected
+from app.routes.common import call_of, check_count, of_app, picture_headers, unless_disconnected
+from app.routes.webui_fields import SAMPLER, Asked, parse_webui
 from app.routes.webui_runs import Runs
 from app.service import Picture, Service
 
 # The web UI describes these itself.
 router = APIRouter(prefix="/sdapi/v1", include_in_schema=False)
-
-_TURBO_STEPS = 4
-"""What SDXL-Turbo was distilled for. Such clients send 20 where nobody has said anything, and a scale of 7."""
-
-_MAX_PICTURES = 10
-_SAMPLER = "Euler a"
-_FITS = {0: Fit.STRETCH, 1: Fit.CROP, 2: Fit.PAD}
-_UNSUPPORTED = ("mask", "script_name", "styles", "tiling", "restore_faces", "subseed_strength", "refiner_checkpoint")
-"""What would change the picture if it were honoured; clients send it empty."""
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """What a caller of the web UI's API asks for.
-
-    Attributes:
-        image: the uploaded file.
-        requests: one for each picture, of seeds that follow each other.
-        clamped: fields of which another value was taken than was sent, with both.
-        model: the name that was given for it.
-        send_images: whether the answer is to hold the pictures.
-    """
-
-    image: bytes
-    requests: tuple[Img2ImgRequest, ...]
-    clamped: dict[str, tuple[Any, Any]]
-    model: str | None
-    send_images: bool
-
-
-def parse_webui(body: Mapping[str, Any]) -> Asked:
-    """A body of `/img2img` to what is asked for. What has no name here is ignored, as the web UI does.
-
-    Steps above what the model is for, guidance, and other samplers are brought down to it; `clamped` says so.
-
-    Raises:
-        InvalidParameter: a field that would change the picture cannot be honoured.
-    """
-    _refuse_unsupported(body)
-    mode = body.get("resize_mode", 0)
-    fit = _FITS.get(mode) if isinstance(mode, int) else None
-    if fit is None:
-        raise InvalidParameter("resize_mode can be 0 (stretch), 1 (crop) or 2 (fill) here.", param="resize_mode")
-    count = _whole(body, "batch_size") * _whole(body, "n_iter")
-    if count > _MAX_PICTURES:
-        raise InvalidParameter(f"batch_size x n_iter can be {_MAX_PICTURES} at most.", param="batch_size")
-    # All that is sent is checked, before less of it is done.
-    sent = parse_request(
-        {
-            "prompt": body.get("prompt") or "",
-            "negative_prompt": body.get("negative_prompt") or None,
-            "strength": body.get("denoising_strength", 0.75),
-            "num_inference_steps": MAX_STEPS,
-            "guidance_scale": body.get("cfg_scale", 0),
-            "seed": _seed(body.get("seed")),
-            "fit": fit,
-            "output_format": OutputFormat.PNG,
-        }
-    )
-    steps = parse_request({"prompt": "", "strength": 1, "num_inference_steps": body.get("steps", _TURBO_STEPS)})
-    run = max(min(steps.num_inference_steps, _TURBO_STEPS), smallest_steps(sent.strength) or MAX_STEPS)
-    values: dict[str, tuple[Any, Any]] = {
-        "steps": (steps.num_inference_steps, run),
-        "cfg_scale": (sent.guidance_scale, min(sent.guidance_scale, 1.0)),
-        "sampler_name": (body.get("sampler_name") or body.get("sampler_index") or _SAMPLER, _SAMPLER),
-    }
-    taken = sent.model_copy(update={"num_inference_steps": run, "guidance_scale": values["cfg_scale"][1]})
-    requests = tuple(taken.model_copy(update={"seed": ((taken.seed or 0) + i) % (MAX_SEED + 1)}) for i in range(count))
-    return Asked(
-        image=_image(body),
-        requests=requests,
-        clamped={name: pair for name, pair in values.items() if pair[0] != pair[1]},
-        model=str(_mapping(body, "override_settings").get("sd_model_checkpoint") or "") or None,
-        send_images=body.get("send_images") is not False,
-    )
-
-
-def _refuse_unsupported(body: Mapping[str, Any]) -> None:
-    for name in _UNSUPPORTED:
-        if body.get(name) not in (None, "", "None", [], 0, False):
-            raise InvalidParameter(f"{name} cannot be honoured here. Leave it out.", param=name)
-    for script, arguments in _mapping(body, "alwayson_scripts").items():
-        # Clients send extensions that are switched off along.
-        sent = arguments.get("args") if isinstance(arguments, dict) else arguments
-        if any(value not in (None, False) for value in (sent if isinstance(sent, list) else [sent])):
-            raise InvalidParameter(f"alwayson_scripts: there is no '{script[:64]}' here.", param="alwayson_scripts")
-    for name in ("width", "height"):
-        if body.get(name, IMAGE_SIZE) != IMAGE_SIZE:
-            raise InvalidParameter(f"{name} can only be {IMAGE_SIZE} here.", param=name)
-
-
-def _image(body: Mapping[str, Any]) -> bytes:
-    images = body.get("init_images")
-    if not isinstance(images, list) or len(images) != 1 or not isinstance(images[0], str):
-        raise InvalidParameter("Send one picture as base64: init_images=[…].", param="init_images")
-    return decode_base64(images[0], "init_images")
-
-
-def _seed(value: Any) -> Any:
-    """-1 is a random one."""
-    return secrets.randbelow(2**32) if value in (None, -1) else value
-
-
-def _whole(body: Mapping[str, Any], name: str) -> int:
-    value = body.get(name, 1)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise InvalidParameter(f"{name} must be a whole number of at least 1.", param=name)
-    return value
-
-
-def _mapping(body: Mapping[str, Any], name: str) -> dict[str, Any]:
-    value = body.get(name)
-    if value is None:
-        return {}
-    if not isinstance(value, dict):
-        raise InvalidParameter(f"{name} must be an object.", param=name)
-    return value
 
 
 @router.post("/img2img", response_model=None)
@@ -154,6 +26,7 @@ async def img2img(request: Request) -> Response:
     asked = parse_webui(body)
     service: Service = request.app.state.service
     service.check_model(asked.model)
+    check_count(service, len(asked.requests), "batch_size")
     steps = sum(one.steps_run for one in asked.requests)
     previews = frozenset(range(1, asked.requests[0].steps_run))
     with of_app(request, Runs).running(request.state.caller, steps) as run:
@@ -162,11 +35,11 @@ async def img2img(request: Request) -> Response:
         ]
         pictures = await unless_disconnected(request, run.pictures(*watched))
     images = [base64_text(picture.data) for picture in pictures] if asked.send_images else []
-    first = asked.requests[0]
-    taken = {"steps": first.num_inference_steps, "cfg_scale": first.guidance_scale, "sampler_name": _SAMPLER}
-    parameters = {**{name: value for name, value in body.items() if name != "init_images"}, **taken}
+    parameters = {**{name: value for name, value in body.items() if name != "init_images"}, **asked.taken}
     info = _info(service.model_name, asked, pictures)
-    headers = {"X-Clamped": ", ".join(asked.clamped)} if asked.clamped else {}
+    headers = picture_headers(*pictures)
+    if asked.clamped:
+        headers["X-Clamped"] = ", ".join(asked.clamped)
     answer = {"images": images, "parameters": parameters, "info": json.dumps(info)}
     # What the caller's own fields hold goes back as it came, be it what UTF-8 or strict JSON has no place for.
     return Response(json.dumps(answer), media_type="application/json", headers=headers)
@@ -183,7 +56,7 @@ def _info(model: str, asked: Asked, pictures: list[Picture]) -> dict[str, Any]:
         "all_seeds": seeds,
         "width": IMAGE_SIZE,
         "height": IMAGE_SIZE,
-        "sampler_name": _SAMPLER,
+        "sampler_name": SAMPLER,
         "cfg_scale": first.guidance_scale,
         "steps": first.num_inference_steps,
         "batch_size": len(pictures),
@@ -269,7 +142,7 @@ async def sd_models(request: Request) -> list[dict[str, Any]]:
 @router.get("/samplers")
 async def samplers() -> list[dict[str, Any]]:
     """SDXL-Turbo's."""
-    return [{"name": _SAMPLER, "aliases": ["k_euler_a", "k_euler_ancestral"], "options": {}}]
+    return [{"name": SAMPLER, "aliases": ["k_euler_a", "k_euler_ancestral"], "options": {}}]
 
 
 @router.get("/schedulers")
