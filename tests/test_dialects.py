@@ -85,6 +85,7 @@ DIALECTS = {
             "size": "1024x1024",
             "background": "transparent",
             "mask": PNG,
+            "url": "https://example.com/a.png",
             "user": "somebody",
             "quality": "high",
             "input_fidelity": "high",

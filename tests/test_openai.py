@@ -183,6 +183,36 @@ def test_a_picture_that_is_none_is_a_bad_request(client: openai.OpenAI) -> None:
         assert caught.value.param == "image"
 
 
+@pytest.mark.parametrize("extra", [{}, {"size": "512x512", "num_inference_steps": "4", "guidance_scale": "1.0"}])
+def test_a_load_generator_gets_its_pictures(server: str, extra: dict[str, str]) -> None:
+    """What NVIDIA's AIPerf 0.13 sends for `--endpoint-type image_edit`, and with the options that its guide names."""
+    headers = {
+        "User-Agent": "aiperf/0.13.0",
+        "X-Request-ID": "d191cfd0-9e11-40fc-8bb4-204da4466e50",
+        "X-Correlation-ID": "4ae10b4f-daa5-42ff-b7b4-51f7d584b22b",
+        "X-Session-Affinity": "4ae10b4f-daa5-42ff-b7b4-51f7d584b22b",
+        "Accept": "application/json",
+    }
+    (model,) = httpx2.get(f"{server}/v1/models").json()["data"]
+    # By default its prompts have 550 tokens, and its pictures are noise.
+    fields = {"prompt": "old body for heaven " * 137, "model": model["id"], "response_format": "b64_json", "n": "1"}
+    picture = io.BytesIO()
+    Image.effect_noise((512, 512), 100).convert("RGB").save(picture, "JPEG")
+    files = {"image": ("image.jpg", picture.getvalue(), "image/jpeg")}
+    answer = httpx2.post(f"{server}/v1/images/edits", data={**fields, **extra}, files=files, headers=headers)
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["x-request-id"] == headers["X-Request-ID"]
+    (datum,) = answer.json()["data"]
+    assert opened(base64.b64decode(datum["b64_json"])).size == (512, 512)
+
+
+def test_an_address_in_place_of_a_picture_is_refused_by_its_name(server: str) -> None:
+    """AIPerf sends it where its input file has one, in a form without a file."""
+    form = {"prompt": (None, "x"), "model": (None, "*"), "n": (None, "1"), "url": (None, "https://example.com/a.png")}
+    answer = httpx2.post(f"{server}/v1/images/edits", files=form)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "url")
+
+
 def test_a_body_that_is_no_form_is_a_bad_request(server: str) -> None:
     answer = httpx2.post(f"{server}/v1/images/edits", json={"prompt": "x"})
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "unsupported_media_type")

@@ -97,6 +97,8 @@ def parse_edit(files: Mapping[str, bytes], fields: Mapping[str, str]) -> Asked:
 def _image(files: Mapping[str, bytes], fields: Mapping[str, str]) -> bytes:
     if "mask" in files or "mask" in fields:
         raise InvalidParameter("A mask cannot be honoured: the whole picture is redrawn. Leave it out.", param="mask")
+    if "url" in fields:
+        raise InvalidParameter("Nothing is fetched from an address: send the picture as the file 'image'.", param="url")
     pictures = [name for name in _IMAGE if name in files]
     if len(pictures) != 1 or len(files) != 1:
         raise InvalidParameter(_ONE_PICTURE, param="image")
