@@ -150,8 +150,8 @@ class BodyLimits:
         seconds = now - start
         self.metrics.stage_seconds.labels("receive").observe(seconds)
         tracing.lay_out(now, {"receive": seconds})
-        if (told := facts.get()) is not None:
-            told |= {"received_bytes": received, "receive_milliseconds": round(seconds * 1000, 1)}
+        told = facts.get() or {}
+        told |= {"received_bytes": received, "receive_milliseconds": round(seconds * 1000, 1)}
 
 
 def _too_large(max_bytes: int) -> BodyTooLarge:

@@ -13,7 +13,7 @@ import c2pa
 import httpx2
 import pytest
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 from cryptography.hazmat.primitives.asymmetric.types import CertificateIssuerPrivateKeyTypes
 from PIL import Image
 
@@ -216,10 +216,10 @@ class TestWhatCannotSign:
         assert "no private key of a known kind" in self.refused(*files)
 
     def test_a_key_of_a_kind_that_c2pa_does_not_have(self, files: tuple[Path, Path]) -> None:
-        key = ec.generate_private_key(ec.SECP224R1())
-        none = serialization.NoEncryption()
-        files[1].write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, none))
-        assert "is of a kind that C2PA has not" in self.refused(*files)
+        pem, pkcs8, none = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        for key in (ec.generate_private_key(ec.SECP224R1()), ed448.Ed448PrivateKey.generate()):
+            files[1].write_bytes(key.private_bytes(pem, pkcs8, none))
+            assert "is of a kind that C2PA has not" in self.refused(*files)
 
     def test_without_the_library_the_message_says_how_to_get_it(
         self, files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
