@@ -195,7 +195,11 @@ def health(url: UrlOption = None) -> None:
     except ValueError as error:
         fail(str(error), ExitCode.USAGE)
     if state["status"] != "ready":
-        why = "is shutting down" if state["status"] == "draining" else "is still loading its model, or another worker"
+        why = {
+            "draining": "is shutting down",
+            "unsigned": "cannot sign pictures any more: its certificate has expired",
+            "starting": "is still loading its model, or another worker",
+        }[state["status"]]
         fail(f"The service at {address} {why}.", ExitCode.FAILED)
     say(f"Ready: {state['model']['model']} on {state['model']['device']}.")
 

@@ -6,16 +6,16 @@ import hashlib
 import hmac
 import logging
 import re
-import time
 from collections.abc import Iterable
 from pathlib import Path
 
+from app import files
 from app.errors import Misconfigured
+from app.files import Watched
 from app.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-_RECHECK_SECONDS = 1.0
 _KEY = re.compile(r"[!-+\--~]+", re.ASCII)
 """What a header can carry, without the comma."""
 
@@ -40,11 +40,10 @@ class Keys:
             raise Misconfigured("IMG2IMG_API_KEYS holds no key: give one, or leave it out to let anybody in.")
         self._file = settings.api_keys_file
         self._of_file: tuple[bytes, ...] = ()
-        self._stamp: tuple[int, ...] = ()
-        self._checked = 0.0
+        self._broken = False
         if self._file:
-            self._stamp, self._of_file = _read(self._file)
-            self._checked = time.monotonic()
+            self._watched = Watched(self._file)
+            self._of_file = _read(self._file)
 
     def __bool__(self) -> bool:
         """Whether a key is asked for at all."""
@@ -61,15 +60,14 @@ class Keys:
         return found[0].hex()[:12] if found else None
 
     def _refresh(self) -> None:
-        now = time.monotonic()
-        if not self._file or now - self._checked < _RECHECK_SECONDS:
+        if not self._file or not self._watched.changed(again=self._broken):
             return
-        self._checked = now
         try:
-            if _stamp(self._file) != self._stamp:
-                self._stamp, self._of_file = _read(self._file)
-                logger.info("%d API keys were read again", len(self._of_file))
-        except (OSError, Misconfigured) as error:
+            self._of_file = _read(self._file)
+            self._broken = False
+            logger.info("%d API keys were read again", len(self._of_file))
+        except Misconfigured as error:
+            self._broken = True
             logger.error("the API keys stay as they were: %s", error)
 
 
@@ -92,22 +90,18 @@ def sent_key(headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:
     return None
 
 
-def _read(file: Path) -> tuple[tuple[int, ...], tuple[bytes, ...]]:
-    """A file's stamp, and digests of its keys, one a line; empty lines, and those that begin with #, do not count."""
+def _read(file: Path) -> tuple[bytes, ...]:
+    """Digests of a file's keys, one a line; empty lines, and those that begin with #, do not count."""
     try:
-        # Before the content: what changes in between is seen at the next look.
-        stamp = _stamp(file)
-        if not file.is_file():
-            # To read a pipe would wait for its other end.
-            raise OSError("it is no regular file")
         # Some editors mark UTF-8 at its beginning.
-        lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
-    except (OSError, ValueError) as error:
+        text = files.read(file, "IMG2IMG_API_KEYS_FILE").decode("utf-8-sig")
+    except UnicodeDecodeError as error:
         raise Misconfigured(f"IMG2IMG_API_KEYS_FILE: {file} cannot be read: {error}.") from error
+    lines = [line.strip() for line in text.splitlines()]
     keys = _digests((line for line in lines if not line.startswith("#")), f"IMG2IMG_API_KEYS_FILE: {file}")
     if not keys:
         raise Misconfigured(f"IMG2IMG_API_KEYS_FILE: {file} holds no key. Write one on each line.")
-    return stamp, keys
+    return keys
 
 
 def _digests(keys: Iterable[str], where: str) -> tuple[bytes, ...]:
@@ -115,9 +109,3 @@ def _digests(keys: Iterable[str], where: str) -> tuple[bytes, ...]:
     if any(not _KEY.fullmatch(key) for key in found):
         raise Misconfigured(f"{where}: a key may hold ASCII letters, digits and signs, but no space and no comma.")
     return tuple(hashlib.sha256(key.encode("ascii")).digest() for key in found)
-
-
-def _stamp(file: Path) -> tuple[int, ...]:
-    """Changes with the file's content, also where it is replaced behind a link, as orchestrators do it."""
-    status = file.stat()
-    return status.st_mtime_ns, status.st_size, status.st_ino

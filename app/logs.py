@@ -11,6 +11,13 @@ from typing import Any
 facts: ContextVar[dict[str, Any] | None] = ContextVar("facts", default=None)
 """What the line of the request at hand is to say besides; None outside of one. Never a prompt or a picture."""
 
+
+def note(**said: Any) -> None:
+    """Have the line of the request at hand say more; nothing outside of one."""
+    if (told := facts.get()) is not None:
+        told |= said
+
+
 _CONSOLE = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
 
 

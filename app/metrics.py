@@ -4,7 +4,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 
 from app import __version__
 from app.errors import CODES
-from app.logs import facts
+from app.logs import note
 
 _SECONDS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 
@@ -94,8 +94,7 @@ class Metrics:
     def refuse(self, code: str) -> None:
         """Count a request that is answered with an error, and have its line in the log say so."""
         self.rejected.labels(code).inc()
-        if (told := facts.get()) is not None:
-            told["error"] = code
+        note(error=code)
 
     def render(self) -> bytes:
         """All series in Prometheus' text format."""

@@ -20,7 +20,7 @@ from app.errors import (
     ShuttingDown,
     UnsupportedMediaType,
 )
-from app.logs import facts
+from app.logs import facts, note
 from app.metrics import Metrics
 from app.refusals import SECURITY_HEADERS
 
@@ -150,8 +150,7 @@ class BodyLimits:
         seconds = now - start
         self.metrics.stage_seconds.labels("receive").observe(seconds)
         tracing.lay_out(now, {"receive": seconds})
-        told = facts.get() or {}
-        told |= {"received_bytes": received, "receive_milliseconds": round(seconds * 1000, 1)}
+        note(received_bytes=received, receive_milliseconds=round(seconds * 1000, 1))
 
 
 def _too_large(max_bytes: int) -> BodyTooLarge:

@@ -3,6 +3,7 @@
 import difflib
 import math
 import re
+import secrets
 from collections.abc import Mapping
 from contextlib import suppress
 from enum import StrEnum
@@ -181,6 +182,17 @@ def parse_request(fields: Mapping[str, Any]) -> Img2ImgRequest:
             raise InvalidParameter(first["msg"], param="strength") from None
         name = str(first["loc"][0])
         raise InvalidParameter(f"{name}: {first['msg']}.", param=name) from None
+
+
+def in_a_row(request: Img2ImgRequest, count: int) -> tuple[Img2ImgRequest, ...]:
+    """So many requests for the same, of seeds that follow each other: from its own, or from a random one."""
+    first = random_seed() if request.seed is None else request.seed
+    return tuple(request.model_copy(update={"seed": (first + i) % (MAX_SEED + 1)}) for i in range(count))
+
+
+def random_seed() -> int:
+    """One of the 2^32 that every tool takes."""
+    return secrets.randbelow(2**32)
 
 
 def _unknown_field(name: str) -> str:

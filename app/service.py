@@ -18,7 +18,7 @@ from app.images import Marks
 from app.infotext import infotext
 from app.logs import facts
 from app.metrics import Metrics
-from app.request import Img2ImgRequest, OutputFormat
+from app.request import Img2ImgRequest, OutputFormat, random_seed
 from app.sandbox import Sandbox
 from app.settings import Settings
 from app.signing import Signer
@@ -151,7 +151,7 @@ class Service:
             raise InvalidParameter("A PNG has no quality: leave it out, or ask for webp or jpeg.", param="quality")
         if self._signer:
             self._signer.check()
-        seed = secrets.randbelow(2**32) if request.seed is None else request.seed
+        seed = random_seed() if request.seed is None else request.seed
         seconds: dict[str, float] = {}
         with tracing.span("picture") as span:
             span.set_attributes({"img2img.seed": seed, "img2img.steps_run": request.steps_run})

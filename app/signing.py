@@ -5,16 +5,16 @@ Its library is an extra, `c2pa`, and is only imported where there is a certifica
 
 import json
 import logging
-import os
 import re
 import time
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from app import __version__
+from app import __version__, files
 from app.engine.jobs import Pixels
 from app.errors import Misconfigured, SigningFailed
+from app.files import Watched
 from app.images import DIGITAL_SOURCE_TYPE, Marks, enlarged
 from app.request import OutputFormat
 from app.settings import Settings
@@ -39,7 +39,6 @@ _MANIFEST = json.dumps(
     }
 )
 _CURVES = {"secp256r1": "es256", "secp384r1": "es384", "secp521r1": "es512"}
-
 
 _USAGES = ("1.3.6.1.5.5.7.3.4", "1.3.6.1.5.5.7.3.36", "1.3.6.1.4.1.62558.2.1")
 """Extended key usages that a signer's certificate may be for: emailProtection, documentSigning, C2PA's claimSigning."""
@@ -84,8 +83,8 @@ class Signer:
         self._context = c2pa.Context.from_dict(
             {"builder": {"thumbnail": {"enabled": False}}, "trust": {"trust_config": "\n".join(_USAGES)}}
         )
-        self._seen = self._stamps()
-        self._complained = False
+        self._watched = Watched(certificate, key)
+        self._complaint = ""
         self._signer, self.expires = self._load()
 
     def check(self) -> None:
@@ -94,19 +93,20 @@ class Signer:
         Raises:
             SigningFailed: the certificate has expired, and there is no other.
         """
-        changed, expired = self._stamps() != self._seen, time.time() >= self.expires
-        if not (changed or expired):
-            return
-        self._seen = self._stamps()
-        try:
-            self._signer, self.expires = self._load()
-            self._complained = False
-        except Misconfigured as error:
-            if changed or not self._complained:
-                logger.error("the certificate stays as it was: %s", error)
-            self._complained = True
-            if expired:
-                raise SigningFailed(_EXPIRED) from error
+        if self._watched.changed(again=bool(self._complaint) or self._expired):
+            try:
+                self._signer, self.expires = self._load()
+                self._complaint = ""
+            except Misconfigured as error:
+                if str(error) != self._complaint:
+                    logger.error("the certificate stays as it was: %s", error)
+                self._complaint = str(error)
+        if self._expired:
+            raise SigningFailed(_EXPIRED)
+
+    @property
+    def _expired(self) -> bool:
+        return time.time() >= self.expires
 
     @property
     def able(self) -> bool:
@@ -132,10 +132,6 @@ class Signer:
         signed = BytesIO()
         self._library.Builder(_MANIFEST, context=self._context).sign(by, media_type, BytesIO(file), signed)
         return signed.getvalue()
-
-    def _stamps(self) -> list[tuple[int, ...]]:
-        """What changes with the files."""
-        return [(found.st_mtime_ns, found.st_size, found.st_ino) for found in map(_stat, self._files) if found]
 
     def _load(self) -> tuple[Any, float]:
         """The library's signer, which has signed a picture: no caller is to be told what is wrong. And its expiry."""
@@ -168,25 +164,11 @@ def signer(settings: Settings) -> Signer | None:
     return None
 
 
-def _stat(file: Path) -> os.stat_result | None:
-    try:
-        return file.stat()
-    except OSError:
-        return None
-
-
-def _read(file: Path, variable: str) -> bytes:
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise Misconfigured(f"{variable}: {file} cannot be read: {error}.") from error
-
-
 def _certificates(file: Path) -> tuple[bytes, float]:
     """All of the file, and when the first certificate in it expires."""
     from cryptography.x509 import load_pem_x509_certificates
 
-    chain = _read(file, "IMG2IMG_C2PA_CERTIFICATE")
+    chain = files.read(file, "IMG2IMG_C2PA_CERTIFICATE")
     try:
         first, *_ = load_pem_x509_certificates(chain)
     except ValueError as error:
@@ -206,7 +188,7 @@ def _private_key(file: Path) -> tuple[bytes, bytes]:
     from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 
     try:
-        key = load_pem_private_key(_read(file, "IMG2IMG_C2PA_KEY"), None)
+        key = load_pem_private_key(files.read(file, "IMG2IMG_C2PA_KEY"), None)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         # Not in the library's words: they would be about ASN.1.
         raise Misconfigured(

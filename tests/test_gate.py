@@ -118,7 +118,7 @@ def test_the_client_takes_its_key_from_the_environment(
 def test_keys_of_a_file_are_exchanged_without_a_restart(
     start_server: StartServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.keys._RECHECK_SECONDS", 0.05)
+    monkeypatch.setattr("app.files._RECHECK_SECONDS", 0.05)
     file = tmp_path / "keys"
     file.write_text("# of this month\nold-key\n\n")
 
@@ -167,6 +167,12 @@ def test_a_key_file_that_is_of_no_use_ends_the_program_with_a_sentence(
     assert done.returncode == 2
     assert done.stderr.startswith("img2img: IMG2IMG_API_KEYS_FILE: ")
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_key_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "keys").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(Misconfigured, match=r"IMG2IMG_API_KEYS_FILE: .* cannot be read"):
+        Keys(Settings(api_keys_file=tmp_path / "keys"))
 
 
 def test_a_pipe_in_place_of_a_key_file_is_not_waited_for(tmp_path: Path) -> None:

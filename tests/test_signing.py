@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 from cryptography.hazmat.primitives.asymmetric.types import CertificateIssuerPrivateKeyTypes
 from PIL import Image
 
+from app.client import Img2Img
 from app.errors import Misconfigured, SigningFailed
 from app.images import DIGITAL_SOURCE_TYPE
 from app.request import OutputFormat
@@ -36,6 +38,11 @@ KEYS: dict[str, Callable[[], CertificateIssuerPrivateKeyTypes]] = {
     "RSA": lambda: rsa.generate_private_key(65537, 2048),
     "Ed25519": ed25519.Ed25519PrivateKey.generate,
 }
+
+
+@pytest.fixture(autouse=True)
+def look_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.files._RECHECK_SECONDS", 0.0)
 
 
 @pytest.fixture(scope="module")
@@ -200,6 +207,12 @@ class TestWhatCannotSign:
             assert "\n" not in message
             assert "self#" not in message
 
+    def test_a_pipe_in_place_of_a_file_is_not_waited_for(self, files: tuple[Path, Path]) -> None:
+        for file in files:
+            file.unlink()
+            os.mkfifo(file)
+            assert "cannot be read: it is no regular file" in self.refused(*files)
+
     def test_a_key_with_a_password_or_none_at_all(self, files: tuple[Path, Path]) -> None:
         encrypted = serialization.BestAvailableEncryption(b"secret")
         pkcs8 = serialization.PrivateFormat.PKCS8
@@ -257,6 +270,11 @@ def test_a_picture_that_cannot_be_signed_is_not_made_and_nobody_is_sent_to_ask_f
         ready = httpx2.get(f"{url}/health/ready")
         assert (ready.status_code, ready.json()["status"]) == (503, "unsigned")
         assert httpx2.get(f"{url}/health-check").json()["status"] == "DEFUNCT"
+        with Img2Img(url) as client:
+            assert client.health() == {"status": "unsigned"}
+        asked = [sys.executable, "-m", "app", "health", "--url", url]
+        told = subprocess.run(asked, capture_output=True, text=True, timeout=60)
+        assert (told.returncode, "its certificate has expired" in told.stderr) == (1, True)
         authority.issue(tmp_path, KEYS["P-256"]())
         assert httpx2.get(f"{url}/health/ready").is_success
         assert post(url, PNG).is_success

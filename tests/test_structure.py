@@ -33,6 +33,7 @@ LAYERS = [
         "app.request",
         "app.metrics",
         "app.formats",
+        "app.files",
         "app.png",
         "app.engine.cache",
         "app.engine.compiled",

@@ -114,7 +114,8 @@ class Img2Img:
     def health(self) -> dict[str, Any]:
         """What `/health/ready` says.
 
-        `{"status": "ready", "model": {…}}`, `{"status": "starting"}` or, while it ends, `{"status": "draining"}`.
+        `{"status": "ready", "model": {…}}`, `{"status": "starting"}`, `{"status": "unsigned"}` if the certificate that
+        is to sign pictures has expired or, while it ends, `{"status": "draining"}`.
 
         Raises:
             NoService: there is no service.

@@ -93,7 +93,7 @@ class Wire:
         body = json_object(response)
         status, model = body.get("status"), body.get("model")
         ready = status == "ready" and isinstance(model, dict) and {"model", "device"} <= model.keys()
-        if not ready and status not in ("starting", "draining"):
+        if not ready and status not in ("starting", "draining", "unsigned"):
             self.stranger()
         return body
 

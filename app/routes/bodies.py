@@ -4,16 +4,17 @@ import base64
 import binascii
 import json
 import sys
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from typing import Any
 
 from fastapi import Request
+from pydantic import TypeAdapter, ValidationError
 from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from app.errors import InvalidImage, InvalidParameter, MalformedBody
-from app.request import OutputFormat
+from app.errors import InvalidImage, InvalidParameter, MalformedBody, UnsupportedMediaType
+from app.request import Integer, OutputFormat
 
 _MAX_TEXT_BYTES = 64 * 1024
 _MAX_EPILOGUE = 1024
@@ -24,6 +25,7 @@ _MAX_JSON_PARTS = 50_000
 
 _ONE_FILE = "Send one picture, as the part 'image': every part with a file name is a file."
 _AS_FILE = "Send the picture as a file part named 'image', like curl's -F image=@photo.png."
+_INTEGER: TypeAdapter[int] = TypeAdapter(Integer)
 _BASE64 = "Send the bytes of the picture as base64, or as a URL like data:image/png;base64,…"
 
 
@@ -58,7 +60,10 @@ async def read_form(request: Request, max_files: int = 1) -> tuple[dict[str, byt
     Raises:
         InvalidParameter: a name comes twice.
         MalformedBody: it is no form, is cut short, or holds what is not in UTF-8.
+        UnsupportedMediaType: it does not say that it is a form.
     """
+    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+        raise UnsupportedMediaType(f"Send multipart/form-data. {_AS_FILE}")
     body = await request.body()
     _, options = parse_options_header(request.headers["content-type"])
     if options.get(b"charset", b"utf-8").lower() not in _CHARSETS:
@@ -111,6 +116,26 @@ def read_json(data: bytes) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise MalformedBody("The body must be a JSON object: {…}.")
     return body
+
+
+def mapping(body: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """An object within a JSON object; an empty one if it is not there, or null. Raises `InvalidParameter`."""
+    value = body.get(name)
+    if not isinstance(value, dict | None):
+        raise InvalidParameter(f"{name} must be an object.", param=name)
+    return value or {}
+
+
+def whole(value: Any, name: str, least: int, most: int | None = None) -> int:
+    """A whole number, as JSON or text. Raises `InvalidParameter` if it is none, or out of its bounds."""
+    try:
+        number = _INTEGER.validate_python(value)
+    except ValidationError:
+        number = least - 1
+    if number < least or (most is not None and number > most):
+        bounds = f"of at least {least}" if most is None else f"from {least} to {most}"
+        raise InvalidParameter(f"{name} must be a whole number {bounds}.", param=name)
+    return number
 
 
 def decode_base64(text: str, param: str) -> bytes:

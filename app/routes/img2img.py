@@ -11,7 +11,7 @@ from fastapi.responses import StreamingResponse
 from app.errors import InvalidParameter, UnsupportedMediaType
 from app.request import IMAGE_SIZE, Img2ImgRequest, OutputFormat, parse_request
 from app.routes.accept import PICTURES, acceptable, prefers
-from app.routes.bodies import data_url, decode_base64, once, read_form, read_json
+from app.routes.bodies import data_url, decode_base64, mapping, once, read_form, read_json
 from app.routes.common import call_of, picture_response, unless_disconnected
 from app.routes.events import EVENTS, Event, event_stream
 from app.routes.schema import IMG2IMG_OPENAPI, IMG2IMG_RESPONSES, KEYS
@@ -113,9 +113,7 @@ def parse_hugging_face(data: bytes) -> tuple[bytes, dict[str, Any]]:
     body = read_json(data)
     if not isinstance(body.get("inputs"), str):
         raise InvalidParameter('Send {"inputs": "<base64 of the picture>", "parameters": {…}}.', param="inputs")
-    fields = {} if body.get("parameters") is None else body["parameters"]
-    if not isinstance(fields, dict):
-        raise InvalidParameter("'parameters' must be an object.", param="parameters")
+    fields = mapping(body, "parameters")
     if others := sorted(set(body) - {"inputs", "parameters"}):
         raise InvalidParameter("'inputs' and 'parameters' are all that is read here.", param=others[0][:64])
     size = fields.pop("target_size", None)

@@ -1,6 +1,5 @@
 """`/v1/images/edits`, `/v1/images/variations` and `/v1/models`: OpenAI's images API, as its own SDKs speak it."""
 
-import secrets
 import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
@@ -9,11 +8,10 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
-from pydantic import TypeAdapter, ValidationError
 
-from app.errors import InvalidParameter, UnsupportedMediaType
-from app.request import IMAGE_SIZE, MAX_SEED, Img2ImgRequest, Integer, OutputFormat, parse_request
-from app.routes.bodies import base64_text, data_url, read_form
+from app.errors import InvalidParameter
+from app.request import IMAGE_SIZE, Img2ImgRequest, OutputFormat, in_a_row, parse_request
+from app.routes.bodies import base64_text, data_url, read_form, whole
 from app.routes.common import call_of, check_count, picture_headers, together, unless_disconnected
 from app.routes.events import Event, event_stream
 from app.service import Picture, Service, Step
@@ -65,8 +63,8 @@ def parse_edit(files: Mapping[str, bytes], fields: Mapping[str, str]) -> Asked:
     """
     left = {name: value for name, value in fields.items() if name not in _HINTS}
     image = _image(files, left)
-    count = _whole(left, "n", 1, 1, _MAX_PICTURES)
-    partial_images = _whole(left, "partial_images", 0, 0, _MAX_PARTIAL_IMAGES)
+    count = whole(left.pop("n", 1), "n", 1, _MAX_PICTURES)
+    partial_images = whole(left.pop("partial_images", 0), "partial_images", 0, _MAX_PARTIAL_IMAGES)
     stream = _choice(left, "stream", "false", ("false", "true")) == "true"
     if stream and count > 1:
         raise InvalidParameter("A stream has one picture: send n=1, or no stream.", param="n")
@@ -78,7 +76,7 @@ def parse_edit(files: Mapping[str, bytes], fields: Mapping[str, str]) -> Asked:
     if stream and url:
         raise InvalidParameter("A stream has no URLs: leave response_format out, or stream.", param="response_format")
     model, compressed = left.pop("model", None), "output_compression" in left
-    compression = _whole(left, "output_compression", 100, 0, 100)
+    compression = whole(left.pop("output_compression", 100), "output_compression", 0, 100)
     request = parse_request({"prompt": "", "output_format": OutputFormat.PNG, **left})
     if request.output_format is OutputFormat.PNG:
         # SDKs may send 100, which takes nothing away from it.
@@ -89,9 +87,7 @@ def parse_edit(files: Mapping[str, bytes], fields: Mapping[str, str]) -> Asked:
             )
     elif compressed:
         request = request.model_copy(update={"quality": max(1, compression)})
-    seed = secrets.randbelow(2**32) if request.seed is None else request.seed
-    requests = tuple(request.model_copy(update={"seed": (seed + i) % (MAX_SEED + 1)}) for i in range(count))
-    return Asked(image, requests, model, url, stream, partial_images)
+    return Asked(image, in_a_row(request, count), model, url, stream, partial_images)
 
 
 def _image(files: Mapping[str, bytes], fields: Mapping[str, str]) -> bytes:
@@ -105,26 +101,12 @@ def _image(files: Mapping[str, bytes], fields: Mapping[str, str]) -> bytes:
     return files[pictures[0]]
 
 
-def _whole(fields: dict[str, str], name: str, default: int, least: int, most: int) -> int:
-    """Takes a field out of the others."""
-    try:
-        value = _INTEGER.validate_python(fields.pop(name, default))
-    except ValidationError:
-        value = least - 1
-    if not least <= value <= most:
-        raise InvalidParameter(f"{name} must be a whole number from {least} to {most}.", param=name)
-    return value
-
-
 def _choice(fields: dict[str, str], name: str, default: str, choices: tuple[str, ...]) -> str:
     """Takes a field out of the others."""
     value = fields.pop(name, default)
     if value not in choices:
         raise InvalidParameter(f"{name} can be {' or '.join(choices)} here, and nothing else.", param=name)
     return value
-
-
-_INTEGER: TypeAdapter[int] = TypeAdapter(Integer)
 
 
 @router.post("/images/edits", response_model=None)
@@ -140,8 +122,6 @@ async def variations(request: Request) -> Response:
 
 
 async def _answer(request: Request, *, prompt_needed: bool) -> Response:
-    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
-        raise UnsupportedMediaType("Send multipart/form-data with a file 'image', as OpenAI's SDKs do.")
     try:
         files, fields = await read_form(request, _MAX_FILES)
     except InvalidParameter as error:

@@ -6,7 +6,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
-from app.errors import InvalidParameter, UnsupportedMediaType
+from app.errors import InvalidParameter
 from app.request import Img2ImgRequest, OutputFormat, parse_request
 from app.routes.accept import PICTURES, prefers
 from app.routes.bodies import base64_text, read_form
@@ -23,8 +23,6 @@ _UNSUPPORTED = ("style_preset", "aspect_ratio")
 @router.post("/generate/sd3", response_model=None)
 async def sd3(request: Request) -> Response:
     """A form in; the picture itself out, or JSON that holds it, as `Accept` says."""
-    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
-        raise UnsupportedMediaType("Send multipart/form-data with a file 'image' and the texts 'mode' and 'prompt'.")
     files, fields = await read_form(request)
     asked, model = parse_sd3(fields)
     if "image" not in files:

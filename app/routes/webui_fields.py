@@ -1,6 +1,5 @@
 """A body of the web UI's `/img2img` to what is asked for: what is taken, what is brought down, and what is refused."""
 
-import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,18 +9,17 @@ from pydantic import TypeAdapter, ValidationError
 from app.errors import InvalidParameter
 from app.request import (
     IMAGE_SIZE,
-    MAX_SEED,
     MAX_STEPS,
     Fit,
     Img2ImgRequest,
-    Integer,
     Number,
     OutputFormat,
+    in_a_row,
     parse_request,
     smallest_steps,
     smallest_strength,
 )
-from app.routes.bodies import decode_base64
+from app.routes.bodies import decode_base64, mapping, whole
 
 SAMPLER = "Euler a"
 
@@ -100,12 +98,12 @@ def parse_webui(body: Mapping[str, Any]) -> Asked:
     fit = _FITS.get(mode) if isinstance(mode, int) else None
     if fit is None:
         raise InvalidParameter("resize_mode can be 0 (stretch), 1 (crop) or 2 (fill) here.", param="resize_mode")
-    count = _whole(body, "batch_size") * _whole(body, "n_iter")
+    count = whole(body.get("batch_size", 1), "batch_size", 1) * whole(body.get("n_iter", 1), "n_iter", 1)
     if count > _MAX_PICTURES:
         raise InvalidParameter(f"batch_size x n_iter can be {_MAX_PICTURES} at most.", param="batch_size")
     strength = _number(body, "denoising_strength", 0.75, smallest_strength(MAX_STEPS), 1)
     scale = _number(body, "cfg_scale", 0.0, 0, _MAX_SCALE)
-    steps = _whole(body, "steps", _TURBO_STEPS, _MAX_STEPS)
+    steps = whole(body.get("steps", _TURBO_STEPS), "steps", 1, _MAX_STEPS)
     run = max(min(steps, _TURBO_STEPS), smallest_steps(strength) or MAX_STEPS)
     values = {"steps": (steps, run), "cfg_scale": (scale, min(scale, 1.0)), **_sampler(body)}
     request = parse_request(
@@ -115,18 +113,18 @@ def parse_webui(body: Mapping[str, Any]) -> Asked:
             "strength": strength,
             "num_inference_steps": run,
             "guidance_scale": values["cfg_scale"][1],
-            "seed": _seed(body.get("seed")),
+            # -1 is a random one.
+            "seed": None if body.get("seed") == -1 else body.get("seed"),
             "fit": fit,
             "output_format": OutputFormat.PNG,
         }
     )
-    seeds = (((request.seed or 0) + i) % (MAX_SEED + 1) for i in range(count))
     return Asked(
         image=_image(body),
-        requests=tuple(request.model_copy(update={"seed": seed}) for seed in seeds),
+        requests=in_a_row(request, count),
         taken={"denoising_strength": strength, **{name: taken for name, (_, taken) in values.items()}},
         clamped={name: pair for name, pair in values.items() if pair[0] != pair[1]},
-        model=str(_mapping(body, "override_settings").get("sd_model_checkpoint") or "") or None,
+        model=str(mapping(body, "override_settings").get("sd_model_checkpoint") or "") or None,
         send_images=body.get("send_images") is not False,
     )
 
@@ -146,14 +144,14 @@ def _refuse_unsupported(body: Mapping[str, Any]) -> None:
     for name, neutral in _UNSUPPORTED.items():
         if name in body and body[name] not in neutral:
             raise InvalidParameter(f"{name} cannot be honoured here. Leave it out.", param=name)
-    for setting, value in _mapping(body, "override_settings").items():
+    for setting, value in mapping(body, "override_settings").items():
         if setting == "sd_model_checkpoint" or setting.startswith(_SETTINGS_OF_FILES) or value in (None, ""):
             continue
         if value not in _NEUTRAL_SETTINGS.get(setting, ()):
             raise InvalidParameter(
                 f"override_settings: {setting[:64]} cannot be honoured here. Leave it out.", param="override_settings"
             )
-    for script, arguments in _mapping(body, "alwayson_scripts").items():
+    for script, arguments in mapping(body, "alwayson_scripts").items():
         if not _switched_off(arguments.get("args") if isinstance(arguments, dict) else arguments):
             raise InvalidParameter(f"alwayson_scripts: there is no '{script[:64]}' here.", param="alwayson_scripts")
     for name in ("width", "height"):
@@ -176,22 +174,6 @@ def _image(body: Mapping[str, Any]) -> bytes:
     return decode_base64(images[0], "init_images")
 
 
-def _seed(value: Any) -> Any:
-    """-1 is a random one."""
-    return secrets.randbelow(2**32) if value in (None, -1) else value
-
-
-def _whole(body: Mapping[str, Any], name: str, default: int = 1, most: int | None = None) -> int:
-    try:
-        value = _INTEGER.validate_python(body.get(name, default))
-    except ValidationError:
-        value = 0
-    if value < 1 or (most and value > most):
-        bounds = f"from 1 to {most}" if most else "of at least 1"
-        raise InvalidParameter(f"{name} must be a whole number {bounds}.", param=name)
-    return value
-
-
 def _number(body: Mapping[str, Any], name: str, default: float, least: float, most: float) -> float:
     try:
         value = _NUMBER.validate_python(body.get(name, default))
@@ -202,12 +184,4 @@ def _number(body: Mapping[str, Any], name: str, default: float, least: float, mo
     return value
 
 
-_INTEGER: TypeAdapter[int] = TypeAdapter(Integer)
 _NUMBER: TypeAdapter[float] = TypeAdapter(Number)
-
-
-def _mapping(body: Mapping[str, Any], name: str) -> dict[str, Any]:
-    value = body.get(name, {})
-    if not isinstance(value, dict):
-        raise InvalidParameter(f"{name} must be an object.", param=name)
-    return value

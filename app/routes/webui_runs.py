@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, contextmanager
 
 from app.errors import Interrupted
+from app.routes.common import together
 from app.service import Picture, Step, Waiting
 
 
@@ -18,7 +19,7 @@ class Run:
         self.preview: bytes | None = None
         self.interrupted = False
         self._started = time.monotonic()
-        self._tasks: list[asyncio.Task[Picture]] = []
+        self._tasks: list[asyncio.Task[list[Picture]]] = []
 
     @property
     def progress(self) -> float:
@@ -44,17 +45,14 @@ class Run:
             Interrupted: it was told to end.
             ServiceError: one of them failed; the others are cancelled.
         """
-        self._tasks = [asyncio.create_task(self._follow(each)) for each in watched]
+        task = asyncio.create_task(together(*map(self._follow, watched)))
+        self._tasks.append(task)
         try:
-            return list(await asyncio.gather(*self._tasks))
+            return await task
         except asyncio.CancelledError:
             if self.interrupted:
                 raise Interrupted("The request was interrupted.") from None
             raise
-        finally:
-            for task in self._tasks:
-                task.cancel()
-            await asyncio.wait(self._tasks)
 
     async def _follow(self, watched: AsyncGenerator[Waiting | Step | Picture, None]) -> Picture:
         async with aclosing(watched):

@@ -1,0 +1,54 @@
+"""Files of whoever runs the service that are read again when they change: keys, certificates."""
+
+import time
+from pathlib import Path
+
+from app.errors import Misconfigured
+
+_RECHECK_SECONDS = 1.0
+
+
+class Watched:
+    """Tells when files have changed; they are looked at once a second at most. Make it before they are first read."""
+
+    def __init__(self, *files: Path) -> None:
+        self._files = files
+        self._seen = self._stamps()
+        self._looked = time.monotonic()
+
+    def changed(self, again: bool) -> bool:
+        """Whether they have since the last look, or are to be read `again` in any case; False if it is too soon."""
+        now = time.monotonic()
+        if now - self._looked < _RECHECK_SECONDS:
+            return False
+        self._looked = now
+        # Before they are read: what changes in between is seen at the next look.
+        before, self._seen = self._seen, self._stamps()
+        return again or self._seen != before
+
+    def _stamps(self) -> list[tuple[int, ...]]:
+        return [_stamp(file) for file in self._files]
+
+
+def read(file: Path, variable: str) -> bytes:
+    """The file that a variable names.
+
+    Raises:
+        Misconfigured: it cannot be read; the message names the variable.
+    """
+    try:
+        if file.exists() and not file.is_file():
+            # To read a pipe would wait for its other end.
+            raise OSError("it is no regular file")
+        return file.read_bytes()
+    except OSError as error:
+        raise Misconfigured(f"{variable}: {file} cannot be read: {error}.") from error
+
+
+def _stamp(file: Path) -> tuple[int, ...]:
+    """Changes with the file's content, also where it is replaced behind a link, as orchestrators do it."""
+    try:
+        status = file.stat()
+    except OSError:
+        return ()
+    return status.st_mtime_ns, status.st_size, status.st_ino
