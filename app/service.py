@@ -202,7 +202,8 @@ class Service:
         try:
             while True:
                 try:
-                    one = await asyncio.wait_for(progress.get(), _LOOK_SECONDS)
+                    async with asyncio.timeout(_LOOK_SECONDS):
+                        one = await progress.get()
                 except TimeoutError:
                     before, ahead = ahead, self.engine.ahead(call.job_id)
                     if ahead not in (None, before):

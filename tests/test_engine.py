@@ -37,7 +37,11 @@ def in_a_loop(test: Test) -> Callable[..., None]:
 
     @wraps(test)
     def run(*args: Any, **kwargs: Any) -> None:
-        asyncio.run(asyncio.wait_for(test(*args, **kwargs), 60))
+        asyncio.run(bounded(*args, **kwargs))
+
+    async def bounded(*args: Any, **kwargs: Any) -> None:
+        async with asyncio.timeout(60):
+            await test(*args, **kwargs)
 
     return run
 
@@ -250,6 +254,22 @@ async def test_a_word_to_a_worker_that_has_gone_is_lost_without_harm() -> None:
     process.send(job())
     process.kill()
     assert await process.stop() is not None
+
+
+@pytest.mark.parametrize("turns", range(6))
+@in_a_loop
+async def test_who_is_cancelled_just_when_a_worker_has_ended_is_cancelled(turns: int) -> None:
+    # Python 3.11's `wait_for` forgets it then: the lane went on to start workers, and the engine's end never came.
+    process = await WorkerProcess.spawn(Start(FAKE, "cpu", Settings()))
+    task = asyncio.create_task(process.stop())
+    while process._process.returncode is None:  # noqa: ASYNC110  each turn of the loop is looked at
+        await asyncio.sleep(0)
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    if not task.done():
+        task.cancel()
+        await asyncio.wait({task})
+        assert task.cancelled()
 
 
 def test_bytes_that_are_no_picture_of_that_size_are_refused() -> None:

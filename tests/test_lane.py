@@ -126,8 +126,8 @@ class TestCanary:
                     await engine.run(job(f"j{time.monotonic()}", seconds=0.3))
                 seen.add(engine.ready)
             assert seen == {True, False}
-            assert deaths(engine, "hang") == 1
             await until(lambda: engine.ready)
+            assert deaths(engine, "hang") == 1
 
     @in_a_loop
     async def test_a_job_that_was_taken_back_at_once_is_no_hang(self, monkeypatch: pytest.MonkeyPatch) -> None:

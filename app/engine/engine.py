@@ -110,7 +110,8 @@ class Engine:
         self._count()
         try:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._idle.wait(), seconds)
+                async with asyncio.timeout(seconds):
+                    await self._idle.wait()
         finally:
             self._end()
 

@@ -79,7 +79,8 @@ class WorkerProcess:
         """
         self.close()
         try:
-            return await asyncio.wait_for(self._process.wait(), STOP_SECONDS)
+            async with asyncio.timeout(STOP_SECONDS):
+                return await self._process.wait()
         except TimeoutError:
             self.kill()
             return await self._process.wait()

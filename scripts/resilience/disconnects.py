@@ -37,7 +37,8 @@ async def _cut(target: Target, data: bytes, draw: random.Random) -> None:
         await writer.drain()
         if whole:
             with suppress(TimeoutError):
-                await asyncio.wait_for(reader.read(draw.randrange(1, 4096)), draw.uniform(0, LONGEST_SECONDS))
+                async with asyncio.timeout(draw.uniform(0, LONGEST_SECONDS)):
+                    await reader.read(draw.randrange(1, 4096))
     if draw.random() < 0.5:
         writer.transport.abort()
     else:

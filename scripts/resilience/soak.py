@@ -102,7 +102,8 @@ class Traffic:
         with suppress(ConnectionError, TimeoutError):
             if part:
                 writer.write(data[: self.draw.randrange(len(data))] if self.draw.random() < 0.5 else data)
-                await asyncio.wait_for(reader.read(1), seconds)
+                async with asyncio.timeout(seconds):
+                    await reader.read(1)
             else:
                 for byte in data[:100]:
                     writer.write(bytes([byte]))
