@@ -89,9 +89,9 @@ def test_the_script_sets_up_and_keeps_arguments_and_directory_as_they_are(tmp_pa
     (checkout / "scripts").mkdir(parents=True)
     (checkout / ".venv/bin").mkdir(parents=True)
     shutil.copy(ROOT / "scripts/demo", checkout / "scripts")
-    for name, script in (("scripts/setup", "echo set up"), (".venv/bin/python", 'pwd; printf "%s|" "$@"')):
+    for name, script in (("scripts/setup", 'echo set up "$@"'), (".venv/bin/python", 'pwd; printf "%s|" "$@"')):
         (checkout / name).write_text(f"#!/bin/sh\n{script}\n")
         (checkout / name).chmod(0o755)
     command = [str(checkout / "scripts/demo"), "--prompt", "two words"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert done.stdout == f"set up\n{tmp_path}\n{checkout}/scripts/demo.py|--prompt|two words|"
+    assert done.stdout == f"set up --runtime\n{tmp_path}\n{checkout}/scripts/demo.py|--prompt|two words|"

@@ -27,6 +27,14 @@ LOCK_FILES = ("requirements.lock", "requirements-c2pa.lock", "requirements-dev.l
 VARIABLES = {f"IMG2IMG_{name.upper()}" for name in Settings.model_fields}
 FIXED_BY_THE_IMAGE = {"IMG2IMG_HOST", "IMG2IMG_PORT", "IMG2IMG_HUB_CACHE", "IMG2IMG_COMPILE_CACHE"}
 PLATFORM_PACKAGES = ("nvidia-", "cuda-", "triton")
+RECORDING_PYTHON = """#!/bin/sh
+# Says what it was told to install, and makes a .venv of itself.
+case "$*" in
+    -V) echo Python 3.11 ;;
+    "-m venv "*) mkdir -p .venv/bin && cp "$0" .venv/bin/python && cp "$0" .venv/bin/img2img ;;
+    "-m pip install "*) echo "$*" >> said ;;
+esac
+"""
 
 
 def compose_service(name: str) -> dict[str, Any]:
@@ -301,6 +309,38 @@ class TestScripts:
         assert shown.returncode == 0
         assert shown.stdout.strip()
         assert shown.stderr == ""
+
+    def test_setup_installs_what_is_asked_for_once_and_again_when_a_lock_file_has_changed(self, tmp_path: Path) -> None:
+        (tmp_path / "scripts").mkdir()
+        for name in ("scripts/setup", *LOCK_FILES, "pyproject.toml"):
+            shutil.copy(ROOT / name, tmp_path / name)
+        python = tmp_path / "python"
+        python.write_text(RECORDING_PYTHON)
+        python.chmod(0o755)
+
+        def installed(*option: str) -> list[str]:
+            (tmp_path / "said").write_text("")
+            env = {"PATH": os.defpath, "PYTHON": str(python)}
+            subprocess.run([tmp_path / "scripts/setup", *option], env=env, capture_output=True, check=True)
+            return [words.rpartition(" ")[2] for words in (tmp_path / "said").read_text().splitlines()]
+
+        assert installed("--runtime") == ["requirements.lock", "."]
+        assert installed("--runtime") == []
+        assert installed() == ["requirements-dev.lock", "."]
+        assert installed() == installed("--runtime") == []
+        with (tmp_path / "requirements-dev.lock").open("a") as lock:
+            lock.write("one-more==1\n")
+        assert installed("--runtime") == []
+        assert installed() == ["requirements-dev.lock", "."]
+        with (tmp_path / "requirements.lock").open("a") as lock:
+            lock.write("one-more==1\n")
+        assert installed("--runtime") == ["requirements.lock", "."]
+        assert installed() == ["requirements-dev.lock", "."]
+
+    def test_setup_refuses_an_option_that_it_does_not_have(self) -> None:
+        refused = subprocess.run([ROOT / "scripts/setup", "--dev"], capture_output=True, text=True)
+        assert (refused.returncode, refused.stdout) == (2, "")
+        assert "there is no option --dev" in refused.stderr
 
     def test_setup_refuses_a_python_that_is_not_there_with_a_sentence(self, tmp_path: Path) -> None:
         (tmp_path / "scripts").mkdir()
