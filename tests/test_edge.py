@@ -15,10 +15,10 @@ import httpx2
 import pytest
 
 from scripts.resilience.target import Target, serving
-from tests.conftest import _free_port
+from tests.conftest import _free_port, run_server
 from tests.test_hostile import FILES
 from tests.test_img2img import post
-from tests.test_limits import connect, eventually, pieces
+from tests.test_limits import connect, eventually, pieces, sample
 
 ROOT = Path(__file__).parents[1]
 NGINX = shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin")
@@ -75,6 +75,19 @@ def edge(target: Target, tmp_path_factory: pytest.TempPathFactory) -> Iterator[s
 def test_a_picture_goes_through_it(edge: str) -> None:
     answer = post(edge, FILES["PNG"], seed="7")
     assert (answer.status_code, answer.headers["x-seed"]) == (200, "7")
+
+
+def test_an_event_comes_through_it_when_it_happens(tmp_path: Path) -> None:
+    form = {"prompt": "tick=0.5", "num_inference_steps": "4", "strength": "1"}
+    headers, files = {"Accept": "text/event-stream"}, {"image": FILES["PNG"]}
+    with (
+        run_server() as service,
+        nginx(tmp_path, service) as url,
+        httpx2.stream("POST", f"{url}/img2img", headers=headers, data=form, files=files) as answer,
+    ):
+        lines = answer.iter_lines()
+        assert [next(lines), next(lines)] == ["event: step", 'data: {"step": 1, "steps": 4}']
+        assert sample(service, "img2img_jobs_on_board") == 1
 
 
 def test_a_body_over_the_limit_is_refused_in_the_service_s_own_shape(edge: str) -> None:

@@ -8,7 +8,9 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import httpx2
+import pytest
 
+from app.client import Img2Img
 from tests.pictures import opened
 from tests.test_img2img import post, problem
 from tests.test_limits import eventually, sample
@@ -38,6 +40,7 @@ def events(url: str, png: bytes, previews: bool = False, **fields: str) -> list[
         assert answer.status_code == 200
         assert answer.headers["content-type"].startswith("text/event-stream")
         assert answer.headers["cache-control"] == "no-store"
+        assert answer.headers["x-accel-buffering"] == "no"
         return list(read(answer.iter_lines()))
 
 
@@ -76,6 +79,22 @@ def test_who_waits_is_told_how_many_are_before_it(start_server: StartServer, png
     ahead = [body["ahead"] for name, body in found if name == "waiting"]
     assert ahead[:1] == [2]
     assert ahead == sorted(set(ahead), reverse=True)
+
+
+def test_a_stream_in_which_nothing_happens_says_that_it_lives(
+    start_server: StartServer, png: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.routes.events.KEEPALIVE_SECONDS", 0.2)
+    headers = {"Accept": "text/event-stream"}
+    form: dict[str, Any] = {"data": {"prompt": "tick=0.7", **LONG}, "files": {"image": png}}
+    with start_server() as url, httpx2.stream("POST", f"{url}/img2img", headers=headers, **form) as answer:
+        lines = list(answer.iter_lines())
+    assert sum(line.startswith(":") for line in lines) >= 3
+    assert [name for name, _ in read(iter(lines))] == ["step"] * 4 + ["picture"]
+    told: list[object] = []
+    with start_server() as url, Img2Img(url) as client:
+        assert client.edit(png, "tick=0.7", seed=5, on_progress=told.append).seed == 5
+    assert told
 
 
 def test_what_is_refused_is_refused_as_ever(server: str, png: bytes) -> None:

@@ -1,13 +1,14 @@
 """Server-sent events: how a request goes, as it goes."""
 
+import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Any
 
 from fastapi import Request
 from fastapi.responses import StreamingResponse
-from fastapi.sse import format_sse_event
+from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 
 from app.errors import ServiceError
 from app.refusals import error_body
@@ -15,6 +16,15 @@ from app.routes.common import unless_disconnected
 from app.service import Service
 
 EVENTS = "text/event-stream"
+
+HEADERS = {
+    "Cache-Control": "no-store",
+    # FastAPI's own event streams have it too: an nginx on the way may hold events back otherwise.
+    "X-Accel-Buffering": "no",
+}
+
+KEEPALIVE_SECONDS = 15.0
+"""After so long without an event a comment is sent, as the HTML standard advises: proxies close what is silent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,26 +41,31 @@ async def event_stream(request: Request, events: AsyncGenerator[Event, None]) ->
     Raises:
         ServiceError: the request was refused before anything has come.
     """
-    first = await unless_disconnected(request, _first(events))
+    first = await unless_disconnected(request, anext(events, None))
     body = _lines(request, first, events)
-    return StreamingResponse(body, media_type=EVENTS, headers={"Cache-Control": "no-store"})
+    return StreamingResponse(body, media_type=EVENTS, headers=HEADERS)
 
 
-async def _first(events: AsyncGenerator[Event, None]) -> Event:
-    return await anext(events)
-
-
-async def _lines(request: Request, first: Event, events: AsyncGenerator[Event, None]) -> AsyncIterator[bytes]:
+async def _lines(
+    request: Request, first: Event | None, events: AsyncGenerator[Event, None]
+) -> AsyncGenerator[bytes, None]:
+    event, coming = first, None
     try:
-        yield _line(first)
-        async for event in events:
+        while event:
             yield _line(event)
+            coming = asyncio.ensure_future(anext(events, None))
+            while not (await asyncio.wait({coming}, timeout=KEEPALIVE_SECONDS))[0]:
+                yield KEEPALIVE_COMMENT
+            event = coming.result()
     except ServiceError as error:
         service: Service = request.app.state.service
         service.metrics.refuse(error.code)
         _, body = error_body(error, request.state.request_id, request.url.path)
         yield _line(Event("error", body))
     finally:
+        if coming and not coming.done():
+            coming.cancel()
+            await asyncio.wait({coming})
         await events.aclose()
 
 
