@@ -86,7 +86,7 @@ class Metrics:
         Info("img2img_build", "This program.", registry=registry).info({"version": __version__})
 
         # Else the first of a kind would be no increase, and in no dashboard.
-        for cause in ("exit", "hang", "garbage", "device", "canary"):
+        for cause in ("exit", "hang", "garbage", "device", "canary", "spawn"):
             self.worker_deaths.labels(cause)
         for code in CODES:
             self.rejected.labels(code)

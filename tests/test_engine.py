@@ -256,6 +256,42 @@ async def test_a_word_to_a_worker_that_has_gone_is_lost_without_harm() -> None:
     assert await process.stop() is not None
 
 
+@in_a_loop
+async def test_a_machine_without_room_for_a_process_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running() as engine:
+        await until(lambda: engine.ready)
+        monkeypatch.setattr("app.engine.process.sys.executable", "/nowhere/python")
+        engine._lanes[0].kill("test")
+        await until(lambda: deaths(engine, "spawn"))
+        assert not engine.ready
+        monkeypatch.undo()
+        assert (await engine.run(job(seed=1))).pixels.data[0] == 1 + 4
+
+
+@in_a_loop
+async def test_a_machine_that_never_has_room_for_a_process_ends_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.engine.process.sys.executable", "/nowhere/python")
+    async with running(max_worker_deaths=2) as engine:
+        with pytest.raises(Unavailable):
+            await engine.run(job())
+        assert "2 workers in a row" in str(engine.failure)
+
+
+@in_a_loop
+async def test_an_error_of_the_engine_s_own_ends_it_and_nobody_waits_in_vain(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running() as engine:
+        await until(lambda: engine.ready)
+        waiting = asyncio.create_task(engine.run(job(prompt="tick=9")))
+        await until(lambda: engine._lanes[0].tickets)
+        monkeypatch.setattr(engine._lanes[0], "check", 3)
+        with pytest.raises(Unavailable, match="about to restart"):
+            await waiting
+        assert "TypeError" in str(engine.failure)
+        assert "Traceback" in caplog.text
+
+
 @pytest.mark.parametrize("turns", range(6))
 @in_a_loop
 async def test_who_is_cancelled_just_when_a_worker_has_ended_is_cancelled(turns: int) -> None:

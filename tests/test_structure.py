@@ -47,6 +47,7 @@ LAYERS = [
         "app.infotext",
         "app.engine.batch",
         "app.engine.framing",
+        "app.engine.failures",
         "app.engine.fair",
         "app.engine.faults",
         "app.engine.warmup",

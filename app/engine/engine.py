@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import SecretStr
 
 from app.engine.admission import CODEC_ROWS, Admission
+from app.engine.failures import closing, failed, gone, too_late
 from app.engine.fair import FairQueue
 from app.engine.jobs import (
     Broken,
@@ -28,17 +29,7 @@ from app.engine.jobs import (
     Ticked,
 )
 from app.engine.lane import Lane, Ticket
-from app.errors import (
-    DeadlineExceeded,
-    EngineError,
-    EngineStopped,
-    NonFiniteResult,
-    OutOfMemory,
-    ServiceError,
-    ShuttingDown,
-    Unavailable,
-    WorkerLost,
-)
+from app.errors import EngineStopped, ServiceError, WorkerLost
 from app.metrics import Metrics
 from app.settings import Settings
 
@@ -103,6 +94,14 @@ class Engine:
         """Start the workers and return at once: jobs wait until one is ready."""
         self._tasks = [asyncio.create_task(lane.run()) for lane in self._lanes]
         self._tasks.append(asyncio.create_task(self._watch()))
+        for task in self._tasks:
+            task.add_done_callback(self._ended)
+
+    def _ended(self, task: "asyncio.Task[None]") -> None:
+        """What keeps the engine running has ended. Unless that was wanted, jobs would wait for nothing from now on."""
+        if not task.cancelled() and (error := task.exception()):
+            logger.critical("the engine failed", exc_info=error)
+            self._give_up(EngineStopped(f"The engine failed: {error!r}"))
 
     async def drain(self, seconds: float) -> None:
         """Admit nothing from now on, and wait for what was; what is not done after so many seconds is refused."""
@@ -125,7 +124,7 @@ class Engine:
 
     def _end(self) -> None:
         self._closed = self._over = True
-        self._refuse_all(_closing())
+        self._refuse_all(closing())
 
     @contextlib.contextmanager
     def admit(self, unet_rows: int, caller: str = "", timeout: float | None = None) -> Iterator[float]:
@@ -141,7 +140,7 @@ class Engine:
             TooManyRequests: likewise, and others are there who had less.
         """
         if self.failure or self._closed:
-            raise _closing()
+            raise closing()
         # A worker that sleeps has to load first; how long one takes that never did is not known.
         delay = 0.0 if any(lane.info for lane in self._lanes) else min(lane.start_seconds for lane in self._lanes)
         seconds = self.admission.admit(unet_rows, caller, timeout, delay)
@@ -162,9 +161,9 @@ class Engine:
             Unavailable: the engine stopped.
         """
         if self.failure:
-            raise _gone()
+            raise gone()
         if self._over:
-            raise _closing()
+            raise closing()
         loop = asyncio.get_running_loop()
         ticket = Ticket(job, loop.create_future(), on_progress, enqueued=time.monotonic())
         timer = loop.call_later(max(0.0, job.deadline - time.monotonic()), self._expire, ticket)
@@ -220,7 +219,7 @@ class Engine:
         self._count()
 
     def _expire(self, ticket: Ticket) -> None:
-        ticket.refuse(_too_late(ticket.job.deadline - ticket.enqueued))
+        ticket.refuse(too_late(ticket.job.deadline - ticket.enqueued))
 
     def _refuse_all(self, error: ServiceError) -> None:
         for ticket in (*self._waiting, *(t for lane in self._lanes for t in lane.tickets.values())):
@@ -246,7 +245,7 @@ class Engine:
     def _give_up(self, failure: EngineStopped) -> None:
         self.failure = failure
         logger.critical("the engine gives up: %s", failure)
-        self._refuse_all(_gone())
+        self._refuse_all(gone())
         for task in self._tasks:
             task.cancel()
         self._on_failure(failure)
@@ -294,7 +293,7 @@ class Engine:
             case Done():
                 self._done(lane, message)
             case Failed() if ticket := lane.tickets.pop(message.job_id, None):
-                ticket.refuse(_failure(message, ticket.job.deadline - ticket.enqueued))
+                ticket.refuse(failed(message, ticket.job.deadline - ticket.enqueued))
                 self._dispatch()
 
     def _done(self, lane: Lane, message: Done) -> None:
@@ -319,32 +318,3 @@ class Engine:
     def _count(self) -> None:
         self.metrics.waiting.set(len(self._waiting))
         self.metrics.on_board.set(sum(len(lane.tickets) for lane in self._lanes))
-
-
-def _closing() -> ShuttingDown:
-    return ShuttingDown("The service is shutting down. Try again in a moment.")
-
-
-def _gone() -> Unavailable:
-    return Unavailable("The engine has stopped. The service is about to restart.", retry_after=10)
-
-
-def _too_late(seconds: float) -> DeadlineExceeded:
-    return DeadlineExceeded(
-        f"The picture was not finished within {seconds:.3g} s. Send fewer steps, or try again when less is going on.",
-        retry_after=5,
-    )
-
-
-def _failure(message: Failed, deadline_seconds: float) -> ServiceError:
-    match message.reason:
-        case "expired":
-            return _too_late(deadline_seconds)
-        case "memory":
-            return OutOfMemory("The device has too little memory for this picture now. Try again in a moment.")
-        case "non_finite":
-            return NonFiniteResult(
-                "The result held values that are no numbers, even in float32. Change the seed, prompt or picture."
-            )
-        case _:
-            return EngineError("The picture could not be made. The log has the reason, under the request id.")

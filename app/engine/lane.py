@@ -1,6 +1,7 @@
 """One device: a worker process that is kept running, or sleeps, and the tickets in that worker's hands."""
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -139,15 +140,23 @@ class Lane:
             tickets, self.tickets = list(self.tickets.values()), {}
             self._waking = False
             logger.error(
-                "worker on %s died (%s, exit code %d) with %d jobs", self.device, cause, exit_code, len(tickets)
+                "worker on %s died (%s, exit code %s) with %d jobs", self.device, cause, exit_code, len(tickets)
             )
             self._owner.died(self, tickets)
             await asyncio.sleep(min(_MAX_BACKOFF, 0.5 * 2 ** (self.deaths_in_a_row - 1) - 0.5))
 
-    async def _run_worker(self) -> int:
-        """One worker from start to end; its exit code. After cancelling it, `close` sees that end through."""
+    async def _run_worker(self) -> int | None:
+        """One worker from start to end; its exit code, or None if it could not be started.
+
+        After cancelling it, `close` sees that end through.
+        """
         self._starting = asyncio.create_task(WorkerProcess.spawn(self.start))
-        process = self._process = await asyncio.shield(self._starting)
+        try:
+            process = self._process = await asyncio.shield(self._starting)
+        except OSError:
+            logger.exception("no worker can be started on %s", self.device)
+            self._kill_cause = "spawn"
+            return None
         self._heard = self._born = time.monotonic()
         self._asked, self._owing = 0.0, False
         logger.info("worker %d starts on %s", process.pid, self.device)
@@ -166,7 +175,8 @@ class Lane:
     async def close(self) -> None:
         """End the worker, wherever in its life it is; `run` must have been cancelled before."""
         if self._starting:
-            await (await self._starting).stop()
+            with contextlib.suppress(OSError):
+                await (await self._starting).stop()
 
     def ready(self, message: Ready) -> None:
         """The worker has loaded and takes jobs."""

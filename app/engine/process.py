@@ -28,11 +28,16 @@ class WorkerProcess:
 
     @classmethod
     async def spawn(cls, start: Start) -> "WorkerProcess":
-        """Start a fresh interpreter: nothing of this process, neither its memory nor its signals, reaches it."""
+        """Start a fresh interpreter: nothing of this process, neither its memory nor its signals, reaches it.
+
+        Raises:
+            OSError: there is no room for a process more.
+        """
         ours, theirs = socket.socketpair()
         for end in (ours, theirs):
             enlarge(end)
-        with theirs:
+        with theirs, contextlib.ExitStack() as unless_started:
+            unless_started.callback(ours.close)
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 *("-P", "-m", "app.engine.worker", str(theirs.fileno())),
@@ -42,6 +47,7 @@ class WorkerProcess:
                 # Ctrl-C goes to the whole foreground group: the worker must outlive it until the last job is done.
                 process_group=0,
             )
+            unless_started.pop_all()
         worker = cls(
             process, *await asyncio.get_running_loop().create_unix_connection(lambda: Receiver(ours), sock=ours)
         )
