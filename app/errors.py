@@ -255,7 +255,7 @@ def _characters(text: str) -> str:
 def error_headers(error: ServiceError) -> dict[str, str]:
     """Headers that every dialect sends with an error: for people, for retry loops, for Hugging Face's client."""
     # The message may quote what was sent, and a header takes neither what is no ASCII nor what is no character.
-    words = " ".join(error.message.split())
+    words = " ".join(error.message.split()).replace("…", "...")
     headers = {"X-Error-Message": "".join(sign if " " <= sign <= "~" else "?" for sign in words)}
     if error.retry_after is not None:
         headers["Retry-After"] = str(retry_after_seconds(error))

@@ -9,23 +9,46 @@ _NEGATIVE = "Negative prompt: "
 _FACT = re.compile(r'\s*([\w ./-]{1,64}):\s*("(?:\\.|[^\\"])*"|[^,]*)(?:,|$)')
 
 
-def infotext(request: Img2ImgRequest, seed: int, model: str, version: str) -> str:
+_SAMPLERS = {
+    "DDIMScheduler": "DDIM",
+    "DPMSolverMultistepScheduler": "DPM++ 2M",
+    "DPMSolverSDEScheduler": "DPM++ SDE",
+    "EulerAncestralDiscreteScheduler": "Euler a",
+    "EulerDiscreteScheduler": "Euler",
+    "HeunDiscreteScheduler": "Heun",
+    "KDPM2AncestralDiscreteScheduler": "DPM2 a",
+    "KDPM2DiscreteScheduler": "DPM2",
+    "LCMScheduler": "LCM",
+    "PNDMScheduler": "PLMS",
+    "UniPCMultistepScheduler": "UniPC",
+}
+
+
+def sampler_name(scheduler: str) -> str:
+    """What the web UI calls the scheduler of this class of diffusers; the class's own name if it has none for it."""
+    return _SAMPLERS.get(scheduler, scheduler)
+
+
+def infotext(request: Img2ImgRequest, seed: int, model: str, sampler: str, version: str) -> str:
     """The request in the notation of AUTOMATIC1111's web UI, which image tools read back.
 
     Args:
         request: what was asked for.
         seed: the seed that was used, whether asked for or drawn.
         model: name of the checkpoint.
-        version: name and version of the program.
+        sampler: as the web UI calls it.
+        version: of this program. Its name goes before it: the web UI takes a bare number for its own version, and
+            draws what is read back from a picture as it did then.
     """
     facts = {
         "Steps": request.num_inference_steps,
+        "Sampler": _quote(sampler),
         "CFG scale": f"{request.guidance_scale:.15g}",
         "Seed": seed,
         "Size": f"{IMAGE_SIZE}x{IMAGE_SIZE}",
         "Model": _quote(model),
         "Denoising strength": f"{request.strength:.15g}",
-        "Version": _quote(version),
+        "Version": _quote(f"img2img {version}"),
     }
     lines = [request.prompt, ", ".join(f"{name}: {value}" for name, value in facts.items())]
     if request.negative_prompt:

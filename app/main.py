@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
@@ -13,12 +14,12 @@ from starlette.routing import Match
 
 from app import __version__, signing, tracing
 from app.engine.engine import LOADER, Engine
-from app.errors import EngineStopped, Misconfigured, ServiceError
+from app.errors import EngineStopped, InvalidParameter, Misconfigured, ServiceError
 from app.gate import OPEN_PATHS, Gate
 from app.keys import Keys
 from app.metrics import Metrics
 from app.middleware import BodyLimits, RequestContext
-from app.refusals import refusal
+from app.refusals import refusal, where_pictures_go
 from app.routes import cog, img2img, openai, platforms, stability, system, webui
 from app.routes.schema import EXPOSED_HEADERS
 from app.service import Service
@@ -141,11 +142,19 @@ def _handle_errors(app: FastAPI, metrics: Metrics, own_paths: frozenset[str]) ->
 
     @app.exception_handler(HTTPException)
     async def from_framework(request: Request, error: HTTPException) -> Response:
-        other = ServiceError(f"{request.method} {request.url.path[:100]}: {error.detail}.")
+        path = request.url.path
+        hint = f" {where_pictures_go(path)}" if error.status_code == 404 else ""
+        other = ServiceError(f"{request.method} {path[:100]}: {error.detail}.{hint}")
         other.status, other.code = error.status_code, str(error.detail).lower().replace(" ", "_")
         response = answer(request, other)
         response.headers.update(error.headers or {})
         return response
+
+    @app.exception_handler(RequestValidationError)
+    async def of_a_route(request: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        name = str(first["loc"][-1])
+        return answer(request, InvalidParameter(f"{name}: {first['msg']}.", param=name))
 
     @app.exception_handler(ClientDisconnect)
     async def nobody_there(request: Request, error: ClientDisconnect) -> Response:

@@ -7,6 +7,14 @@ from starlette.responses import JSONResponse
 
 from app.errors import BodyTimeout, ServiceError, ShuttingDown, error_headers, problem
 
+_ROUTES = {
+    "/v1/": "/v1/images/edits",
+    "/sdapi/": "/sdapi/v1/img2img",
+    "/v2beta/": "/v2beta/stable-image/generate/sd3",
+    "/predictions": "/predictions",
+}
+"""Where each dialect makes pictures."""
+
 SECURITY_HEADERS = {
     # What is sent is what it says it is, runs nothing, shows in no frame and in no other page, and says to no page
     # where its visitor came from.
@@ -16,6 +24,12 @@ SECURITY_HEADERS = {
     "Referrer-Policy": "no-referrer",
 }
 """On every answer that does not set its own."""
+
+
+def where_pictures_go(path: str) -> str:
+    """What to tell a caller who asks for a path that is not there."""
+    route = next((route for prefix, route in _ROUTES.items() if path.startswith(prefix)), "/img2img")
+    return f"A picture and a prompt go to POST {route}."
 
 
 def refusal(error: ServiceError, request_id: str, path: str, own: Container[str] = ()) -> JSONResponse:
@@ -72,15 +86,21 @@ def _stability(document: dict[str, Any]) -> tuple[int, dict[str, Any]]:
 def _cog(document: dict[str, Any]) -> tuple[int, dict[str, Any]]:
     """Cog's: a list of what is wrong with the input, or a sentence. Where every place is taken, it says conflict."""
     if document["status"] == 422:
-        where = ["body", "input", *([document["param"]] if "param" in document else [])]
-        return 422, {"detail": [{"loc": where, "msg": document["detail"], "type": document["code"]}]}
+        where = document.get("param", "input").split(".", 1)
+        return 422, {"detail": [{"loc": ["body", *where], "msg": document["detail"], "type": document["code"]}]}
     status = 409 if document["code"] in ("queue_full", "too_many_requests") else document["status"]
     return status, {"detail": document["detail"]}
+
+
+def _kserve(document: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+    """KServe's: one sentence."""
+    return document["status"], {"error": document["detail"]}
 
 
 _DIALECTS: dict[str, Callable[[dict[str, Any]], tuple[int, dict[str, Any]]]] = {
     "/v1/": _openai,
     "/sdapi/": _webui,
     "/v2beta/": _stability,
+    "/v2/": _kserve,
     "/predictions": _cog,
 }

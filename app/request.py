@@ -4,7 +4,7 @@ import difflib
 import math
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from enum import StrEnum
 from typing import Annotated, Any
@@ -47,7 +47,7 @@ class OutputFormat(StrEnum):
 
 def _integer(value: Any) -> int:
     """Decimal digits or a whole number as such; `4.0`, `4_0`, ` 4 ` and True are not integers here."""
-    if isinstance(value, str) and len(value) <= 20 and _INTEGER.fullmatch(value):
+    if isinstance(value, str) and len(value) <= 1000 and _INTEGER.fullmatch(value):
         return int(value)
     if isinstance(value, int) and not isinstance(value, bool):
         return value
@@ -163,8 +163,12 @@ def smallest_steps(strength: float) -> int | None:
     return next((steps for steps in range(1, MAX_STEPS + 1) if steps_run(steps, strength) >= 1), None)
 
 
-def parse_request(fields: Mapping[str, Any]) -> Img2ImgRequest:
+def parse_request(fields: Mapping[str, Any], besides: Iterable[str] = ()) -> Img2ImgRequest:
     """Fields as text (forms, queries) or JSON values to a request.
+
+    Args:
+        fields: by their names here.
+        besides: names that the dialect takes, too; whoever misspells one is told of them.
 
     Raises:
         InvalidParameter: names the first field at fault and what it may be.
@@ -173,7 +177,7 @@ def parse_request(fields: Mapping[str, Any]) -> Img2ImgRequest:
     if unknown:
         # Cut short before anything else: looking for what it is like takes long for a long one.
         name = unknown[0][:64]
-        raise InvalidParameter(_unknown_field(name), param=name)
+        raise InvalidParameter(_unknown_field(name, (*Img2ImgRequest.model_fields, *besides)), param=name)
     try:
         return Img2ImgRequest.model_validate({name: value for name, value in fields.items() if value is not None})
     except ValidationError as error:
@@ -195,7 +199,7 @@ def random_seed() -> int:
     return secrets.randbelow(2**32)
 
 
-def _unknown_field(name: str) -> str:
-    close = difflib.get_close_matches(name, Img2ImgRequest.model_fields, n=1)
-    hint = f"; did you mean '{close[0]}'?" if close else f". Known fields: {', '.join(Img2ImgRequest.model_fields)}."
+def _unknown_field(name: str, known: tuple[str, ...]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"; did you mean '{close[0]}'?" if close else f". Known fields: {', '.join(known)}."
     return f"There is no field '{name}'{hint}"

@@ -15,7 +15,7 @@ from app.engine.engine import Engine
 from app.engine.jobs import Job, Pixels, Progress
 from app.errors import InvalidParameter, ModelNotFound, Unavailable
 from app.images import Marks
-from app.infotext import infotext
+from app.infotext import infotext, sampler_name
 from app.logs import facts
 from app.metrics import Metrics
 from app.request import Img2ImgRequest, OutputFormat, random_seed
@@ -163,7 +163,7 @@ class Service:
                     result = await self.engine.run(job, on_progress, call.caller)
                     seconds |= (inside := {"queue": result.queued, **asdict(result.timings)})
                     tracing.lay_out(time.time(), inside)
-            text = infotext(request, seed, self.model_name, __version__)
+            text = infotext(request, seed, self.model_name, self.sampler, __version__)
             encode = partial(images.encode, helper=self._helpers, quality=request.quality)
             with tracing.stage(output_format.value, seconds):
                 data = await _on_thread(self._writers, encode, result.pixels, output_format, self._marks(text))
@@ -274,6 +274,11 @@ class Service:
         if self._whole_name == "auto":
             raise Unavailable("The model is being loaded. Try again in a moment.", retry_after=5)
         return self._whole_name.rstrip("/").rpartition("/")[2]
+
+    @property
+    def sampler(self) -> str:
+        """The model's scheduler as the web UI calls it; SDXL-Turbo's until one is loaded."""
+        return sampler_name(self.engine.info.scheduler if self.engine.info else "EulerAncestralDiscreteScheduler")
 
     @property
     def _whole_name(self) -> str:

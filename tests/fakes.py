@@ -21,7 +21,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from app.engine.batch import capacity
@@ -79,7 +79,9 @@ class FakeDiffusion:
     """Turns each byte of the picture by seed and steps; remembers the ids of each call."""
 
     def __init__(self, device: str) -> None:
-        self.info = ModelInfo("fake", "", "checkpoint", device, "float32", "it is a test")
+        self.info = ModelInfo(
+            "fake", "", "checkpoint", device, "float32", "it is a test", "EulerAncestralDiscreteScheduler"
+        )
         self.compiled: tuple[int, ...] = ()
         self.max_jobs = 4
         self.ticks: list[list[str]] = []
@@ -199,6 +201,13 @@ def load(settings: Settings, device: str) -> Diffusion:
     if settings.model.startswith("until="):
         diffusion.broken = Path(settings.model.removeprefix("until="))
     diffusion.max_jobs = capacity(settings.max_batch, device, large=False)
+    return diffusion
+
+
+def lightning(settings: Settings, device: str) -> Diffusion:
+    """A model with another scheduler."""
+    diffusion = FakeDiffusion(device)
+    diffusion.info = replace(diffusion.info, scheduler="EulerDiscreteScheduler")
     return diffusion
 
 

@@ -111,6 +111,7 @@ def test_a_loaded_checkpoint_says_what_it_is(tiny_checkpoint: Path) -> None:
     info = diffusion.info
     assert (info.model, info.vae, info.device, info.dtype) == (str(tiny_checkpoint), "checkpoint", "cpu", "float32")
     assert "IMG2IMG_MODEL" in info.reason
+    assert info.scheduler == type(diffusion.pipe.scheduler).__name__
     assert diffusion.pipe.unet.dtype == torch.float32
 
 

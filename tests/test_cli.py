@@ -246,6 +246,7 @@ class TestEdit:
         [
             (Answer(422, FASTAPI), 65, "answered 422 Unprocessable"),
             (Answer(200, b"<h1>It works!</h1>"), 69, "another program"),
+            (Answer(404, b'{"code": "not_found"}'), 69, "without a route"),
             (Answer(200, b"", {**PICTURE.headers, "X-Seed": "abc"}), 69, "another program"),
             (in_events(b"event: picture\ndata: no JSON\n\n"), 69, "another program"),
             (in_events(events(("waiting", {"ahead": 1}))), 69, "broke off before the picture"),
@@ -357,6 +358,7 @@ class TestDownload:
         config = {"scaling_factor": 0.13025, "block_out_channels": [128, 256, 512, 512]}
         folder = self.snapshot(tmp_path, "owner/name", self.REVISION, ["vae/config.json"])
         (folder / "vae/config.json").write_text(json.dumps(config))
+        (folder / "model_index.json").write_text('{"scheduler": ["diffusers", "EulerDiscreteScheduler"]}')
         self.snapshot(tmp_path, FP16_VAE, PINS[FP16_VAE], ["config.json", vae])
         return tmp_path
 

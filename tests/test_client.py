@@ -320,6 +320,20 @@ class TestAsynchronous:
             assert client.edit(png, "x", seed=3).data == edited.data
         assert [one.step for one in seen] == [1, 2, 3]
 
+    def test_a_coroutine_function_is_awaited_for_each_step(self, server: str, png: bytes) -> None:
+        async def ask() -> list[int]:
+            seen: list[int] = []
+
+            async def show(progress: Progress) -> None:
+                await asyncio.sleep(0)
+                seen.append(progress.step)
+
+            async with AsyncImg2Img(server) as client:
+                await client.edit(png, "x", on_progress=show)
+            return seen
+
+        assert asyncio.run(ask()) == [1, 2, 3]
+
     def test_several_at_once(self, server: str, png: bytes) -> None:
         async def ask() -> list[Edited]:
             async with AsyncImg2Img(server) as client:

@@ -23,7 +23,7 @@ from app.engine.jobs import Job, ModelInfo, Pixels, Result
 from app.settings import Settings
 
 SIDE = 64
-INFO = ModelInfo("tiny", "", "checkpoint", "cpu", "float32", "it is a test")
+INFO = ModelInfo("tiny", "", "checkpoint", "cpu", "float32", "it is a test", "EulerAncestralDiscreteScheduler")
 LONG = "a very long prompt about wizards and dogs and hats and stars " * 12
 PROMPTS = ["", "dog wizard, gandalf, 8k", LONG, "собака-волшебник 犬の魔法使い 🐕 مرحبا"]
 

@@ -105,6 +105,23 @@ def test_what_is_refused_is_refused_as_ever(server: str, png: bytes) -> None:
     problem(httpx2.post(f"{server}/img2img", headers=headers, **form), 415, "unsupported_image_format", "image")
 
 
+def test_the_picture_is_of_the_format_that_the_header_likes_and_previews_come_for_any_yes(
+    server: str, png: bytes
+) -> None:
+    form: dict[str, Any] = {"data": {"prompt": "x"}, "files": {"image": png}}
+
+    def ask(accept: str, previews: str) -> httpx2.Response:
+        headers = {"Accept": accept, "X-Previews": previews}
+        return httpx2.post(f"{server}/img2img", headers=headers, **form)
+
+    *steps, (_, picture) = read(iter(ask("text/event-stream, image/webp", "true").text.splitlines()))
+    assert picture["image"].startswith("data:image/webp")
+    assert any("preview" in body for _, body in steps)
+    (_, picture) = list(read(iter(ask("text/event-stream, */*;q=0.1", "0").text.splitlines())))[-1]
+    assert picture["image"].startswith("data:image/png")
+    problem(ask("text/event-stream", "maybe"), 422, "invalid_parameter", "X-Previews")
+
+
 def test_what_fails_later_is_the_last_event(server: str, png: bytes) -> None:
     *_, (name, body) = events(server, png, prompt="fail_at=2")
     assert (name, body["code"], body["status"]) == ("error", "inference_failed", 500)

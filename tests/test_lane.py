@@ -307,7 +307,7 @@ class PretendProcess:
         asyncio.get_running_loop().call_later(draw.uniform(0.1, 3), self._say, self._ready())
 
     def _ready(self) -> Ready:
-        return Ready(ModelInfo("pretended", "", "", "cpu", "", ""), 0.5, 4, 0.0)
+        return Ready(ModelInfo("pretended", "", "", "cpu", "", "", "EulerAncestralDiscreteScheduler"), 0.5, 4, 0.0)
 
     def _say(self, message: Any) -> None:
         if not self.closed:

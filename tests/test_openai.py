@@ -176,6 +176,27 @@ def test_a_mask_or_a_second_picture_is_refused(client: openai.OpenAI, png: bytes
         client.images.edit(image=png, prompt=PROMPT, extra_body={"stream": True, "n": 2})
 
 
+@pytest.mark.parametrize("name", ["mask_image", "control"])
+def test_a_file_of_another_kind_is_refused_by_its_name(server: str, png: bytes, name: str) -> None:
+    answer = httpx2.post(
+        f"{server}/v1/images/edits", files={"image": png, name: ("a.png", png)}, data={"prompt": PROMPT}
+    )
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, name)
+
+
+def test_a_field_in_the_query_is_not_overlooked(client: openai.OpenAI, png: bytes) -> None:
+    with pytest.raises(openai.BadRequestError, match="from the body here, not from the query") as caught:
+        client.images.edit(image=png, prompt=PROMPT, extra_query={"seed": "7"})
+    assert caught.value.param == "seed"
+    # As some clients do for Azure.
+    assert client.images.edit(image=png, prompt=PROMPT, extra_query={"api-version": "2025-04-01"}).data
+
+
+def test_who_misspells_a_field_is_told_of_those_of_this_api(client: openai.OpenAI, png: bytes) -> None:
+    with pytest.raises(openai.BadRequestError, match="did you mean 'partial_images'"):
+        client.images.edit(image=png, prompt=PROMPT, extra_body={"partial_image": "1"})
+
+
 def test_a_picture_that_is_none_is_a_bad_request(client: openai.OpenAI) -> None:
     for data in (b"", b"GIF89a"):
         with pytest.raises(openai.BadRequestError) as caught:
@@ -237,6 +258,7 @@ class TestErrors:
         with pytest.raises(openai.NotFoundError) as caught:
             client.images.generate(prompt=PROMPT)
         assert caught.value.code == "not_found"
+        assert "POST /v1/images/edits" in caught.value.message
 
     def test_the_sdk_waits_for_as_long_as_it_is_told_and_tries_again(
         self, start_server: StartServer, png: bytes

@@ -35,7 +35,12 @@ class TestKServe:
             "outputs": [],
         }
         assert get(f"/models/{name}/ready") == {"name": name, "ready": True}
-        problem(httpx2.get(f"{server}/v2/models/other/ready"), 404, "model_not_found", "model")
+        answer = httpx2.get(f"{server}/v2/models/other/ready")
+        assert (answer.status_code, list(answer.json())) == (404, ["error"])
+        assert "no model 'other'" in answer.json()["error"]
+        answer = httpx2.post(f"{server}/v2/models/{name}/infer", json={"inputs": []})
+        assert (answer.status_code, list(answer.json())) == (404, ["error"])
+        assert "POST /img2img" in answer.json()["error"]
 
     def test_a_service_that_is_not_ready_says_so(self, start_server: StartServer) -> None:
         with start_server("tests.fakes:hang", wait=False, model="fake") as url:
@@ -87,19 +92,26 @@ class TestVertex:
             ({"instances": []}, "instances"),
             ({"instances": [{}] * 17}, "instances"),
             ({"instances": [{}], "parameters": [1]}, "instances"),
-            ({"instances": ["x"]}, "instances"),
+            ({"instances": ["x"]}, "instances[0]"),
             ({"instances": [{}], "parameters": []}, "instances"),
             ({"instances": [{"image": "AAAA"}], "seed": 1}, "seed"),
-            ({"instances": [{"prompt": "x"}]}, "image"),
-            ({"instances": [{"image": {"gcsUri": "gs://x"}}]}, "image"),
-            ({"instances": [{"image": "!"}]}, "image"),
-            ({"instances": [{"image": "AAAA", "strength": 0.1}]}, "strength"),
+            ({"instances": [{"prompt": "x"}]}, "instances[0].image"),
+            ({"instances": [{"image": {"gcsUri": "gs://x"}}]}, "instances[0].image"),
+            ({"instances": [{"image": "!"}]}, "instances[0].image"),
+            ({"instances": [{"image": "AAAA"}, {"image": "AAAA", "strength": 0.1}]}, "instances[1].strength"),
         ],
     )
     def test_what_cannot_be_used_is_named(self, start_server: StartServer, body: Any, param: str) -> None:
         with start_server(**self.ROUTES) as url:
             answer = httpx2.post(f"{url}/vertex:predict", json=body)
         assert (answer.status_code, answer.json()["param"]) == (422, param)
+
+    def test_of_several_pictures_the_one_at_fault_is_named(self, start_server: StartServer, png: bytes) -> None:
+        one, other = ({"b64": base64.b64encode(data).decode()} for data in (png, b"GIF89a"))
+        with start_server(**self.ROUTES) as url:
+            answer = httpx2.post(f"{url}/vertex:predict", json={"instances": [{"image": one}, {"image": other}]})
+        problem(answer, 415, "unsupported_image_format", "instances[1].image")
+        assert answer.json()["detail"].startswith("instances[1]: ")
 
     def test_headers_say_what_pictures_have_in_common(self, start_server: StartServer, png: bytes) -> None:
         image = base64.b64encode(png).decode()

@@ -171,6 +171,13 @@ def test_an_unknown_field_is_refused_with_the_one_that_was_meant() -> None:
         parse_request({"prompt": "x", "strenght": "0.5"})
     with pytest.raises(InvalidParameter, match="Known fields: prompt, "):
         parse_request({"prompt": "x", "qqqq": "0.5"})
+    with pytest.raises(InvalidParameter, match="did you mean 'cfg_scale'"):
+        parse_request({"prompt": "x", "cfg_scal": "0.5"}, ["cfg_scale"])
+
+
+def test_a_number_that_is_too_large_is_told_so() -> None:
+    with pytest.raises(InvalidParameter, match="less than or equal to 9223372036854775807"):
+        parse_request({"prompt": "x", "seed": "9" * 30})
 
 
 def test_a_format_knows_its_media_type() -> None:

@@ -68,7 +68,9 @@ def test_guidance_goes_by_its_name_there(server: str, png: bytes) -> None:
         ({"style_preset": "anime"}, 422, "style_preset"),
         ({"aspect_ratio": "16:9"}, 422, "aspect_ratio"),
         ({"strength": "0.1"}, 422, "strength"),
-        ({"strenght": "1"}, 422, "strenght"),
+        ({"strenght": "1"}, 422, "did you mean 'strength'"),
+        ({"cfg_scal": "1"}, 422, "did you mean 'cfg_scale'"),
+        ({"colour": "red"}, 422, ", mode, model, cfg_scale"),
         ({"model": "sd3.5-large"}, 404, "sd3.5-large"),
         ({"output_format": "gif"}, 422, "output_format"),
         ({"cfg_scale": "21"}, 422, "cfg_scale: "),
@@ -96,6 +98,9 @@ def test_what_is_missing_is_named(server: str, png: bytes) -> None:
         answer = requests.post(f"{server}{PATH}", files=files, data=data, timeout=30)
         assert answer.status_code == 422
         assert named in answer.json()["errors"][0]
+    # Without curl's @, it is a text.
+    answer = requests.post(f"{server}{PATH}", files={"image": (None, "a.png")}, data=FIELDS, timeout=30)
+    assert "as a file part named 'image'" in answer.json()["errors"][0]
     assert requests.post(f"{server}{PATH}", json=FIELDS, timeout=30).status_code == 415
 
 

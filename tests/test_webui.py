@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import httpx2
 import pytest
 import webuiapi
+from packaging.version import InvalidVersion, Version
 from PIL import Image
 
 from app.errors import InvalidParameter
@@ -60,7 +61,7 @@ def test_a_header_says_too_what_was_clamped(server: str) -> None:
 
 @pytest.mark.parametrize(("strength", "steps"), [(0.75, 4), (0.2, 5), (0.02, 50), (1.0, 4), (0.3334, 4)])
 def test_a_low_strength_gets_as_many_steps_as_it_needs_for_one(strength: float, steps: int) -> None:
-    asked = parse_webui({"init_images": [""], "denoising_strength": strength, "steps": 20})
+    asked = parse_webui({"init_images": [""], "denoising_strength": strength, "steps": 20}, "Euler a")
     assert asked.requests[0].num_inference_steps == steps
     assert asked.requests[0].steps_run >= 1
 
@@ -331,6 +332,61 @@ def test_the_model_and_what_belongs_to_it_can_be_asked_for(api: Any) -> None:
     api.util_wait_for_ready(check_interval=0.1)
 
 
+def test_all_options_can_be_sent_back_as_they_came(api: Any) -> None:
+    options = {**api.get_options(), "sd_model_checkpoint": None, "CLIP_stop_at_last_layers": None}
+    assert httpx2.post(f"{api.baseurl}/options", json=options).status_code == 200
+    answer = httpx2.post(f"{api.baseurl}/options", json={**options, "samples_format": "jpg"})
+    assert (answer.status_code, "samples_format" in answer.json()["detail"]) == (422, True)
+
+
+def test_what_its_clients_ask_for_besides_is_there(api: Any) -> None:
+    assert api.get_memory()["cuda"]["error"]
+    assert api.get_embeddings() == {"loaded": {}, "skipped": {}}
+    assert api.refresh_checkpoints() is None
+    assert api.get_realesrgan_models() == []
+
+
+@pytest.mark.parametrize("path", ["progress?skip_current_image=maybe", "txt2img"])
+def test_every_error_has_its_four_fields(server: str, path: str) -> None:
+    answer = httpx2.get(f"{server}/sdapi/v1/{path}")
+    assert answer.json().keys() == {"error", "detail", "body", "errors"}
+    assert answer.headers["x-error-message"] == answer.json()["detail"]
+
+
+def test_whoever_looks_for_text_to_image_is_told_what_there_is(server: str) -> None:
+    answer = httpx2.post(f"{server}/sdapi/v1/txt2img", json={"prompt": "x"})
+    assert (answer.status_code, "POST /sdapi/v1/img2img" in answer.json()["detail"]) == (404, True)
+
+
+def test_text_is_as_good_as_numbers_and_switches(server: str) -> None:
+    def ask(**fields: Any) -> dict[str, Any]:
+        body = {"init_images": [base64.b64encode(saved(IMAGE, "PNG")).decode()], "prompt": "x", **fields}
+        answer = httpx2.post(f"{server}/sdapi/v1/img2img", json=body)
+        assert answer.status_code == 200, answer.text
+        return dict(answer.json())
+
+    parameters = ask(width="512", height=512, seed="-1", send_images="false", sampler_name="k_euler_a")["parameters"]
+    assert (parameters["width"], parameters["sampler_name"], parameters["n_iter"]) == (512, "Euler a", 1)
+    assert ask(send_images=0)["images"] == []
+    assert json.loads(ask(sampler_name="K_Euler_A")["info"])["clamped"] == {}
+    assert json.loads(ask(batch_size=2, n_iter=3)["info"])["batch_size"] == 2
+
+
+def test_the_sampler_is_the_one_of_the_model(start_server: StartServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    with start_server("tests.fakes:lightning") as url:
+        api = client_of(url)
+        assert api.util_get_sampler_names() == ["Euler"]
+        result = api.img2img(images=[IMAGE], prompt="x", sampler_name="Euler a")
+        assert result.info["clamped"]["sampler_name"] == ["Euler a", "Euler"]
+        assert "Sampler: Euler, " in result.info["infotexts"][0]
+
+
+def test_the_web_ui_does_not_take_our_version_for_an_old_one_of_its_own(api: Any) -> None:
+    # It then goes back to how it drew in those days, by what its own reading of versions says.
+    with pytest.raises(InvalidVersion):
+        Version(parse_infotext(api.img2img(images=[IMAGE], prompt="x").info["infotexts"][0])["Version"])
+
+
 def test_the_password_is_the_key(start_server: StartServer) -> None:
     with start_server(api_keys="right") as url:
         api = client_of(url)
@@ -366,5 +422,5 @@ def test_fields_of_the_wrong_kind_are_named() -> None:
         *(("cfg_scale", math.nan), ("denoising_strength", math.nan), ("cfg_scale", True), ("steps", math.inf)),
     ):
         with pytest.raises(InvalidParameter) as caught:
-            parse_webui({"init_images": [""], name: value})
+            parse_webui({"init_images": [""], name: value}, "Euler a")
         assert caught.value.param == name

@@ -1,8 +1,9 @@
 """The client for programs on an event loop."""
 
 import asyncio
+import inspect
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Any, Self
 
@@ -63,10 +64,10 @@ class AsyncImg2Img:
         fit: str | None = None,
         output_format: str | None = None,
         quality: int | None = None,
-        on_progress: Callable[[Progress], None] | None = None,
+        on_progress: Callable[[Progress], Awaitable[None] | None] | None = None,
         previews: bool = False,
     ) -> Edited:
-        """As `Img2Img.edit`; `on_progress` is called on the event loop."""
+        """As `Img2Img.edit`; `on_progress` is called on the event loop, and awaited if it is a coroutine function."""
         fields = {
             "prompt": prompt,
             "negative_prompt": negative_prompt,
@@ -85,7 +86,10 @@ class AsyncImg2Img:
                 async with self._client.stream("POST", "/img2img", **edit.arguments) as response:
                     if in_events(response):
                         async for event in events_of(response):
-                            if edit.take(event, response):
+                            over = edit.take(event, response)
+                            if inspect.isawaitable(edit.shown):
+                                await edit.shown
+                            if over:
                                 break
                     else:
                         await response.aread()

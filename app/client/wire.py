@@ -78,7 +78,9 @@ class Wire:
 
     def stranger(self) -> NoReturn:
         """Something answered, but no service of this kind."""
-        raise NoService(f"What answers at {self.base_url} is another program: give the URL of `img2img serve`.")
+        raise NoService(
+            f"What answers at {self.base_url} is another program: give the URL of `img2img serve`, without a route."
+        )
 
     @contextmanager
     def understood(self) -> Iterator[None]:
@@ -116,13 +118,15 @@ class Edit:
         image: Picture,
         fields: Mapping[str, Any],
         retries: int,
-        on_progress: Callable[[Progress], None] | None,
+        on_progress: Callable[[Progress], object] | None,
         previews: bool,
     ) -> None:
         self._wire = wire
         self._retries = retries
         # One who did not ask for events may get them all the same, from another program.
         self._on_progress = on_progress or (lambda progress: None)
+        self.shown: object = None
+        """What `on_progress` gave back for the last event."""
         self._heard: set[str] = set()
         self._edited: Edited | None = None
         self._failure: Img2ImgError | None = None
@@ -135,6 +139,7 @@ class Edit:
 
     def take(self, event: httpx2.ServerSentEvent, response: httpx2.Response) -> bool:
         """One event of an answer `in_events`. Returns whether it says that the work failed: then it was the last."""
+        self.shown = None
         # By the standard an event without data is none.
         if not event.data:
             return False
@@ -143,7 +148,7 @@ class Edit:
             said = read_event(event, self._wire.base_url, response.headers.get("X-Request-Id"))
         match said:
             case Progress():
-                self._on_progress(said)
+                self.shown = self._on_progress(said)
             case Edited():
                 self._edited = said
             case Img2ImgError():
@@ -157,6 +162,8 @@ class Edit:
     def pause(self, response: httpx2.Response) -> float:
         """Seconds after which to send again what did not succeed. Raises the answer's error if that is of no use."""
         error = self._failure or read_refusal(response, self._wire.base_url)
+        if error.status == 404:
+            self._wire.stranger()
         wanted = error.status in (429, 503) and response.headers.get("X-Should-Retry") != "false"
         if self._retries < 1 or not wanted or error.retry_after is None or error.retry_after > LONGEST_WAIT:
             raise error

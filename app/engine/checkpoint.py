@@ -147,6 +147,7 @@ def fetch(settings: Settings, device: str) -> tuple[Path, Path | None, ModelInfo
         device=device,
         dtype=str(dtype).removeprefix("torch."),
         reason=model.reason + (f"; {vae.reason}" if vae else ""),
+        scheduler=hub.class_name(folder, "scheduler"),
     )
     return folder, vae_folder, info
 

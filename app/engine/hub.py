@@ -57,6 +57,12 @@ def vae_files(names: list[str]) -> list[str]:
     return [*_present(names, "config.json"), *_weights(names, "diffusion_pytorch_model")]
 
 
+def class_name(folder: Path, part: str) -> str:
+    """Of a pipeline's part, as its `model_index.json` names it: `EulerDiscreteScheduler` for `scheduler`."""
+    entry = read_json(folder / "model_index.json").get(part)
+    return str(entry[-1]) if isinstance(entry, list) and entry else ""
+
+
 def _present(names: list[str], *wanted: str) -> list[str]:
     for name in wanted:
         if name not in names:

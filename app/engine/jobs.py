@@ -114,7 +114,10 @@ class Canary:
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What the worker loaded, in words for the log, `/health/ready` and `/metrics`."""
+    """What the worker loaded, in words for the log, `/health/ready` and `/metrics`.
+
+    `reason` says why this model, and `scheduler` is the name of its class in diffusers.
+    """
 
     model: str
     revision: str
@@ -122,6 +125,7 @@ class ModelInfo:
     device: str
     dtype: str
     reason: str
+    scheduler: str
 
 
 @dataclass(frozen=True, slots=True)

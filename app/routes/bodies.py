@@ -4,7 +4,8 @@ import base64
 import binascii
 import json
 import sys
-from collections.abc import AsyncGenerator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from fastapi import Request
@@ -13,7 +14,7 @@ from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from app.errors import InvalidImage, InvalidParameter, MalformedBody, UnsupportedMediaType
+from app.errors import InvalidImage, InvalidParameter, MalformedBody, ServiceError, UnsupportedMediaType
 from app.request import Integer, OutputFormat
 
 _MAX_TEXT_BYTES = 64 * 1024
@@ -24,8 +25,9 @@ _MAX_JSON_PARTS = 50_000
 """Two prompts of nothing but commas have fewer; base64 has none."""
 
 _ONE_FILE = "Send one picture, as the part 'image': every part with a file name is a file."
-_AS_FILE = "Send the picture as a file part named 'image', like curl's -F image=@photo.png."
+AS_FILE = "Send the picture as a file part named 'image', like curl's -F image=@photo.png."
 _INTEGER: TypeAdapter[int] = TypeAdapter(Integer)
+_SWITCH: TypeAdapter[bool] = TypeAdapter(bool)
 _BASE64 = "Send the bytes of the picture as base64, or as a URL like data:image/png;base64,…"
 
 
@@ -63,7 +65,7 @@ async def read_form(request: Request, max_files: int = 1) -> tuple[dict[str, byt
         UnsupportedMediaType: it does not say that it is a form.
     """
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
-        raise UnsupportedMediaType(f"Send multipart/form-data. {_AS_FILE}")
+        raise UnsupportedMediaType(f"Send multipart/form-data. {AS_FILE}")
     body = await request.body()
     _, options = parse_options_header(request.headers["content-type"])
     if options.get(b"charset", b"utf-8").lower() not in _CHARSETS:
@@ -91,7 +93,7 @@ def _unreadable(reason: str, part: str) -> MalformedBody:
         advice = f" {_ONE_FILE}" if "files" in reason else ""
         return MalformedBody(f"The form cannot be read: {reason}{advice}")
     limit = f"The text of the part '{part}' is longer than the {_MAX_TEXT_BYTES // 1024} KiB that a text part may have."
-    return MalformedBody(f"{limit} {_AS_FILE if part == 'image' else 'Send a shorter one.'}", param=part)
+    return MalformedBody(f"{limit} {AS_FILE if part == 'image' else 'Send a shorter one.'}", param=part)
 
 
 async def _once_only(body: bytes) -> AsyncGenerator[bytes, None]:
@@ -136,6 +138,25 @@ def whole(value: Any, name: str, least: int, most: int | None = None) -> int:
         bounds = f"of at least {least}" if most is None else f"from {least} to {most}"
         raise InvalidParameter(f"{name} must be a whole number {bounds}.", param=name)
     return number
+
+
+@contextmanager
+def within(where: str) -> Iterator[None]:
+    """Says of what is wrong with a field where in the body it stands: `input.seed`."""
+    try:
+        yield
+    except ServiceError as error:
+        if error.param:
+            error.param = f"{where}.{error.param}"
+        raise
+
+
+def switch(value: Any, name: str) -> bool:
+    """Yes or no, as JSON or text. Raises `InvalidParameter` if it is neither."""
+    try:
+        return _SWITCH.validate_python(value)
+    except ValidationError:
+        raise InvalidParameter(f"{name} must be true or false.", param=name) from None
 
 
 def decode_base64(text: str, param: str) -> bytes:

@@ -9,19 +9,19 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse
 
 from app.errors import DeadlineExceeded, EngineError, InvalidParameter, NotAcceptable, PredictionNotFound
 from app.request import Img2ImgRequest, OutputFormat, parse_request
 from app.routes.accept import prefers
-from app.routes.bodies import data_url, decode_base64, is_data_url, read_json
-from app.routes.common import call_of, of_app, picture_headers, unless_disconnected
+from app.routes.bodies import data_url, decode_base64, is_data_url, read_json, within
+from app.routes.common import call_of, nothing_in_the_query, of_app, picture_headers, unless_disconnected
 from app.routes.events import EVENTS
 from app.service import Call, Service
 
 # Cog describes these itself.
-router = APIRouter(include_in_schema=False)
+router = APIRouter(include_in_schema=False, dependencies=[Depends(nothing_in_the_query)])
 
 _NEVER_SENT = ("webhook", "webhook_events_filter", "output_file_prefix")
 """What would have the service send something to an address that a caller names: it never does."""
@@ -169,8 +169,9 @@ def parse_prediction(body: Mapping[str, Any]) -> tuple[bytes, Img2ImgRequest]:
     image = fields.pop("image", None)
     # Base64 has no colon.
     if not isinstance(image, str) or (":" in image[:16] and not is_data_url(image)):
-        raise InvalidParameter("Send the image as a data: URL: no other address is read here.", param="image")
-    return decode_base64(image, "image"), parse_request(fields)
+        raise InvalidParameter("Send the image as a data: URL: no other address is read here.", param="input.image")
+    with within("input"):
+        return decode_base64(image, "image"), parse_request(fields, ("image",))
 
 
 @router.post("/predictions/{name}/cancel")

@@ -11,7 +11,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from app.errors import InvalidParameter
-from app.request import Number
+from app.request import Img2ImgRequest, Number
 from app.service import Call, Picture, Service
 
 T = TypeVar("T")
@@ -78,6 +78,17 @@ def call_of(request: Request) -> Call:
                 "X-Request-Timeout must be a number of seconds above 0, like 2.5.", param="X-Request-Timeout"
             ) from None
     return Call(request.state.request_id, request.state.caller, timeout)
+
+
+def nothing_in_the_query(request: Request) -> None:
+    """For routes that take their fields from the body: what is meant for them and would be overlooked is refused.
+
+    Raises:
+        InvalidParameter: a field stands in the query. What else does, concerns nobody here: some clients add a version.
+    """
+    for name in request.query_params:
+        if name in Img2ImgRequest.model_fields:
+            raise InvalidParameter(f"'{name}' is read from the body here, not from the query.", param=name)
 
 
 def check_count(service: Service, count: int, param: str) -> None:

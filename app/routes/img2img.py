@@ -11,13 +11,16 @@ from fastapi.responses import StreamingResponse
 from app.errors import InvalidParameter, UnsupportedMediaType
 from app.request import IMAGE_SIZE, Img2ImgRequest, OutputFormat, parse_request
 from app.routes.accept import PICTURES, acceptable, prefers
-from app.routes.bodies import data_url, decode_base64, mapping, once, read_form, read_json
+from app.routes.bodies import AS_FILE, data_url, decode_base64, mapping, once, read_form, read_json, switch
 from app.routes.common import call_of, picture_response, unless_disconnected
 from app.routes.events import EVENTS, Event, event_stream
 from app.routes.schema import IMG2IMG_OPENAPI, IMG2IMG_RESPONSES, KEYS
 from app.service import Call, Service, Step, Waiting
 
 router = APIRouter()
+
+_RAW = ("application/octet-stream", "application/x-image", "")
+"""Media types of a picture that say nothing more; the second is SageMaker's own."""
 
 
 # /invocations is where SageMaker sends what its callers send.
@@ -42,21 +45,25 @@ async def img2img(request: Request) -> StreamingResponse:
     """
     call = call_of(request)
     upload, fields = await _read(request)
-    asked = parse_request(fields)
+    asked = parse_request(fields, ("image", "target_size"))
     service: Service = request.app.state.service
     accept = request.headers.get("accept") or "*/*"
-    if prefers(accept, EVENTS, PICTURES):
-        return await event_stream(request, _events(service, upload, asked, call, request.headers.get("x-previews")))
+    as_events = prefers(accept, EVENTS, PICTURES)
     if asked.output_format is None:
-        asked = asked.model_copy(update={"output_format": acceptable(accept)})
+        # In an event a picture has its place, even if the header says nothing of pictures.
+        best = acceptable(f"{accept}, */*;q=0.001" if as_events else accept)
+        asked = asked.model_copy(update={"output_format": best})
+    if as_events:
+        previews = switch(request.headers.get("x-previews", "0"), "X-Previews")
+        return await event_stream(request, _events(service, upload, asked, call, previews))
     picture = await unless_disconnected(request, service.edit(upload, asked, call))
     return picture_response(picture)
 
 
 async def _events(
-    service: Service, upload: bytes, asked: Img2ImgRequest, call: Call, previews: str | None
+    service: Service, upload: bytes, asked: Img2ImgRequest, call: Call, previews: bool
 ) -> AsyncGenerator[Event, None]:
-    wanted = frozenset(range(1, asked.steps_run)) if previews == "1" else frozenset()
+    wanted = frozenset(range(1, asked.steps_run)) if previews else frozenset()
     async with aclosing(service.watch(upload, asked, call, wanted)) as watched:
         async for seen in watched:
             match seen:
@@ -82,9 +89,7 @@ async def _read(request: Request) -> tuple[bytes, dict[str, Any]]:
     if media_type == "multipart/form-data":
         files, parts = await read_form(request)
         if "image" not in files:
-            raise InvalidParameter(
-                "Send the picture as a file part named 'image', like curl's -F image=@photo.png.", param="image"
-            )
+            raise InvalidParameter(AS_FILE, param="image")
         upload, fields = files["image"], once([*query, *parts.items()])
         if "prompt" not in fields:
             raise InvalidParameter("Send a text field 'prompt'; it may be empty.", param="prompt")
@@ -94,7 +99,7 @@ async def _read(request: Request) -> tuple[bytes, dict[str, Any]]:
         said = {name: value for name, value in fields.items() if value is not None}
         return upload, {"prompt": "", **once([*query, *said.items()])}
     # Hugging Face's client names no type for bytes: what a picture is shows in its content anyway.
-    if media_type.startswith("image/") or media_type in ("application/octet-stream", ""):
+    if media_type.startswith("image/") or media_type in _RAW:
         return await request.body(), {"prompt": "", **once(query)}
     raise UnsupportedMediaType(
         f"Content-Type {media_type[:64]} is not taken here. Send multipart/form-data with a file 'image' "

@@ -6,18 +6,18 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response
 
 from app.errors import InvalidParameter
 from app.request import IMAGE_SIZE, Img2ImgRequest, OutputFormat, in_a_row, parse_request
 from app.routes.bodies import base64_text, data_url, read_form, whole
-from app.routes.common import call_of, check_count, picture_headers, together, unless_disconnected
+from app.routes.common import call_of, check_count, nothing_in_the_query, picture_headers, together, unless_disconnected
 from app.routes.events import Event, event_stream
 from app.service import Picture, Service, Step
 
 # OpenAI describes these itself.
-router = APIRouter(prefix="/v1", include_in_schema=False)
+router = APIRouter(prefix="/v1", include_in_schema=False, dependencies=[Depends(nothing_in_the_query)])
 
 _SIZE = f"{IMAGE_SIZE}x{IMAGE_SIZE}"
 _MAX_PICTURES = 10
@@ -28,7 +28,16 @@ _MAX_FILES = 17
 _IMAGE = ("image", "image[]", "image[0]")
 """What SDKs call a picture: alone, or in a list."""
 
+_MASK = ("mask", "mask_image")
+"""Other servers of this API have the second name."""
+
 _ONE_PICTURE = "Send one picture, as the file 'image'."
+
+_FIELDS = (
+    *("image", "model", "n", "size", "background", "response_format", "output_compression"),
+    *("stream", "partial_images"),
+)
+"""What is taken besides the fields that all dialects have."""
 
 _HINTS = ("user", "quality", "input_fidelity", "moderation")
 """What says how, to another model or to nobody: it changes nothing here, and is no mistake."""
@@ -77,7 +86,7 @@ def parse_edit(files: Mapping[str, bytes], fields: Mapping[str, str]) -> Asked:
         raise InvalidParameter("A stream has no URLs: leave response_format out, or stream.", param="response_format")
     model, compressed = left.pop("model", None), "output_compression" in left
     compression = whole(left.pop("output_compression", 100), "output_compression", 0, 100)
-    request = parse_request({"prompt": "", "output_format": OutputFormat.PNG, **left})
+    request = parse_request({"prompt": "", "output_format": OutputFormat.PNG, **left}, _FIELDS)
     if request.output_format is OutputFormat.PNG:
         # SDKs may send 100, which takes nothing away from it.
         if compression < 100:
@@ -91,10 +100,13 @@ def parse_edit(files: Mapping[str, bytes], fields: Mapping[str, str]) -> Asked:
 
 
 def _image(files: Mapping[str, bytes], fields: Mapping[str, str]) -> bytes:
-    if "mask" in files or "mask" in fields:
-        raise InvalidParameter("A mask cannot be honoured: the whole picture is redrawn. Leave it out.", param="mask")
+    for name in _MASK:
+        if name in files or name in fields:
+            raise InvalidParameter("A mask cannot be honoured: the whole picture is redrawn. Leave it out.", param=name)
     if "url" in fields:
         raise InvalidParameter("Nothing is fetched from an address: send the picture as the file 'image'.", param="url")
+    if others := sorted(name for name in files if name.partition("[")[0] != "image"):
+        raise InvalidParameter(f"The file '{others[0][:64]}' cannot be used. Leave it out.", param=others[0][:64])
     pictures = [name for name in _IMAGE if name in files]
     if len(pictures) != 1 or len(files) != 1:
         raise InvalidParameter(_ONE_PICTURE, param="image")

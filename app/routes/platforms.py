@@ -1,18 +1,20 @@
 """What inference platforms ask a container for: KServe's health and metadata, Vertex AI's predictions."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse
 
-from app.errors import InvalidParameter
+from app.errors import InvalidParameter, ServiceError
 from app.request import Img2ImgRequest, OutputFormat, parse_request
-from app.routes.bodies import base64_text, decode_base64, read_json
-from app.routes.common import call_of, check_count, picture_headers, together, unless_disconnected
-from app.service import Picture, Service
+from app.routes.bodies import base64_text, decode_base64, read_json, within
+from app.routes.common import call_of, check_count, nothing_in_the_query, picture_headers, together, unless_disconnected
+from app.service import Call, Picture, Service
 
 # The platforms describe these themselves.
-router = APIRouter(include_in_schema=False)
+router = APIRouter(include_in_schema=False, dependencies=[Depends(nothing_in_the_query)])
 
 _MAX_INSTANCES = 16
 
@@ -59,10 +61,15 @@ async def predict(request: Request) -> JSONResponse:
     asked = parse_instances(read_json(await request.body()))
     service: Service = request.app.state.service
     check_count(service, len(asked), "instances")
-    work = (service.edit(image, one, call_of(request)) for image, one in asked)
+    work = (_edit(service, index, image, one, call_of(request)) for index, (image, one) in enumerate(asked))
     pictures = await unless_disconnected(request, together(*work))
     predictions = [_prediction(picture) for picture in pictures]
     return JSONResponse({"predictions": predictions}, headers=picture_headers(*pictures))
+
+
+async def _edit(service: Service, index: int, image: bytes, asked: Img2ImgRequest, call: Call) -> Picture:
+    with _instance_of(index):
+        return await service.edit(image, asked, call)
 
 
 def parse_instances(body: dict[str, Any]) -> list[tuple[bytes, Img2ImgRequest]]:
@@ -82,20 +89,38 @@ def parse_instances(body: dict[str, Any]) -> list[tuple[bytes, Img2ImgRequest]]:
             f"{_MAX_INSTANCES} instances.",
             param="instances",
         )
-    return [_instance(one, shared) for one in instances]
+    parsed = []
+    for index, one in enumerate(instances):
+        if not isinstance(one, dict):
+            where = f"instances[{index}]"
+            raise InvalidParameter(f'{where} must be an object: {{"image": "<base64>", …}}.', param=where)
+        with _instance_of(index):
+            parsed.append(_instance(one, shared))
+    return parsed
 
 
-def _instance(instance: Any, shared: dict[str, Any]) -> tuple[bytes, Img2ImgRequest]:
-    if not isinstance(instance, dict):
-        raise InvalidParameter('Each instance must be an object: {"image": "<base64>", …}.', param="instances")
+@contextmanager
+def _instance_of(index: int) -> Iterator[None]:
+    """Says of what is wrong with an instance which one it is, counted from 0 as in JSON."""
+    where = f"instances[{index}]"
+    with within(where):
+        try:
+            yield
+        except ServiceError as error:
+            if error.param:
+                error.message = f"{where}: {error.message}"
+            raise
+
+
+def _instance(instance: dict[str, Any], shared: dict[str, Any]) -> tuple[bytes, Img2ImgRequest]:
     fields = {"prompt": "", "output_format": OutputFormat.PNG, **shared, **instance}
     image = fields.pop("image", None)
     if isinstance(image, dict):
-        # As Google's own models have it.
-        image = image.get("bytesBase64Encoded")
+        # As Google's own models have it, and as TensorFlow's do.
+        image = image.get("bytesBase64Encoded", image.get("b64"))
     if not isinstance(image, str):
-        raise InvalidParameter("Each instance needs an image, as base64.", param="image")
-    return decode_base64(image, "image"), parse_request(fields)
+        raise InvalidParameter('It needs an image: base64, or {"bytesBase64Encoded": "<base64>"}.', param="image")
+    return decode_base64(image, "image"), parse_request(fields, ("image",))
 
 
 def _prediction(picture: Picture) -> dict[str, Any]:

@@ -3,20 +3,21 @@
 from collections.abc import Mapping
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response
 
 from app.errors import InvalidParameter
 from app.request import Img2ImgRequest, OutputFormat, parse_request
 from app.routes.accept import PICTURES, prefers
-from app.routes.bodies import base64_text, read_form
-from app.routes.common import call_of, picture_headers, picture_response, unless_disconnected
+from app.routes.bodies import AS_FILE, base64_text, read_form
+from app.routes.common import call_of, nothing_in_the_query, picture_headers, picture_response, unless_disconnected
 from app.service import Picture, Service
 
 # Stability AI describes this itself.
-router = APIRouter(prefix="/v2beta/stable-image", include_in_schema=False)
+router = APIRouter(prefix="/v2beta/stable-image", include_in_schema=False, dependencies=[Depends(nothing_in_the_query)])
 
 _MODE = "image-to-image"
+_FIELDS = ("image", "mode", "model", "cfg_scale")
 _UNSUPPORTED = ("style_preset", "aspect_ratio")
 
 
@@ -24,9 +25,9 @@ _UNSUPPORTED = ("style_preset", "aspect_ratio")
 async def sd3(request: Request) -> Response:
     """A form in; the picture itself out, or JSON that holds it, as `Accept` says."""
     files, fields = await read_form(request)
-    asked, model = parse_sd3(fields)
     if "image" not in files:
-        raise InvalidParameter("Send the picture as a file part named 'image'.", param="image")
+        raise InvalidParameter(AS_FILE, param="image")
+    asked, model = parse_sd3(fields)
     service: Service = request.app.state.service
     service.check_model(model)
     picture = await unless_disconnected(request, service.edit(files["image"], asked, call_of(request)))
@@ -58,14 +59,14 @@ def parse_sd3(fields: Mapping[str, str]) -> tuple[Img2ImgRequest, str | None]:
         del left["seed"]
     model = left.pop("model", None)
     if "cfg_scale" not in left:
-        return parse_request(left), model
+        return parse_request(left, _FIELDS), model
     if "guidance_scale" in left:
         raise InvalidParameter(
             "cfg_scale was sent twice: guidance_scale is the same. Leave one out.", param="cfg_scale"
         )
     left["guidance_scale"] = left.pop("cfg_scale")
     try:
-        return parse_request(left), model
+        return parse_request(left, _FIELDS), model
     except InvalidParameter as error:
         if error.param != "guidance_scale":
             raise

@@ -1,30 +1,31 @@
 """`/sdapi/v1/…`: the API of AUTOMATIC1111's web UI, as `webuiapi` and its like speak it, for image-to-image."""
 
 import json
+from datetime import UTC, datetime
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 
 from app.errors import InvalidParameter
 from app.infotext import parse_infotext
 from app.request import IMAGE_SIZE, OutputFormat
 from app.routes.bodies import base64_text, decode_base64, read_json
-from app.routes.common import call_of, check_count, of_app, picture_headers, unless_disconnected
-from app.routes.webui_fields import SAMPLER, Asked, parse_webui
+from app.routes.common import call_of, check_count, nothing_in_the_query, of_app, picture_headers, unless_disconnected
+from app.routes.webui_fields import Asked, aliases, parse_webui
 from app.routes.webui_runs import Runs
 from app.service import Picture, Service
 
 # The web UI describes these itself.
-router = APIRouter(prefix="/sdapi/v1", include_in_schema=False)
+router = APIRouter(prefix="/sdapi/v1", include_in_schema=False, dependencies=[Depends(nothing_in_the_query)])
 
 
 @router.post("/img2img", response_model=None)
 async def img2img(request: Request) -> Response:
     """Pictures as base64, the parameters as they were taken, and the web UI's `info`, JSON in a text."""
     body = read_json(await request.body())
-    asked = parse_webui(body)
     service: Service = request.app.state.service
+    asked = parse_webui(body, service.sampler)
     service.check_model(asked.model)
     check_count(service, len(asked.requests), "batch_size")
     steps = sum(one.steps_run for one in asked.requests)
@@ -35,8 +36,9 @@ async def img2img(request: Request) -> Response:
         ]
         pictures = await unless_disconnected(request, run.pictures(*watched))
     images = [base64_text(picture.data) for picture in pictures] if asked.send_images else []
-    parameters = {**{name: value for name, value in body.items() if name != "init_images"}, **asked.taken}
-    info = _info(service.model_name, asked, pictures)
+    sent = {name: value for name, value in body.items() if name != "init_images" and value is not None}
+    parameters = {**sent, **asked.taken}
+    info = _info(service.model_name, request.app.version, asked, pictures)
     headers = picture_headers(*pictures)
     if asked.clamped:
         headers["X-Clamped"] = ", ".join(asked.clamped)
@@ -45,7 +47,7 @@ async def img2img(request: Request) -> Response:
     return Response(json.dumps(answer), media_type="application/json", headers=headers)
 
 
-def _info(model: str, asked: Asked, pictures: list[Picture]) -> dict[str, Any]:
+def _info(model: str, version: str, asked: Asked, pictures: list[Picture]) -> dict[str, Any]:
     first, seeds = asked.requests[0], [picture.seed for picture in pictures]
     return {
         "prompt": first.prompt,
@@ -56,12 +58,26 @@ def _info(model: str, asked: Asked, pictures: list[Picture]) -> dict[str, Any]:
         "all_seeds": seeds,
         "width": IMAGE_SIZE,
         "height": IMAGE_SIZE,
-        "sampler_name": SAMPLER,
+        "sampler_name": asked.sampler,
         "cfg_scale": first.guidance_scale,
         "steps": first.num_inference_steps,
-        "batch_size": len(pictures),
+        "batch_size": asked.taken["batch_size"],
         "sd_model_name": model,
         "denoising_strength": first.strength,
+        "subseed": -1,
+        "subseed_strength": 0,
+        "all_subseeds": [-1] * len(pictures),
+        "seed_resize_from_w": -1,
+        "seed_resize_from_h": -1,
+        "restore_faces": False,
+        "face_restoration_model": None,
+        "sd_model_hash": None,
+        "sd_vae_name": None,
+        "sd_vae_hash": None,
+        "clip_skip": 1,
+        "is_using_inpainting_conditioning": False,
+        "job_timestamp": datetime.now(UTC).strftime("%Y%m%d%H%M%S"),
+        "version": f"img2img {version}",
         "extra_generation_params": {},
         "index_of_first_image": 0,
         "infotexts": [picture.infotext for picture in pictures],
@@ -116,19 +132,25 @@ async def png_info(request: Request) -> dict[str, Any]:
 
 @router.get("/options")
 async def options(request: Request) -> dict[str, Any]:
-    """The one that there is."""
-    service: Service = request.app.state.service
-    return {"sd_model_checkpoint": service.model_name, "samples_format": "png"}
+    """What cannot be changed, with the values that it has."""
+    return _options(request.app.state.service)
 
 
 @router.post("/options")
 async def set_options(request: Request) -> None:
-    """Takes the model's own name; nothing else can be changed."""
+    """Takes what is so already: clients send all of them back, with another model's name or the same."""
     service: Service = request.app.state.service
+    there = _options(service)
     for name, value in read_json(await request.body()).items():
+        if value is None or (name in there and value == there[name]):
+            continue
         if name != "sd_model_checkpoint":
             raise InvalidParameter(f"{name[:64]} cannot be changed while the service runs.", param=name[:64])
         service.check_model(str(value))
+
+
+def _options(service: Service) -> dict[str, Any]:
+    return {"sd_model_checkpoint": service.model_name, "samples_format": "png"}
 
 
 @router.get("/sd-models")
@@ -140,9 +162,10 @@ async def sd_models(request: Request) -> list[dict[str, Any]]:
 
 
 @router.get("/samplers")
-async def samplers() -> list[dict[str, Any]]:
-    """SDXL-Turbo's."""
-    return [{"name": SAMPLER, "aliases": ["k_euler_a", "k_euler_ancestral"], "options": {}}]
+async def samplers(request: Request) -> list[dict[str, Any]]:
+    """The model's own."""
+    service: Service = request.app.state.service
+    return [{"name": service.sampler, "aliases": list(aliases(service.sampler)), "options": {}}]
 
 
 @router.get("/schedulers")
@@ -164,9 +187,32 @@ async def scripts() -> dict[str, list[str]]:
 @router.get("/hypernetworks")
 @router.get("/face-restorers")
 @router.get("/latent-upscale-modes")
+@router.get("/realesrgan-models")
+@router.get("/script-info")
+@router.get("/extensions")
 async def nothing() -> list[Any]:
     """Of these there are none."""
     return []
+
+
+@router.get("/embeddings")
+async def embeddings() -> dict[str, Any]:
+    """None, neither such that fit the model nor others."""
+    return {"loaded": {}, "skipped": {}}
+
+
+@router.get("/memory")
+async def memory() -> dict[str, Any]:
+    """In the words that the web UI has where it cannot tell."""
+    return {"ram": {"error": "GET /metrics has it"}, "cuda": {"error": "GET /metrics has it"}}
+
+
+@router.post("/refresh-checkpoints")
+@router.post("/refresh-embeddings")
+@router.post("/refresh-loras")
+@router.post("/refresh-vae")
+async def refresh() -> None:
+    """There are no others to be found."""
 
 
 @router.get("/cmd-flags")

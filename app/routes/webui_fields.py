@@ -19,9 +19,10 @@ from app.request import (
     smallest_steps,
     smallest_strength,
 )
-from app.routes.bodies import decode_base64, mapping, whole
+from app.routes.bodies import decode_base64, mapping, switch, whole
 
-SAMPLER = "Euler a"
+_ALIASES = {"Euler a": ("k_euler_a", "k_euler_ancestral"), "Euler": ("k_euler",)}
+"""What the web UI calls its samplers besides."""
 
 _TURBO_STEPS = 4
 """What SDXL-Turbo was distilled for. Such clients send 20 where nobody has said anything, and a scale of 7."""
@@ -44,7 +45,9 @@ _OF_THE_SAMPLER: dict[str, Any] = {
 
 _EMPTY: tuple[Any, ...] = ("", "None", [], 0, False)
 _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
-    **dict.fromkeys(("mask", "script_name", "styles", "tiling", "restore_faces", "subseed_strength"), _EMPTY),
+    **dict.fromkeys(
+        ("mask", "script_name", "styles", "tiling", "restore_faces", "subseed_strength", "infotext"), _EMPTY
+    ),
     "refiner_checkpoint": _EMPTY,
     "seed_resize_from_w": (0, -1),
     "seed_resize_from_h": (0, -1),
@@ -70,6 +73,7 @@ class Asked:
         requests: one for each picture, of seeds that follow each other.
         taken: fields that are not always taken as they are sent, with the values that were taken.
         clamped: those of them of which another value was sent, with both.
+        sampler: the one that there is.
         model: the name that was given for it.
         send_images: whether the answer is to hold the pictures.
     """
@@ -78,15 +82,25 @@ class Asked:
     requests: tuple[Img2ImgRequest, ...]
     taken: dict[str, Any]
     clamped: dict[str, tuple[Any, Any]]
+    sampler: str
     model: str | None
     send_images: bool
 
 
-def parse_webui(body: Mapping[str, Any]) -> Asked:
+def aliases(sampler: str) -> tuple[str, ...]:
+    """Other names of a sampler."""
+    return _ALIASES.get(sampler, ())
+
+
+def parse_webui(body: Mapping[str, Any], sampler: str) -> Asked:
     """A body of `/img2img` to what is asked for. What has no name here is ignored, as the web UI does.
 
     Steps above what the model is for, guidance, and other samplers are brought down to it; `clamped` says so. A field
     that is null is absent.
+
+    Args:
+        body: what was sent.
+        sampler: the one that there is.
 
     Raises:
         InvalidParameter: a field that would change the picture cannot be honoured.
@@ -98,14 +112,14 @@ def parse_webui(body: Mapping[str, Any]) -> Asked:
     fit = _FITS.get(mode) if isinstance(mode, int) else None
     if fit is None:
         raise InvalidParameter("resize_mode can be 0 (stretch), 1 (crop) or 2 (fill) here.", param="resize_mode")
-    count = whole(body.get("batch_size", 1), "batch_size", 1) * whole(body.get("n_iter", 1), "n_iter", 1)
-    if count > _MAX_PICTURES:
+    size, rounds = whole(body.get("batch_size", 1), "batch_size", 1), whole(body.get("n_iter", 1), "n_iter", 1)
+    if size * rounds > _MAX_PICTURES:
         raise InvalidParameter(f"batch_size x n_iter can be {_MAX_PICTURES} at most.", param="batch_size")
     strength = _number(body, "denoising_strength", 0.75, smallest_strength(MAX_STEPS), 1)
     scale = _number(body, "cfg_scale", 0.0, 0, _MAX_SCALE)
     steps = whole(body.get("steps", _TURBO_STEPS), "steps", 1, _MAX_STEPS)
     run = max(min(steps, _TURBO_STEPS), smallest_steps(strength) or MAX_STEPS)
-    values = {"steps": (steps, run), "cfg_scale": (scale, min(scale, 1.0)), **_sampler(body)}
+    values = {"steps": (steps, run), "cfg_scale": (scale, min(scale, 1.0)), **_sampler(body, sampler)}
     request = parse_request(
         {
             "prompt": body.get("prompt") or "",
@@ -114,25 +128,39 @@ def parse_webui(body: Mapping[str, Any]) -> Asked:
             "num_inference_steps": run,
             "guidance_scale": values["cfg_scale"][1],
             # -1 is a random one.
-            "seed": None if body.get("seed") == -1 else body.get("seed"),
+            "seed": None if body.get("seed") in (-1, "-1") else body.get("seed"),
             "fit": fit,
             "output_format": OutputFormat.PNG,
         }
     )
     return Asked(
         image=_image(body),
-        requests=in_a_row(request, count),
-        taken={"denoising_strength": strength, **{name: taken for name, (_, taken) in values.items()}},
+        requests=in_a_row(request, size * rounds),
+        taken={
+            "prompt": request.prompt,
+            "negative_prompt": request.negative_prompt or "",
+            "seed": body.get("seed", -1),
+            "batch_size": size,
+            "n_iter": rounds,
+            "width": IMAGE_SIZE,
+            "height": IMAGE_SIZE,
+            "denoising_strength": strength,
+            **{name: taken for name, (_, taken) in values.items()},
+        },
         clamped={name: pair for name, pair in values.items() if pair[0] != pair[1]},
+        sampler=sampler,
         model=str(mapping(body, "override_settings").get("sd_model_checkpoint") or "") or None,
-        send_images=body.get("send_images") is not False,
+        send_images=switch(body.get("send_images", True), "send_images"),
     )
 
 
-def _sampler(body: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+def _sampler(body: Mapping[str, Any], sampler: str) -> dict[str, tuple[Any, Any]]:
     """What was sent of a sampler and what belongs to it, each with what is taken."""
-    names = [name for name in ("sampler_name", "sampler_index") if body.get(name)]
-    values = {name: (body[name], SAMPLER) for name in names} or {"sampler_name": (SAMPLER, SAMPLER)}
+    own_names = {name.lower() for name in (sampler, *aliases(sampler))}
+    values = {"sampler_name": (sampler, sampler)}
+    for name in ("sampler_name", "sampler_index"):
+        if sent := body.get(name):
+            values[name] = (sampler if str(sent).lower() in own_names else sent, sampler)
     for name, own in _OF_THE_SAMPLER.items():
         sent = body.get(name, own)
         if (sent.lower() if isinstance(sent, str) else sent) not in ("", own):
@@ -155,7 +183,7 @@ def _refuse_unsupported(body: Mapping[str, Any]) -> None:
         if not _switched_off(arguments.get("args") if isinstance(arguments, dict) else arguments):
             raise InvalidParameter(f"alwayson_scripts: there is no '{script[:64]}' here.", param="alwayson_scripts")
     for name in ("width", "height"):
-        if body.get(name, IMAGE_SIZE) != IMAGE_SIZE:
+        if whole(body.get(name, IMAGE_SIZE), name, 1) != IMAGE_SIZE:
             raise InvalidParameter(f"{name} can only be {IMAGE_SIZE} here.", param=name)
 
 

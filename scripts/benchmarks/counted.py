@@ -43,7 +43,7 @@ def full_size(vae: str, cache_bytes: int = 0) -> SdxlDiffusion:
     for part in (pipe.unet, pipe.text_encoder, pipe.text_encoder_2):
         part.half()
     pipe.vae.to(torch.float32 if vae == "float32" else torch.float16)
-    info = ModelInfo("full", "", "checkpoint", "meta", "float16", "it is counted")
+    info = ModelInfo("full", "", "checkpoint", "meta", "float16", "it is counted", "EulerAncestralDiscreteScheduler")
     return SdxlDiffusion(pipe, torch.device("meta"), info, cache_bytes)
 
 

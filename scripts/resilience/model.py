@@ -66,7 +66,9 @@ class Faulty:
     """Turns each byte of the picture by seed and steps, so that whoever gets another's picture would see it."""
 
     def __init__(self, folder: Path, device: str, max_jobs: int) -> None:
-        self.info = ModelInfo("pretended", "", "checkpoint", device, "float32", "it is a test")
+        self.info = ModelInfo(
+            "pretended", "", "checkpoint", device, "float32", "it is a test", "EulerAncestralDiscreteScheduler"
+        )
         self.compiled: tuple[int, ...] = ()
         self.max_jobs = max_jobs
         self.folder = folder

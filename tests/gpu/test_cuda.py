@@ -130,7 +130,11 @@ def full_size() -> SdxlDiffusion:
         scheduler=EulerAncestralDiscreteScheduler.from_config(scheduler_config()),
         add_watermarker=False,
     )
-    return SdxlDiffusion(pipe, torch.device("cuda"), ModelInfo("full", "", "checkpoint", "cuda", "float16", "a test"))
+    return SdxlDiffusion(
+        pipe,
+        torch.device("cuda"),
+        ModelInfo("full", "", "checkpoint", "cuda", "float16", "a test", "EulerAncestralDiscreteScheduler"),
+    )
 
 
 def test_the_full_size_model_with_a_full_batch_fits_an_a10g() -> None:
