@@ -35,6 +35,9 @@ from collections.abc import Iterator
 from http import HTTPStatus
 from typing import Any
 
+CLIENT_CLOSED_REQUEST = 499
+"""What the log and the metrics say, as nginx does, where the caller hung up; nobody is there to see it."""
+
 
 class ServiceError(Exception):
     """Base of all errors that are answered to a caller.

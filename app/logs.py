@@ -6,6 +6,8 @@ import os
 import sys
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 facts: ContextVar[dict[str, Any] | None] = ContextVar("facts", default=None)
@@ -49,9 +51,20 @@ def configure(level: str, log_format: str = "console") -> None:
     """
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    if sys.stderr is None:
+        # It was closed. Its number must not go to the next socket: child processes would talk into that.
+        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115  for as long as there is this process
+        os.set_inheritable(sys.stderr.fileno(), True)
     handler = logging.StreamHandler(sys.stderr)
     in_json = log_format == "json" or (log_format == "auto" and not sys.stderr.isatty())
     handler.setFormatter(JsonLines() if in_json else logging.Formatter(_CONSOLE))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    # What nobody has foreseen is to be a line like all others too.
+    logging.captureWarnings(True)
+    sys.excepthook = _unforeseen
     for noisy in ("diffusers", "transformers", "httpx2", "httpcore2", "PIL", "python_multipart", "opentelemetry.util"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
+
+
+def _unforeseen(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    logging.getLogger(__name__).critical("ended by an error that was not foreseen", exc_info=(kind, error, trace))

@@ -14,7 +14,7 @@ from starlette.routing import Match
 
 from app import __version__, signing, tracing
 from app.engine.engine import LOADER, Engine
-from app.errors import EngineStopped, InvalidParameter, Misconfigured, ServiceError
+from app.errors import CLIENT_CLOSED_REQUEST, EngineStopped, InvalidParameter, Misconfigured, ServiceError
 from app.gate import OPEN_PATHS, Gate
 from app.keys import Keys
 from app.metrics import Metrics
@@ -106,7 +106,7 @@ def create_app(
             allow_headers=["*"],
             expose_headers=EXPOSED_HEADERS,
         )
-    app.add_middleware(RequestContext, metrics=metrics, quiet=quiet)
+    app.add_middleware(RequestContext, metrics=metrics, quiet=quiet, health_route=settings.health_route)
     _handle_errors(app, metrics, own_paths)
     app.state.kept = {}
     _add_named_routes(app, settings)
@@ -158,7 +158,7 @@ def _handle_errors(app: FastAPI, metrics: Metrics, own_paths: frozenset[str]) ->
 
     @app.exception_handler(ClientDisconnect)
     async def nobody_there(request: Request, error: ClientDisconnect) -> Response:
-        return Response(status_code=499)
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
 
     @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> Response:

@@ -1,6 +1,14 @@
 """Every Prometheus series, declared together, in a registry of its own: two apps in one process do not share counts."""
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Info,
+    disable_created_metrics,
+    generate_latest,
+)
 
 from app import __version__
 from app.errors import CODES
@@ -9,18 +17,26 @@ from app.logs import note
 _SECONDS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 
 
+_STAGES = (
+    *("receive", "decode", "queue", "encode_prompt", "encode_image", "denoise", "vae"),
+    *("png", "webp", "jpeg", "sign"),
+)
+
+
 class Metrics:
     """The series of one app. Durations are in seconds, sizes in bytes."""
 
     def __init__(self) -> None:
+        # Beside each counter there would be one more series, of when it was made, that nobody asks for.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         registry = self.registry = CollectorRegistry()
         self.requests = Counter(
             "img2img_requests", "HTTP requests by route and status.", ["route", "code"], registry=registry
         )
         self.request_seconds = Histogram(
             "img2img_request_duration_seconds",
-            "From headers to last byte.",
-            ["route"],
+            "From headers to last byte, of what was answered as asked (success) and of all else (error).",
+            ["route", "outcome"],
             buckets=_SECONDS,
             registry=registry,
         )
@@ -77,19 +93,29 @@ class Metrics:
             registry=registry,
         )
         self.ready = Gauge("img2img_ready", "1 while a picture that is asked for can be made.", registry=registry)
+        self.worker_ready = Gauge(
+            "img2img_worker_ready", "1 while a device's worker can make pictures.", ["device"], registry=registry
+        )
         self.certificate_expiry = Gauge(
             "img2img_certificate_expiry_timestamp_seconds",
             "When the certificate that signs pictures expires, in Unix time; 0 without one.",
             registry=registry,
         )
-        self.model = Info("img2img_model", "What the workers loaded.", registry=registry)
+        self.model = Info("img2img_model", "What a device's worker loaded.", ["device"], registry=registry)
         Info("img2img_build", "This program.", registry=registry).info({"version": __version__})
+        self._begin()
 
-        # Else the first of a kind would be no increase, and in no dashboard.
+    def _begin(self) -> None:
+        """Have each series that is known beforehand: else the first of a kind would be no increase, and in no panel."""
         for cause in ("exit", "hang", "garbage", "device", "canary", "spawn"):
             self.worker_deaths.labels(cause)
         for code in CODES:
             self.rejected.labels(code)
+        for stage in _STAGES:
+            self.stage_seconds.labels(stage)
+        for kind in ("prompt", "image"):
+            for result in ("hit", "miss"):
+                self.cache.labels(kind, result)
 
     def refuse(self, code: str) -> None:
         """Count a request that is answered with an error, and have its line in the log say so."""

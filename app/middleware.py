@@ -37,12 +37,16 @@ class RequestContext:
         app: what lies behind.
         metrics: where requests are counted.
         quiet: paths that are asked for every few seconds, by probes: not worth a line each.
+        health_route: one that a platform chose; it is counted as `/health/ready`, which it means.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, quiet: frozenset[str] = frozenset()) -> None:
+    def __init__(
+        self, app: ASGIApp, metrics: Metrics, quiet: frozenset[str] = frozenset(), health_route: str = ""
+    ) -> None:
         self.app = app
         self.metrics = metrics
         self.quiet = quiet
+        self.health_route = health_route
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -80,11 +84,15 @@ class RequestContext:
             seconds = time.perf_counter() - start
             # The route's own template, never the path that was asked for: that could be anything, without end.
             route = getattr(scope.get("route"), "path", "unmatched")
+            if route == self.health_route:
+                route = "/health/ready"
+            # Of events, the status has been sent before anybody knew how it would end.
+            status = scope["state"].get("outcome", status)
             self.metrics.requests.labels(route, str(status)).inc()
-            self.metrics.request_seconds.labels(route).observe(seconds)
+            self.metrics.request_seconds.labels(route, "success" if status < 400 else "error").observe(seconds)
             self.metrics.in_flight.dec(not probe)
             facts.reset(before)
-            level = logging.DEBUG if probe else logging.INFO
+            level = logging.DEBUG if probe else logging.WARNING if status >= 500 else logging.INFO
             told |= {"route": route, "status": status, "milliseconds": round(seconds * 1000, 1)}
             if str(caller := scope["state"].get("caller", "")).startswith("key "):
                 told["key"] = caller.removeprefix("key ")
@@ -128,6 +136,7 @@ class BodyLimits:
                 async with asyncio.timeout_at(deadline):
                     message = await receive()
             except TimeoutError:
+                self._note(start, received)
                 raise BodyTimeout(
                     f"The request body was not complete after {self.seconds:g} s. Send it faster, or send less."
                 ) from None
@@ -137,6 +146,7 @@ class BodyLimits:
             complete = message["type"] != "http.request" or not message.get("more_body", False)
             received += len(message.get("body", b""))
             if received > self.max_bytes:
+                self._note(start, received)
                 raise _too_large(self.max_bytes)
             if complete and received and message["type"] == "http.request":
                 self._note(start, received)
@@ -145,7 +155,7 @@ class BodyLimits:
         await self.app(scope, receive_in_time, send)
 
     def _note(self, start: float, received: int) -> None:
-        """A body is complete: what its metric, its span and the log line of its request are to say of it."""
+        """A body is complete, or given up: its metric, its span and the log line of its request say so."""
         now = time.time()
         seconds = now - start
         self.metrics.stage_seconds.labels("receive").observe(seconds)

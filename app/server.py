@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import re
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
+_UPGRADES = re.compile("upgrade request|WebSocket library")
 _LAST_BYTES_SECONDS = 5
 """Time for answers to reach their callers, once the work is over."""
 
@@ -107,10 +109,13 @@ def serve(settings: Settings, loader: str | None = None) -> int:
         access_log=False,
         log_config=None,
         server_header=False,
+        ws="none",
         # Uvicorn would take the word of any proxy on this host for who the caller is.
         forwarded_allow_ips=os.environ.get("FORWARDED_ALLOW_IPS", ""),
         timeout_graceful_shutdown=_LAST_BYTES_SECONDS,
     )
+    # Anybody could have uvicorn advise whoever reads the log to install a library for WebSockets.
+    logging.getLogger("uvicorn.error").addFilter(lambda record: not _UPGRADES.search(str(record.msg)))
     server = Server(config, app)
     server.run()
     for failure in failures:

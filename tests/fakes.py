@@ -211,6 +211,11 @@ def lightning(settings: Settings, device: str) -> Diffusion:
     return diffusion
 
 
+def each(settings: Settings, device: str) -> Diffusion:
+    """A model on a device of its own."""
+    return FakeDiffusion(f"{device}:{os.getpid()}")
+
+
 def hang(settings: Settings, device: str) -> FakeDiffusion:
     """A model that never finishes loading."""
     time.sleep(3600)

@@ -127,6 +127,25 @@ async def test_two_devices_share_the_work() -> None:
 
 
 @in_a_loop
+async def test_of_several_devices_the_one_without_a_worker_is_told() -> None:
+    async with running("tests.fakes:each", devices="cpu,cpu") as engine:
+        await until(lambda: all(lane.info for lane in engine._lanes))
+        one, other = (f"cpu:{lane.pid}" for lane in engine._lanes)
+
+        def sample(name: str, device: str, **labels: str) -> float | None:
+            return engine.metrics.registry.get_sample_value(f"img2img_{name}", {"device": device, **labels})
+
+        facts = {"model": "fake", "revision": "", "vae": "checkpoint", "dtype": "float32", "reason": "it is a test"}
+        facts |= {"scheduler": "EulerAncestralDiscreteScheduler", "compile": "off"}
+        assert [sample("model_info", device, **facts) for device in (one, other)] == [1, 1]
+        assert [sample("worker_ready", device) for device in (one, other)] == [1, 1]
+        engine._lanes[0].kill("test")
+        await until(lambda: sample("worker_ready", one) == 0)
+        assert sample("worker_ready", other) == 1
+        await until(lambda: sample("worker_ready", f"cpu:{engine._lanes[0].pid}") == 1)
+
+
+@in_a_loop
 async def test_a_worker_that_dies_is_replaced_and_its_jobs_run_again(tmp_path: Path) -> None:
     async with running() as engine:
         prompt = f"exit_at=1 once={tmp_path / 'died'}"

@@ -138,3 +138,9 @@ def test_whoever_goes_in_the_middle_ends_the_work(start_server: StartServer, png
             next(read(answer.iter_lines()))
         eventually(lambda: sample(url, "img2img_jobs_on_board") == 0)
         assert sample(url, "img2img_images_total") == 0
+        eventually(lambda: sample(url, 'img2img_requests_total{code="499",route="/img2img"}') == 1)
+        assert len(events(url, png)) == 5
+        assert sample(url, 'img2img_requests_total{code="200",route="/img2img"}') == 1
+        name = "img2img_request_duration_seconds_count"
+        assert sample(url, f'{name}{{outcome="error",route="/img2img"}}') == 1
+        assert sample(url, f'{name}{{outcome="success",route="/img2img"}}') == 1

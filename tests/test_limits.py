@@ -82,6 +82,8 @@ def test_a_body_that_does_not_arrive_in_time_is_given_up(start_server: StartServ
         assert b" 408 " in answer.partition(b"\r\n")[0]
         assert b"connection: close" in answer.lower()
         assert json.loads(answer.rpartition(b"\r\n\r\n")[2])["code"] == "body_timeout"
+        # Those that took longest are not to be missing where one looks for how long bodies take.
+        assert sample(url, 'img2img_stage_duration_seconds_sum{stage="receive"}') >= 0.3
 
 
 def test_a_slow_drip_does_not_buy_more_time(start_server: StartServer) -> None:
@@ -210,6 +212,21 @@ def test_metrics_count_pictures_requests_and_stages(start_server: StartServer, p
             sample(url, f'img2img_gpu_memory_bytes{{device="cpu",kind="{kind}"}}') for kind in ("reserved", "free")
         }
         assert sizes == {5, 7}
+
+
+def test_all_series_of_pictures_are_there_before_the_first_one(start_server: StartServer, png: bytes) -> None:
+    def series(url: str) -> set[str]:
+        lines = httpx2.get(f"{url}/metrics").text.splitlines()
+        return {line.rpartition(" ")[0] for line in lines if not line.startswith(("#", "img2img_request"))}
+
+    with start_server() as url:
+        before = series(url)
+        for output_format in ("png", "webp", "jpeg"):
+            post(url, png, output_format=output_format)
+        new = series(url) - before
+    # What only the first picture can tell.
+    assert {line.partition("{")[0] for line in new} == {"img2img_worker_peak_memory_bytes", "img2img_gpu_memory_bytes"}
+    assert not [line for line in before if "_created" in line]
 
 
 def test_a_body_that_never_arrived_is_no_body_that_took_long(start_server: StartServer) -> None:

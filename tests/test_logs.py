@@ -105,10 +105,41 @@ def test_an_error_within_a_stream_and_a_prediction_that_failed_are_in_their_line
     told = [(line["method"], line["status"], line.get("error")) for line in requests(lines)]
     assert told == [
         ("POST", 500, "inference_failed"),
-        ("POST", 200, "inference_failed"),
+        # As a stream it began with 200, before anybody knew.
+        ("POST", 500, "inference_failed"),
         ("POST", 200, "inference_failed"),
         ("HEAD", 200, None),
     ]
+    assert [line["level"] for line in requests(lines)] == ["WARNING", "WARNING", "INFO", "INFO"]
+
+
+def test_an_error_that_nobody_foresaw_is_one_line_too() -> None:
+    code = "import warnings; from app.logs import configure; configure('info', 'json'); warnings.warn('a\\nb'); 1 / 0"
+    done = subprocess.run([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+    warned, ended = map(json.loads, done.stderr.splitlines())
+    assert (done.returncode, warned["level"], ended["level"]) == (1, "WARNING", "CRITICAL")
+    assert "a\nb" in warned["message"]
+    assert "ZeroDivisionError" in ended["exception"]
+
+
+def test_a_service_whose_standard_error_is_closed_runs_all_the_same() -> None:
+    port = _free_port()
+    command = [sys.executable, "-c", CODE, str(port), FAKE]
+    process = subprocess.Popen(["/bin/sh", "-c", 'exec "$@" 2>&-', "sh", *command])
+    try:
+        eventually(lambda: is_ready(f"http://127.0.0.1:{port}"))
+        assert post(f"http://127.0.0.1:{port}", PNG).is_success
+    finally:
+        process.terminate()
+        assert process.wait(30) == 0
+
+
+def test_whoever_asks_for_a_websocket_is_no_reason_for_advice() -> None:
+    with logged() as (url, lines):
+        headers = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
+        headers["Sec-WebSocket-Key"] = "dGhlIHNhbXBsZSBub25jZQ=="
+        assert httpx2.get(f"{url}/ws", headers=headers).status_code == 404
+    assert [line["level"] for line in map(json.loads, lines)].count("WARNING") == 0
 
 
 def test_the_console_form_is_one_sentence_each() -> None:

@@ -25,8 +25,83 @@ StartServer = Callable[..., AbstractContextManager[str]]
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "scripts/container/observability"
 PANELS = json.loads((FOLDER / "dashboard.json").read_text())["panels"]
+ALERTS = [rule for group in yaml.safe_load((FOLDER / "alerts.yml").read_text())["groups"] for rule in group["rules"]]
 EXPRESSIONS = [target["expr"] for panel in PANELS for target in panel["targets"]]
 PNG = saved(noise((24, 24)), "PNG")
+
+CASES = """
+rule_files: [ALERTS]
+evaluation_interval: 1m
+tests:
+  - interval: 1m
+    input_series:
+      - {series: 'up{job="img2img"}', values: '1x20'}
+      - {series: 'img2img_ready', values: '1x20'}
+      - {series: 'img2img_worker_ready{device="cuda:0"}', values: '1x20'}
+      - {series: 'img2img_worker_ready{device="cuda:1"}', values: '1x4 0x16'}
+      - {series: 'img2img_worker_deaths_total{cause="hang"}', values: '0x4 1 2 3 3x13'}
+      - {series: 'img2img_worker_deaths_total{cause="exit"}', values: '0x10 1x10'}
+      - {series: 'img2img_requests_total{route="/img2img",code="200"}', values: '0+60x20'}
+      - {series: 'img2img_requests_total{route="/img2img",code="503"}', values: '0+3x20'}
+      - {series: 'img2img_rejected_total{reason="queue_full"}', values: '0+3x20'}
+      - {series: 'img2img_certificate_expiry_timestamp_seconds', values: '0x20'}
+    alert_rule_test:
+      - {eval_time: 3m, alertname: WorkerGone}
+      - eval_time: 10m
+        alertname: WorkerGone
+        exp_alerts:
+          - exp_labels: {device: 'cuda:1'}
+            exp_annotations:
+              summary: The worker on cuda:1 makes no pictures; others may. See the log for its cause of death.
+      - eval_time: 8m
+        alertname: WorkersDie
+        exp_alerts:
+          - exp_labels: {cause: hang}
+            exp_annotations:
+              summary: Workers die again and again (hang). Requests are run again, but all take longer.
+      - {eval_time: 15m, alertname: ServiceGone}
+      - {eval_time: 15m, alertname: ServiceNotReady}
+      - {eval_time: 15m, alertname: TooBusy}
+      - {eval_time: 15m, alertname: RequestsFail}
+      - {eval_time: 15m, alertname: CertificateExpires}
+  - interval: 1m
+    input_series:
+      - {series: 'up{job="img2img"}', values: '0x20'}
+      - {series: 'img2img_ready', values: '0x20'}
+      - {series: 'img2img_requests_total{route="/img2img",code="200"}', values: '0+60x20'}
+      - {series: 'img2img_requests_total{route="/img2img",code="500"}', values: '0x10 1x10'}
+      - {series: 'img2img_requests_total{route="/health/ready",code="200"}', values: '0+600x20'}
+      - {series: 'img2img_rejected_total{reason="deadline_exceeded"}', values: '0+9x20'}
+      - {series: 'img2img_certificate_expiry_timestamp_seconds', values: '1000000x20'}
+    alert_rule_test:
+      - eval_time: 15m
+        alertname: ServiceGone
+        exp_alerts:
+          - exp_labels: {job: img2img}
+            exp_annotations: {summary: 'Nothing answers /metrics, or not with this key.'}
+      - eval_time: 15m
+        alertname: ServiceNotReady
+        exp_alerts:
+          - exp_annotations:
+              summary: No picture can be made. A start takes minutes where the model is downloaded first; see the log.
+      - eval_time: 15m
+        alertname: TooBusy
+        exp_alerts:
+          - exp_annotations:
+              summary: More than a tenth of the requests is refused, for there is more to do than can be done.
+      - eval_time: 12m
+        alertname: RequestsFail
+        exp_alerts:
+          - exp_labels: {route: /img2img}
+            exp_annotations:
+              summary: Requests to /img2img fail by a fault of the service or its model; see the log.
+      - eval_time: 15m
+        alertname: CertificateExpires
+        exp_alerts:
+          - exp_annotations:
+              summary: The certificate that signs pictures expires within two weeks. No picture is made after that.
+"""
+"""For promtool: what Prometheus sees, and which alerts come of it."""
 
 needs_prometheus = pytest.mark.skipif(not shutil.which("prometheus"), reason="prometheus is not installed")
 
@@ -44,8 +119,9 @@ def series() -> set[str]:
     return names
 
 
-def test_every_series_of_the_dashboard_is_one_of_the_service_s() -> None:
-    named = {name for expression in EXPRESSIONS for name in re.findall(r"img2img_\w+", expression)}
+def test_every_series_of_the_dashboard_and_the_alerts_is_one_of_the_service_s() -> None:
+    expressions = [*EXPRESSIONS, *(rule["expr"] for rule in ALERTS)]
+    named = {name for expression in expressions for name in re.findall(r"img2img_\w+", expression)}
     assert named <= series()
     assert len(named) > 12
 
@@ -94,6 +170,7 @@ def prometheus(folder: Path, service: str, key: str) -> Iterator[str]:
     config = config.replace("img2img-service:8000", urlsplit(service).netloc).replace(
         "/run/img2img-key", str(folder / "key")
     )
+    config = config.replace("/etc/prometheus/alerts.yml", str(FOLDER / "alerts.yml"))
     (folder / "prometheus.yml").write_text(config.replace("scrape_interval: 5s", "scrape_interval: 1s"))
     port = _free_port()
     command = [
@@ -160,3 +237,18 @@ def drawn(url: str, expression: str) -> dict[str, float]:
 def test_without_a_key_it_sees_nothing(start_server: StartServer, tmp_path: Path) -> None:
     with start_server(api_keys="right") as service, prometheus(tmp_path, service, "none") as url:
         eventually(lambda: [one["value"][1] for one in query(url, "up")] == ["0"])
+
+
+@pytest.mark.skipif(not shutil.which("promtool"), reason="promtool is not installed")
+def test_the_alerts_are_such_as_prometheus_takes_and_come_when_they_should(tmp_path: Path) -> None:
+    (tmp_path / "test.yml").write_text(CASES.replace("ALERTS", str(FOLDER / "alerts.yml")))
+    done = subprocess.run(["promtool", "test", "rules", tmp_path / "test.yml"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@needs_prometheus
+def test_a_real_prometheus_reads_the_alerts(start_server: StartServer, tmp_path: Path) -> None:
+    with start_server() as service, prometheus(tmp_path, service, "none") as url:
+        eventually(lambda: bool(query(url, "up")))
+        groups = httpx2.get(f"{url}/api/v1/rules").json()["data"]["groups"]
+        assert [rule["name"] for group in groups for rule in group["rules"]] == [rule["alert"] for rule in ALERTS]

@@ -272,7 +272,8 @@ class Engine:
         match message:
             case Ready():
                 lane.ready(message)
-                self.metrics.model.info({**asdict(message.info), "compile": self.settings.compile})
+                facts = {**asdict(message.info), "compile": self.settings.compile}
+                self.metrics.model.labels(facts.pop("device")).info(facts)
                 if not self.admission.seconds_per_row:
                     self.admission.measured(1, message.pass_seconds)
                 logger.info("the worker on %s is ready", message.info.device)
@@ -318,3 +319,6 @@ class Engine:
     def _count(self) -> None:
         self.metrics.waiting.set(len(self._waiting))
         self.metrics.on_board.set(sum(len(lane.tickets) for lane in self._lanes))
+        for lane in self._lanes:
+            if lane.last_info:
+                self.metrics.worker_ready.labels(lane.last_info.device).set(self.ready and lane.able)

@@ -10,7 +10,7 @@ from fastapi import Request
 from fastapi.responses import StreamingResponse
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 
-from app.errors import ServiceError
+from app.errors import CLIENT_CLOSED_REQUEST, ServiceError
 from app.refusals import error_body
 from app.routes.common import unless_disconnected
 from app.service import Service
@@ -29,10 +29,11 @@ KEEPALIVE_SECONDS = 15.0
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """A name, and what is sent as JSON."""
+    """A name, and what is sent as JSON; with the last one the caller has what he asked for."""
 
     name: str
     body: dict[str, Any]
+    last: bool = False
 
 
 async def event_stream(request: Request, events: AsyncGenerator[Event, None]) -> StreamingResponse:
@@ -50,9 +51,13 @@ async def _lines(
     request: Request, first: Event | None, events: AsyncGenerator[Event, None]
 ) -> AsyncGenerator[bytes, None]:
     event, coming = first, None
+    # What the answer's status would have been: the log and the metrics say that.
+    request.state.outcome = CLIENT_CLOSED_REQUEST
     try:
         while event:
             yield _line(event)
+            if event.last:
+                request.state.outcome = 200
             coming = asyncio.ensure_future(anext(events, None))
             while not (await asyncio.wait({coming}, timeout=KEEPALIVE_SECONDS))[0]:
                 yield KEEPALIVE_COMMENT
@@ -60,7 +65,7 @@ async def _lines(
     except ServiceError as error:
         service: Service = request.app.state.service
         service.metrics.refuse(error.code)
-        _, body = error_body(error, request.state.request_id, request.url.path)
+        request.state.outcome, body = error_body(error, request.state.request_id, request.url.path)
         yield _line(Event("error", body))
     finally:
         if coming and not coming.done():

@@ -75,7 +75,7 @@ async def _events(
                 case _:
                     facts = {"seed": seen.seed, "steps_run": seen.steps_run, "start_timestep": seen.start_timestep}
                     told = {**facts, "tokens_cut": seen.tokens_cut, "seconds": seen.seconds}
-                    yield Event("picture", {"image": data_url(seen.data, seen.output_format), **told})
+                    yield Event("picture", {"image": data_url(seen.data, seen.output_format), **told}, last=True)
 
 
 async def _read(request: Request) -> tuple[bytes, dict[str, Any]]:

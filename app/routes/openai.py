@@ -176,7 +176,7 @@ async def _events(service: Service, request: Request, asked: Asked) -> AsyncGene
                     index += 1
                 case Picture():
                     told = {"seed": seen.seed, "tokens_cut": seen.tokens_cut, "usage": _usage()}
-                    yield _event("image_edit.completed", asked, {"b64_json": base64_text(seen.data), **told})
+                    yield _event("image_edit.completed", asked, {"b64_json": base64_text(seen.data), **told}, last=True)
                 case _:
                     pass
 
@@ -188,8 +188,8 @@ def spread(steps_run: int, count: int) -> frozenset[int]:
     return frozenset(round((i + 1) * steps_run / (count + 1)) for i in range(count))
 
 
-def _event(name: str, asked: Asked, body: Mapping[str, Any]) -> Event:
-    return Event(name, {"type": name, "created_at": int(time.time()), **_facts(asked), **body})
+def _event(name: str, asked: Asked, body: Mapping[str, Any], *, last: bool = False) -> Event:
+    return Event(name, {"type": name, "created_at": int(time.time()), **_facts(asked), **body}, last)
 
 
 def _facts(asked: Asked) -> dict[str, str]:
