@@ -214,5 +214,5 @@ def doctor(as_json: JsonOption = False) -> None:
     facts = check.gather(settings)
     advice = check.advise(facts)
     typer.echo(json.dumps(check.as_dict(facts, advice)) if as_json else check.render(facts, advice))
-    if facts.problem:
+    if facts.problems:
         raise typer.Exit(ExitCode.FAILED)

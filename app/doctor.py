@@ -10,10 +10,14 @@ from typing import Any
 
 from huggingface_hub.constants import HF_HUB_CACHE
 
+from app import otel
 from app.engine import checkpoint
+from app.engine.checkpoint import UNUSABLE
 from app.engine.compiled import ADVICE, has_compiler
-from app.errors import CheckpointError
-from app.settings import Settings
+from app.errors import CheckpointError, Misconfigured
+from app.main import create_app
+from app.server import check_address
+from app.settings import Settings, unknown_variables
 
 ENOUGH_MEMORY = 16e9
 """Bytes; a full-size model in float32 takes 14 GB, and in float16 half of that while it is loaded."""
@@ -27,14 +31,18 @@ _DRIVER_SECONDS = 10.0
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What was found. `model` is `checkpoint.describe`'s, empty if `problem` says why there is none; sizes in bytes."""
+    """What was found; sizes in bytes. `problems` are why the service would not start.
+
+    `model` is `checkpoint.describe`'s, empty if one of the problems is why there is none.
+    """
 
     vae_setting: str
     devices_setting: str
     compile_setting: str
     compiler: bool
     model: dict[str, str]
-    problem: str | None
+    problems: tuple[str, ...]
+    unknown: tuple[str, ...]
     driver: str | None
     visible_devices: str | None
     cores: int
@@ -56,29 +64,45 @@ class Facts:
 
 def gather(settings: Settings) -> Facts:
     """Look at everything; loads no weights and fetches nothing."""
-    model, problem = {}, None
+    model, problems = {}, list(_misconfigured(settings))
     try:
         model = checkpoint.describe(settings)
     except CheckpointError as error:
-        problem = str(error)
+        problems.append(str(error))
+    problems += filter(None, [model.get("files", "").partition(UNUSABLE)[2]])
     cache = settings.hub_cache or Path(HF_HUB_CACHE)
-    # It is made by the first download: until then, what counts is where it will be made.
-    existing = next(folder for folder in (cache.absolute(), *cache.absolute().parents) if folder.exists())
+    # It is made by the first download: until then, what counts is where it will be made. `os.path` takes what must not
+    # be looked at for what is not there.
+    existing = next(folder for folder in (cache.absolute(), *cache.absolute().parents) if os.path.exists(folder))  # noqa: PTH110
     return Facts(
         vae_setting=settings.vae,
         devices_setting=settings.devices,
         compile_setting=settings.compile,
         compiler=has_compiler(),
         model=model,
-        problem=problem,
+        problems=tuple(problems),
+        unknown=tuple(unknown_variables(os.environ)),
         driver=driver(),
         visible_devices=os.environ.get("NVIDIA_VISIBLE_DEVICES"),
         cores=len(os.sched_getaffinity(0)),
         memory=memory(_MEMORY_LIMITS),
         cache=str(cache),
-        cache_writable=os.access(existing, os.W_OK),
+        cache_writable=existing.is_dir() and os.access(existing, os.W_OK),
         cache_free=shutil.disk_usage(existing).free,
     )
+
+
+def _misconfigured(settings: Settings) -> Iterator[str]:
+    """Why `img2img serve` would refuse to start; not that the port is taken, for that may be by a service."""
+    for check in (
+        lambda: otel.settle(dict(os.environ)),
+        lambda: check_address(settings.host, 0),
+        lambda: create_app(settings),
+    ):
+        try:
+            check()
+        except Misconfigured as error:
+            yield str(error)
 
 
 def driver() -> str | None:
@@ -104,7 +128,7 @@ def memory(limits: Iterable[Path]) -> int:
 
 def advise(facts: Facts) -> list[str]:
     """What would fail or be slow, and what to do; in the order of weight."""
-    advice = [facts.problem] if facts.problem else []
+    advice = [*facts.problems, *facts.unknown]
     if not facts.model.get("device", "cpu").startswith("cuda"):
         advice.append(_why_no_cuda(facts))
     if facts.model:

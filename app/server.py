@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import signal
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -13,11 +14,11 @@ import uvicorn
 from fastapi import FastAPI
 
 from app.engine import memory
-from app.errors import EngineStopped
+from app.errors import EngineStopped, Misconfigured
 from app.logs import configure
 from app.main import create_app
 from app.service import Service
-from app.settings import Settings
+from app.settings import Settings, unknown_variables
 
 logger = logging.getLogger(__name__)
 
@@ -87,10 +88,12 @@ def serve(settings: Settings, loader: str | None = None) -> int:
         The exit code: 0 after a signal, 1 if the engine gave up.
 
     Raises:
-        Misconfigured: the API keys, or the certificate that is to sign, cannot be used.
-        SystemExit: the address cannot be listened on; uvicorn has logged why.
+        Misconfigured: the address, the API keys, or the certificate that is to sign, cannot be used.
     """
     configure(settings.log_level, settings.log_format)
+    check_address(settings.host, settings.port)
+    for sentence in unknown_variables(os.environ):
+        logger.warning(sentence)
     memory.serving()
     failures: list[EngineStopped] = []
 
@@ -122,6 +125,27 @@ def serve(settings: Settings, loader: str | None = None) -> int:
         # Last in the log, where whoever finds the process gone looks first.
         logger.critical("ended: %s", failure)
     return 1 if failures else 0
+
+
+def check_address(host: str, port: int) -> None:
+    """See whether it can be listened on: uvicorn would find out when the workers are on their way, and name nothing.
+
+    Raises:
+        Misconfigured: it cannot.
+    """
+    try:
+        places = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for family, kind, protocol, _, address in places:
+            with socket.socket(family, kind, protocol) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if family == socket.AF_INET6:
+                    probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                probe.bind(address)
+    except OSError as error:
+        raise Misconfigured(
+            f"Nothing can listen on {host or 'any address'}, port {port}: {error.strerror}. "
+            "Choose the address by IMG2IMG_HOST, and the port by IMG2IMG_PORT."
+        ) from error
 
 
 def warn_if_open(settings: Settings) -> None:

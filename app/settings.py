@@ -3,7 +3,9 @@
 Each is read from the environment variable `IMG2IMG_<NAME>`; nothing is read until `Settings()` is called.
 """
 
+import difflib
 import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -18,6 +20,7 @@ MaxBatch = Annotated[
 ]
 
 
+_PREFIX = "IMG2IMG_"
 _ROUTE = r"^(/[A-Za-z0-9._~/:-]*)?$"
 _ORIGIN = re.compile(r"https?://([^\s,/*A-Z]+)", re.ASCII)
 
@@ -32,11 +35,31 @@ def _origins(value: str) -> str:
     return value
 
 
+def _each_once(value: str) -> str:
+    gpus = ["cuda:0" if device == "cuda" else device for device in value.split(",") if device.startswith("cuda")]
+    if len(set(gpus)) < len(gpus):
+        raise PydanticCustomError("devices", "must name each GPU once: two workers would fight for its memory")
+    return value
+
+
+_OF_CLIENTS = ("API_KEY", "URL")
+
+
+def unknown_variables(environment: Iterable[str]) -> Iterator[str]:
+    """A sentence for each variable that is named like a setting and is none."""
+    known = {*(name.upper() for name in Settings.model_fields), *_OF_CLIENTS}
+    for name in sorted(name for name in environment if name.startswith(_PREFIX)):
+        if (word := name.removeprefix(_PREFIX)) not in known:
+            close = difflib.get_close_matches(word, known, n=1)
+            meant = f": is {_PREFIX}{close[0]} meant?" if close else "."
+            yield f"{name} is no setting, and has no effect{meant}"
+
+
 class Settings(BaseSettings):
     """The service's settings. Raises pydantic's `ValidationError`, naming the variable, for a value out of bounds."""
 
     model_config = SettingsConfigDict(
-        env_prefix="IMG2IMG_",
+        env_prefix=_PREFIX,
         # As compose files and shells write what is not set.
         env_ignore_empty=True,
         frozen=True,
@@ -57,7 +80,7 @@ class Settings(BaseSettings):
         description="`auto` (on CUDA in float16 `madebyollin/sdxl-vae-fp16-fix` where the checkpoint's own must run in "
         "float32, else `checkpoint`), `checkpoint`, `tiny` (TAESDXL: faster, coarser), a folder or a hub id.",
     )
-    devices: str = Field(
+    devices: Annotated[str, AfterValidator(_each_once)] = Field(
         "auto",
         pattern=r"^(auto|(cpu|cuda(:\d+)?)(,(cpu|cuda(:\d+)?))*)$",
         description="`auto` (the first CUDA device, else the CPU) or a list like `cuda:0,cuda:1`: one worker for each.",
@@ -78,13 +101,15 @@ class Settings(BaseSettings):
         "",
         pattern=_ROUTE,
         validation_alias=AliasChoices("IMG2IMG_HEALTH_ROUTE", "AIP_HEALTH_ROUTE"),
-        description="One more path that answers as `/health/ready`; Vertex AI names it by `AIP_HEALTH_ROUTE`.",
+        description="One more path, like `/healthz`, that answers as `/health/ready`; Vertex AI names it by "
+        "`AIP_HEALTH_ROUTE`.",
     )
     predict_route: str = Field(
         "",
         pattern=_ROUTE,
         validation_alias=AliasChoices("IMG2IMG_PREDICT_ROUTE", "AIP_PREDICT_ROUTE"),
-        description="A path that takes Vertex AI's `instances`, which names it by `AIP_PREDICT_ROUTE`.",
+        description="A path, like `/predict`, that takes Vertex AI's `instances`, which names it by "
+        "`AIP_PREDICT_ROUTE`.",
     )
     model_aliases: str = Field(
         "",
@@ -136,13 +161,13 @@ class Settings(BaseSettings):
     )
     tick_timeout_seconds: float = Field(
         180.0,
-        gt=0,
+        ge=0.1,
         le=3600,
         description="A worker silent for so long while it has work is killed and replaced; already after 30 s where "
         "that is 20 times as long as it should take.",
     )
     load_timeout_seconds: float = Field(
-        3600.0, gt=0, description="The same for a worker that downloads and loads the model."
+        3600.0, ge=0.1, description="The same for a worker that downloads and loads the model."
     )
     max_worker_deaths: int = Field(
         5,

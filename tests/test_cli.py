@@ -284,6 +284,22 @@ class TestServe:
             "number from 1 to 64: jobs that share a UNet call, per device.",
         ]
 
+    @pytest.mark.parametrize(
+        ("variables", "said"),
+        [
+            ({"PORT": "abc"}, "PORT cannot be 'abc': input should be a valid integer"),
+            ({"AIP_HTTP_PORT": "0x1", "PORT": "abc"}, "AIP_HTTP_PORT cannot be '0x1': "),
+            ({"AIP_HEALTH_ROUTE": "x"}, "AIP_HEALTH_ROUTE cannot be 'x': give One more path, like `/healthz`, that"),
+            ({"IMG2IMG_PREDICT_ROUTE": "x"}, "IMG2IMG_PREDICT_ROUTE cannot be 'x': give A path, like `/predict`, that"),
+            ({"IMG2IMG_DEVICES": "cuda,cuda:0"}, "IMG2IMG_DEVICES cannot be 'cuda,cuda:0': must name each GPU once"),
+            ({"IMG2IMG_TICK_TIMEOUT_SECONDS": "1e-9"}, "IMG2IMG_TICK_TIMEOUT_SECONDS cannot be '1e-9': input should"),
+        ],
+    )
+    def test_the_variable_that_was_set_is_named(self, variables: dict[str, str], said: str) -> None:
+        result = run_cli("serve", env=variables)
+        assert result.exit_code == 2
+        assert result.stderr.startswith(f"img2img: {said}")
+
     def test_a_service_listens_where_it_is_told_and_stops_cleanly_even_while_it_loads(self) -> None:
         port = str(free_port())
         command = [sys.executable, "-m", "app", "serve", "--host", "127.0.0.1", "--port", port, "--device", "cpu"]

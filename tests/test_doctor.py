@@ -1,6 +1,9 @@
 import json
 import logging
 import os
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +21,8 @@ GOOD = Facts(
     compile_setting="default",
     compiler=True,
     model={**MODEL, "model": "stabilityai/sdxl-turbo (model is auto)", "files": "/cache/snapshot"},
-    problem=None,
+    problems=(),
+    unknown=(),
     driver="NVIDIA A10G, 580.1, 24 GB",
     visible_devices="all",
     cores=8,
@@ -65,7 +69,7 @@ def test_the_report_says_how_many_jobs_share_a_call_and_why(setting: str, said: 
 
 def test_a_program_can_read_the_report() -> None:
     facts = json.loads(run_doctor("--json", IMG2IMG_MODEL="embedded").stdout)
-    assert facts["problem"] is None
+    assert facts["problems"] == facts["unknown"] == []
     assert facts["model"]["device"] == "cpu"
     assert facts["cores"] >= 1
     assert facts["memory"] > 0
@@ -80,8 +84,86 @@ def test_a_model_that_cannot_be_is_told_and_fails() -> None:
 
 def test_a_folder_that_is_no_checkpoint_is_told(tmp_path: Path) -> None:
     result = run_doctor(IMG2IMG_MODEL=str(tmp_path))
-    assert f"\n- {tmp_path}/vae/config.json cannot be read" in result.stdout
+    assert f"\n- IMG2IMG_MODEL={tmp_path} is no checkpoint in diffusers format" in result.stdout
     assert "download" not in result.stdout
+    assert result.exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"API_KEYS_FILE": "/nowhere"}, "IMG2IMG_API_KEYS_FILE: /nowhere cannot be read"),
+        ({"C2PA_CERTIFICATE": "/nowhere"}, "IMG2IMG_C2PA_CERTIFICATE and IMG2IMG_C2PA_KEY belong together"),
+        ({"PREDICT_ROUTE": "/img2img"}, "IMG2IMG_PREDICT_ROUTE: /img2img is the path of something else"),
+        ({"HOST": "no.such.host.invalid"}, "Nothing can listen on no.such.host.invalid"),
+    ],
+)
+def test_what_the_service_would_not_start_with_is_told(variables: dict[str, str], said: str) -> None:
+    environment = {f"IMG2IMG_{name}": value for name, value in variables.items()}
+    result = run_doctor(IMG2IMG_MODEL="embedded", **environment)
+    assert (result.exit_code, f"\n- {said}" in result.stdout) == (1, True)
+
+
+def test_so_is_what_only_the_collector_of_traces_is_told() -> None:
+    result = run_doctor(IMG2IMG_MODEL="embedded", OTEL_TRACES_EXPORTER="zipkin")
+    assert (result.exit_code, "\n- OTEL_TRACES_EXPORTER can be" in result.stdout) == (1, True)
+
+
+def test_a_variable_that_is_no_setting_is_told() -> None:
+    result = run_doctor(IMG2IMG_MODEL="embedded", IMG2IMG_QEUE_SIZE="3", IMG2IMG_COLOUR="red")
+    assert "\n- IMG2IMG_QEUE_SIZE is no setting, and has no effect: is IMG2IMG_QUEUE_SIZE meant?" in result.stdout
+    assert "\n- IMG2IMG_COLOUR is no setting, and has no effect.\n" in result.stdout
+    assert result.exit_code == 0
+
+
+def test_a_cache_that_is_no_folder_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    result = run_doctor(IMG2IMG_MODEL="owner/name", IMG2IMG_HUB_CACHE=str(tmp_path / "file"))
+    assert f"{tmp_path / 'file'} cannot be written to: set IMG2IMG_HUB_CACHE to a folder that can" in result.stdout
+    assert "IMG2IMG_OFFLINE" not in result.stdout
+
+
+class TestWithoutRights:
+    """As somebody who is not root, in a process of its own."""
+
+    @pytest.fixture
+    def closed(self, tmp_path: Path) -> Path:
+        folder = tmp_path / "closed"
+        folder.mkdir()
+        folder.chmod(0)
+        return folder
+
+    @staticmethod
+    def run(*command: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        if os.geteuid() == 0:
+            if not shutil.which("setpriv"):
+                pytest.skip("setpriv is not installed")
+            command = ("setpriv", "--bounding-set=-dac_override,-dac_read_search", *command)
+        environment = {**os.environ, "IMG2IMG_DEVICES": "cpu", "IMG2IMG_PORT": "0", **variables}
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+
+    def test_a_folder_that_must_not_be_looked_into_is_told_in_a_sentence(self, closed: Path) -> None:
+        said = f"IMG2IMG_MODEL={closed}/model cannot be read: Permission denied."
+        done = self.run(sys.executable, "-m", "app", "doctor", IMG2IMG_MODEL=f"{closed}/model")
+        assert (done.returncode, f"\n- {said}\n" in done.stdout, done.stderr) == (1, True, "")
+        done = self.run(sys.executable, "-m", "app", "serve", IMG2IMG_MODEL=f"{closed}/model")
+        lines = [json.loads(line) for line in done.stderr.splitlines()]
+        assert (done.returncode, lines[-1]["message"]) == (1, f"ended: {said}")
+
+    def test_a_cache_that_must_not_be_looked_into_is_told(self, closed: Path) -> None:
+        done = self.run(
+            *(sys.executable, "-m", "app", "doctor"), IMG2IMG_MODEL="owner/name", IMG2IMG_HUB_CACHE=f"{closed}/hub"
+        )
+        assert f"- {closed}/hub cannot be written to" in done.stdout
+        assert done.stderr == ""
+
+    def test_weights_that_must_not_be_read_are_named(self, tiny_checkpoint: Path, tmp_path: Path) -> None:
+        folder = shutil.copytree(tiny_checkpoint, tmp_path / "model")
+        weights = next((folder / "unet").glob("*.safetensors"))
+        weights.chmod(0)
+        said = f"{weights} must not be read: see to its permissions."
+        done = self.run(sys.executable, "-m", "app", "doctor", IMG2IMG_MODEL=str(folder))
+        assert (done.returncode, f"\n- {said}\n" in done.stdout, done.stderr) == (1, True, "")
 
 
 @pytest.mark.parametrize(

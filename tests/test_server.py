@@ -15,6 +15,7 @@ import pytest
 
 from app.errors import EngineStopped
 from app.main import end_process
+from app.server import check_address
 from tests.conftest import _free_port
 from tests.test_img2img import post, problem
 from tests.test_limits import connect, eventually, sample
@@ -196,16 +197,30 @@ uvicorn.run(create_app(Settings(devices="cpu", model="broken"), "tests.fakes:loa
     assert "there is no such checkpoint" in done.stderr
 
 
-def test_a_port_that_is_taken_ends_the_process_and_says_so() -> None:
+def test_an_address_that_cannot_be_listened_on_is_refused_before_anything_starts() -> None:
     with serving() as (url, first):
         eventually(lambda: is_ready(url))
         port = url.rpartition(":")[2]
-        second = subprocess.run(
-            [sys.executable, "-c", CODE, port, "fake"], capture_output=True, text=True, timeout=30, check=False
-        )
-        assert second.returncode != 0
-        assert "address already in use" in second.stderr
+        for variables, said in (
+            ({"IMG2IMG_PORT": port}, f"Nothing can listen on 127.0.0.1, port {port}: Address already in use. Choose"),
+            ({"IMG2IMG_HOST": "no.such.host.invalid"}, "Nothing can listen on no.such.host.invalid, port 8000: "),
+            ({"IMG2IMG_HOST": "192.0.2.1"}, "Nothing can listen on 192.0.2.1, port 8000: Cannot assign"),
+        ):
+            second = subprocess.run(
+                [sys.executable, "-m", "app", "serve"],
+                env={**os.environ, **variables},
+                capture_output=True,
+                text=True,
+                timeout=30,
+            )
+            assert (second.returncode, len(second.stderr.splitlines())) == (2, 1)
+            assert second.stderr.startswith(f"img2img: {said}")
         assert first.poll() is None
+
+
+@pytest.mark.parametrize("host", ["", "::", "::1", "localhost", "0.0.0.0"])
+def test_each_way_to_say_an_address_can_be_listened_on(host: str) -> None:
+    check_address(host, 0)
 
 
 @pytest.mark.parametrize(("trusted", "served"), [("", 2), ("127.0.0.1", 4)])

@@ -138,7 +138,7 @@ def test_a_request_without_a_trace_begins_one_that_its_log_line_names(
     with traced(monkeypatch, collector.url, {"OTEL_RESOURCE_ATTRIBUTES": "service.name=ours"}) as (url, lines):
         form = {"prompt": "x", "n": "2", "seed": "4"}
         # A query means nothing here, but whoever sends one may have put the prompt into it.
-        query = {"prompt": "unmistakable"}
+        query = {"note": "unmistakable"}
         assert httpx2.post(f"{url}/v1/images/edits", params=query, files={"image": PNG}, data=form).is_success
         httpx2.get(f"{url}/health")
         httpx2.get(f"{url}/metrics")

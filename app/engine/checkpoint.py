@@ -1,6 +1,7 @@
 """Where weights come from and how they reach the device: embedded, a folder, or a hub id. safetensors only."""
 
 import logging
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,6 +30,9 @@ TURBO = "stabilityai/sdxl-turbo"
 FP16_VAE = "madebyollin/sdxl-vae-fp16-fix"
 TINY_VAE = "madebyollin/taesdxl"
 
+UNUSABLE = "cannot be used: "
+"""How `describe` begins what it says of the files of a folder that no service starts with."""
+
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", re.ASCII)
 _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -55,7 +59,9 @@ class Source:
             CheckpointError: a file is missing, or the hub cannot be reached.
         """
         if self.folder:
-            wanted(hub.list_folder(self.folder))
+            for name in wanted(hub.list_folder(self.folder)):
+                if not os.access(self.folder / name, os.R_OK):
+                    raise CheckpointError(f"{self.folder / name} must not be read: see to its permissions.")
             return self.folder
         return hub.fetch(self.hub_id, self.revision, wanted, cache=settings.hub_cache, offline=settings.offline)
 
@@ -113,8 +119,11 @@ def resolve_vae(vae: str, own: dict[str, Any], device: str, dtype: torch.dtype) 
 
 def _folder_or_hub(name: str, variable: str, words: str) -> Source:
     folder = Path(name).expanduser()
-    if folder.is_dir():
-        return Source(f"{variable} names this folder", folder=folder)
+    try:
+        if folder.is_dir():
+            return Source(f"{variable} names this folder", folder=folder)
+    except OSError as error:
+        raise CheckpointError(f"{variable}={name} cannot be read: {error.strerror}.") from error
     if _HUB_ID.fullmatch(name) and not name.startswith("."):
         return _from_hub(name, f"{variable} names it")
     raise CheckpointError(f"{variable}={name} is no folder here, no hub id (owner/name), and none of: {words}.")
@@ -136,6 +145,11 @@ def fetch(settings: Settings, device: str) -> tuple[Path, Path | None, ModelInfo
     """
     dtype = resolve_dtype(settings.dtype, device)
     model = resolve_model(settings.model, device)
+    if model.folder and not os.path.lexists(model.folder / "model_index.json"):
+        raise CheckpointError(
+            f"IMG2IMG_MODEL={settings.model} is no checkpoint in diffusers format: there is no "
+            "model_index.json in that folder."
+        )
     own = hub.read_json(model.fetch(lambda names: ["vae/config.json"], settings) / "vae/config.json")
     vae = resolve_vae(settings.vae, own, device, dtype)
     folder = model.fetch(lambda names: hub.pipeline_files(names, with_vae=vae is None), settings)
@@ -250,7 +264,7 @@ def describe(settings: Settings) -> dict[str, str]:
         folder, _, info = fetch(settings.model_copy(update={"offline": True}), device)
         facts["VAE"], facts["files"] = info.vae, str(folder)
     except CheckpointError as error:
-        facts["files"] = f"not all here yet: {error}"
+        facts["files"] = f"{UNUSABLE if model.folder else 'not all here yet: '}{error}"
     return facts
 
 

@@ -133,7 +133,7 @@ def fetch(
     except (LocalEntryNotFoundError, CheckpointError):
         pass
     if offline:
-        raise CheckpointError(f"{hub_id} is not all on this disk, and IMG2IMG_OFFLINE is set: run `img2img download`.")
+        raise CheckpointError(f"{hub_id} is not all on this disk: `img2img download` fetches it.")
     try:
         siblings = HfApi().model_info(hub_id, revision=revision).siblings or []
         files = wanted([sibling.rfilename for sibling in siblings])

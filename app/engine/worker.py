@@ -273,7 +273,8 @@ def main(fd: int) -> None:
         with memory.loading():
             diffusion: Diffusion = getattr(importlib.import_module(module), function)(start.settings, start.device)
         passes = warm_up(diffusion, start.settings.compile)
-    except CheckpointError as error:
+    except (CheckpointError, PermissionError) as error:
+        # Another try would end the same.
         send(Broken(str(error)))
         sys.exit(1)
     send(Ready(diffusion.info, passes.seconds, diffusion.max_jobs, passes.canary_seconds))
