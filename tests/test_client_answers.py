@@ -117,7 +117,17 @@ class TestRefusals:
         assert (error.status, error.code, error.param) == (422, "unknown", None)
 
     def test_a_sentence_of_another_program_is_told(self, ask: Ask) -> None:
-        with canned(Answer(404, b'{"detail": "Not Found"}')) as server, pytest.raises(Img2ImgError, match="Not Found"):
+        with (
+            canned(Answer(400, b'{"detail": "No, thanks"}')) as server,
+            pytest.raises(Img2ImgError, match="No, thanks"),
+        ):
+            ask(server.url)
+
+    def test_where_there_is_no_such_route_there_is_no_service(self, ask: Ask) -> None:
+        with (
+            canned(Answer(404, b'{"detail": "Not Found"}')) as server,
+            pytest.raises(NoService, match="without a route"),
+        ):
             ask(server.url)
 
     def test_a_status_without_a_phrase_ends_like_a_sentence(self) -> None:

@@ -106,6 +106,12 @@ class TestVertex:
             answer = httpx2.post(f"{url}/vertex:predict", json=body)
         assert (answer.status_code, answer.json()["param"]) == (422, param)
 
+    def test_a_field_in_the_query_is_not_overlooked(self, start_server: StartServer, png: bytes) -> None:
+        body = {"instances": [{"image": base64.b64encode(png).decode()}]}
+        with start_server(**self.ROUTES) as url:
+            answer = httpx2.post(f"{url}/vertex:predict", params={"seed": 5}, json=body)
+        problem(answer, 422, "invalid_parameter", "seed")
+
     def test_of_several_pictures_the_one_at_fault_is_named(self, start_server: StartServer, png: bytes) -> None:
         one, other = ({"b64": base64.b64encode(data).decode()} for data in (png, b"GIF89a"))
         with start_server(**self.ROUTES) as url:

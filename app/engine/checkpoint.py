@@ -61,7 +61,7 @@ class Source:
         if self.folder:
             for name in wanted(hub.list_folder(self.folder)):
                 if not os.access(self.folder / name, os.R_OK):
-                    raise CheckpointError(f"{self.folder / name} must not be read: see to its permissions.")
+                    raise CheckpointError(f"{self.folder / name} cannot be read: see to its permissions.")
             return self.folder
         return hub.fetch(self.hub_id, self.revision, wanted, cache=settings.hub_cache, offline=settings.offline)
 

@@ -80,8 +80,10 @@ def call_of(request: Request) -> Call:
     return Call(request.state.request_id, request.state.caller, timeout)
 
 
-def nothing_in_the_query(request: Request) -> None:
+async def nothing_in_the_query(request: Request) -> None:
     """For routes that take their fields from the body: what is meant for them and would be overlooked is refused.
+
+    It waits for nothing; a dependency that is no coroutine function would be run in a thread.
 
     Raises:
         InvalidParameter: a field stands in the query. What else does, concerns nobody here: some clients add a version.

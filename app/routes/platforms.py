@@ -58,6 +58,8 @@ async def model(request: Request, name: str) -> dict[str, Any]:
 
 async def predict(request: Request) -> JSONResponse:
     """Vertex AI's `{"instances": [...], "parameters": {...}}`, at the path that it chose."""
+    # Its path is not the router's, which has this for all others.
+    await nothing_in_the_query(request)
     asked = parse_instances(read_json(await request.body()))
     service: Service = request.app.state.service
     check_count(service, len(asked), "instances")
