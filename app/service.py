@@ -197,20 +197,20 @@ class Service:
         progress: asyncio.Queue[Progress | None] = asyncio.Queue()
         task = asyncio.create_task(self.edit(upload, request, call, progress.put_nowait, previews))
         task.add_done_callback(lambda _: progress.put_nowait(None))
+        coming = asyncio.create_task(progress.get())
         ahead: int | None = None
         done: set[tuple[int, bool]] = set()
         try:
             while True:
-                try:
-                    async with asyncio.timeout(_LOOK_SECONDS):
-                        one = await progress.get()
-                except TimeoutError:
+                if not (await asyncio.wait({coming}, timeout=_LOOK_SECONDS))[0]:
                     before, ahead = ahead, self.engine.ahead(call.job_id)
                     if ahead not in (None, before):
                         yield Waiting(ahead)
                     continue
+                one = coming.result()
                 if one is None:
                     break
+                coming = asyncio.create_task(progress.get())
                 # What has to start anew has been shown up to there.
                 if (key := (one.step, one.preview is not None)) in done:
                     continue
@@ -222,6 +222,7 @@ class Service:
                 yield Step(one.step, one.steps, shown)
             yield task.result()
         finally:
+            coming.cancel()
             task.cancel()
             await asyncio.wait({task})
 

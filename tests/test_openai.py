@@ -176,6 +176,13 @@ def test_a_mask_or_a_second_picture_is_refused(client: openai.OpenAI, png: bytes
         client.images.edit(image=png, prompt=PROMPT, extra_body={"stream": True, "n": 2})
 
 
+def test_a_second_picture_by_another_of_its_names_is_refused_too(server: str, png: bytes) -> None:
+    answer = httpx2.post(
+        f"{server}/v1/images/edits", files={"image": png, "image[]": ("a.png", png)}, data={"prompt": PROMPT}
+    )
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "image")
+
+
 @pytest.mark.parametrize("name", ["mask_image", "control"])
 def test_a_file_of_another_kind_is_refused_by_its_name(server: str, png: bytes, name: str) -> None:
     answer = httpx2.post(

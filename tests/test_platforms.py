@@ -119,6 +119,13 @@ class TestVertex:
         problem(answer, 415, "unsupported_image_format", "instances[1].image")
         assert answer.json()["detail"].startswith("instances[1]: ")
 
+    def test_what_is_the_fault_of_no_field_is_told_as_ever(self, start_server: StartServer, png: bytes) -> None:
+        body = {"instances": [{"image": base64.b64encode(png).decode(), "prompt": "fail_at=1"}]}
+        with start_server(**self.ROUTES) as url:
+            answer = httpx2.post(f"{url}/vertex:predict", json=body)
+        problem(answer, 500, "inference_failed")
+        assert answer.json()["detail"].startswith("The picture could not be made.")
+
     def test_headers_say_what_pictures_have_in_common(self, start_server: StartServer, png: bytes) -> None:
         image = base64.b64encode(png).decode()
         instances = [{"image": image, "prompt": "word " * count, "strength": 0.5} for count in (80, 100)]

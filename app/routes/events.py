@@ -42,9 +42,16 @@ async def event_stream(request: Request, events: AsyncGenerator[Event, None]) ->
     Raises:
         ServiceError: the request was refused before anything has come.
     """
-    first = await unless_disconnected(request, anext(events, None))
+    first = await unless_disconnected(request, _next(events))
     body = _lines(request, first, events)
     return StreamingResponse(body, media_type=EVENTS, headers=HEADERS)
+
+
+async def _next(events: AsyncGenerator[Event, None]) -> Event | None:
+    try:
+        return await anext(events)
+    except StopAsyncIteration:
+        return None
 
 
 async def _lines(
@@ -58,7 +65,7 @@ async def _lines(
             yield _line(event)
             if event.last:
                 request.state.outcome = 200
-            coming = asyncio.ensure_future(anext(events, None))
+            coming = asyncio.create_task(_next(events))
             while not (await asyncio.wait({coming}, timeout=KEEPALIVE_SECONDS))[0]:
                 yield KEEPALIVE_COMMENT
             event = coming.result()
