@@ -53,10 +53,11 @@ def read_settings(**options: Any) -> "Settings":
     except ValidationError as error:
         for problem in error.errors(include_url=False):
             name = str(problem["loc"][0]).removeprefix("IMG2IMG_").lower()
-            # Some have other names too: the one that was given is at fault.
+            # Some have other names too: the first that is set is at fault.
             names = getattr(Settings.model_fields[name].validation_alias, "choices", [f"IMG2IMG_{name.upper()}"])
-            variable = next((str(other) for other in names if os.environ.get(str(other))), str(names[0]))
-            variable = f"--{name.replace('_', '-')}" if name in given else variable
+            variable = next(filter(os.environ.get, names), names[0])
+            if name in given:
+                variable = f"--{name.replace('_', '-')}"
             advice = problem["msg"][0].lower() + problem["msg"][1:]
             if problem["type"] == "string_pattern_mismatch" or len(problem["loc"]) > 1:
                 advice = f"give {Settings.model_fields[name].description}"

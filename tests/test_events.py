@@ -144,3 +144,17 @@ def test_whoever_goes_in_the_middle_ends_the_work(start_server: StartServer, png
         name = "img2img_request_duration_seconds_count"
         assert sample(url, f'{name}{{outcome="error",route="/img2img"}}') == 1
         assert sample(url, f'{name}{{outcome="success",route="/img2img"}}') == 1
+
+
+def test_a_fault_of_the_service_in_the_middle_is_not_counted_as_a_caller_who_hung_up(
+    start_server: StartServer, png: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*arguments: Any) -> bytes:
+        raise RuntimeError("nobody has foreseen this")
+
+    monkeypatch.setattr("app.service.images.enlarged", broken)
+    with start_server() as url:
+        with pytest.raises(httpx2.RemoteProtocolError):
+            events(url, png, previews=True)
+        eventually(lambda: sample(url, 'img2img_requests_total{code="500",route="/img2img"}') == 1)
+        assert sample(url, "img2img_jobs_on_board") == 0

@@ -167,10 +167,10 @@ def parse_prediction(body: Mapping[str, Any]) -> tuple[bytes, Img2ImgRequest]:
         raise InvalidParameter('Send {"input": {"image": "data:…", "prompt": "…"}}.', param="input")
     fields = {"prompt": "", "output_format": OutputFormat.PNG, **fields}
     image = fields.pop("image", None)
-    # Base64 has no colon.
-    if not isinstance(image, str) or (":" in image[:16] and not is_data_url(image)):
-        raise InvalidParameter("Send the image as a data: URL: no other address is read here.", param="input.image")
     with within("input"):
+        # Base64 has no colon.
+        if not isinstance(image, str) or (":" in image[:16] and not is_data_url(image)):
+            raise InvalidParameter("Send the image as a data: URL: no other address is read here.", param="image")
         return decode_base64(image, "image"), parse_request(fields, ("image",))
 
 

@@ -74,6 +74,10 @@ async def _lines(
         service.metrics.refuse(error.code)
         request.state.outcome, body = error_body(error, request.state.request_id, request.url.path)
         yield _line(Event("error", body))
+    except Exception:
+        # No fault of the caller's, who is cut off.
+        request.state.outcome = 500
+        raise
     finally:
         if coming and not coming.done():
             coming.cancel()
