@@ -67,17 +67,19 @@ class Source:
 
 
 def resolve_device(device: str) -> str:
-    """`auto` to the first CUDA device, else the CPU.
+    """`auto` to the first CUDA device, else the CPU; `cuda` to `cuda:0`.
 
     Raises:
         CheckpointError: a CUDA device is asked for that is not there.
     """
     if device == "auto":
         return "cuda:0" if torch.cuda.is_available() else "cpu"
-    count = torch.cuda.device_count()
-    if device.startswith("cuda") and (torch.device(device).index or 0) >= count:
+    if device == "cpu":
+        return device
+    index, count = torch.device(device).index or 0, torch.cuda.device_count()
+    if index >= count:
         raise CheckpointError(f"IMG2IMG_DEVICES names {device}, of {count} CUDA devices here. Set it to cpu or auto.")
-    return device
+    return f"cuda:{index}"
 
 
 def resolve_dtype(name: str, device: str) -> torch.dtype:
@@ -167,12 +169,11 @@ def fetch(settings: Settings, device: str) -> tuple[Path, Path | None, ModelInfo
 
 
 def load_pipeline(settings: Settings, device: str) -> tuple[StableDiffusionXLImg2ImgPipeline, ModelInfo]:
-    """Load the checkpoint that the settings name onto a device (`auto`, `cpu`, `cuda`, `cuda:N`).
+    """Load the checkpoint that the settings name onto a device (`cpu` or `cuda:N`).
 
     Raises:
         CheckpointError: it cannot be found, fetched or used.
     """
-    device = resolve_device(device)
     dtype = resolve_dtype(settings.dtype, device)
     folder, vae_folder, info = fetch(settings, device)
     logger.info("loading %s onto %s in %s, VAE %s: %s", info.model, device, info.dtype, info.vae, info.reason)

@@ -24,7 +24,7 @@ from app.engine.jobs import Job, Lookup, ModelInfo, Pixels, Result, Timings
 from app.engine.packed import Packed, is_large, pack_one_of_each, unpacked
 from app.engine.previews import Preview, Previews
 from app.engine.stepping import Stepper, stepper
-from app.engine.transfer import download, mark, passed, seconds_between, upload, wait
+from app.engine.transfer import download, mark, passed, seconds_between, select, upload, wait
 from app.engine.weights import MOST_THREADS, side_by_side
 from app.settings import Settings
 
@@ -331,11 +331,13 @@ def _guided(prediction: torch.Tensor, guidance_scale: float) -> torch.Tensor:
 
 
 def load(settings: Settings, device: str) -> SdxlDiffusion:
-    """Load the checkpoint that the settings name onto a device.
+    """Load the checkpoint that the settings name onto a device (`auto`, `cpu`, `cuda`, `cuda:N`).
 
     Raises:
         CheckpointError: it cannot be found, fetched or used.
     """
+    device = checkpoint.resolve_device(device)
+    select(torch.device(device))
     pipe, info = checkpoint.load_pipeline(settings, device)
     torch.backends.cuda.matmul.allow_fp16_accumulation = settings.fp16_accumulation
     max_jobs = capacity(settings.max_batch, info.device, large=is_large(pipe.unet))

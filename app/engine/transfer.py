@@ -6,6 +6,15 @@ from typing import Any
 import torch
 
 
+def select(device: torch.device) -> None:
+    """Make it torch's current device, before this process calls CUDA for anything else.
+
+    Whatever is told no device otherwise belongs to the first GPU, which also gets a context of this process.
+    """
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+
+
 def upload(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Onto the device without waiting for what that is doing."""
     if device.type == "cuda":
@@ -25,9 +34,10 @@ def mark(device: torch.device) -> Any:
     """A point in the device's time: the host's clock says nothing of work that CUDA has only been handed."""
     if device.type != "cuda":
         return time.perf_counter()
-    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]  # pragma: no cover
-    event.record()  # pragma: no cover
-    return event  # pragma: no cover
+    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    # Without a stream it is that of torch's current device, whose work says nothing of this one's.
+    event.record(torch.cuda.current_stream(device))
+    return event
 
 
 def passed(point: Any) -> bool:

@@ -3,7 +3,7 @@
 The real weights are used where they are on the disk (`img2img download`); all else runs on random ones.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -109,6 +109,36 @@ def test_a_decode_that_overflows_is_repeated_in_float32(tiny_checkpoint: Path) -
     (result,) = finished(diffusion, [state])
     assert result is not None
     assert result.redecoded
+
+
+@pytest.fixture
+def last(tiny_checkpoint: Path) -> Iterator[SdxlDiffusion]:
+    """On the last GPU, which is torch's current device until the test is over."""
+    before = torch.cuda.current_device()
+    yield load(Settings(model=str(tiny_checkpoint)), f"cuda:{torch.cuda.device_count() - 1}")
+    torch.cuda.set_device(before)
+
+
+def test_image_on_the_last_device_is_read_after_its_arrival(last: SdxlDiffusion) -> None:
+    assert torch.cuda.current_device() == last.device.index
+    one, other = MIXED[:2]
+    # The copy of the other image to the host has given its block back: it is what a copy of the same size gets next.
+    expected, stale = array(made(last, [one])[0]), array(made(last, [other])[0])
+    unlike = mean_difference(expected, stale)
+    assert unlike > 1
+    state = last.admit(one)
+    while not state.done:
+        last.tick([state])
+    # Even where another GPU is torch's current device, the mark is one of this GPU's time.
+    with torch.cuda.device(last.device):
+        torch.cuda._sleep(2_000_000_000)  # type: ignore[no-untyped-call]
+    with torch.cuda.device(0):
+        (decoding,) = last.finish([state])
+        assert not decoding.ready
+        result = last.collect(decoding)
+    assert decoding.ready
+    assert result is not None
+    assert mean_difference(array(result), expected) < unlike / 10
 
 
 def full_size() -> SdxlDiffusion:

@@ -1,0 +1,81 @@
+"""Which GPU a worker's calls of CUDA go to. There is no GPU here: torch's own entry points say what reaches them."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from app.engine import transfer
+from app.engine.diffusion import load
+from app.settings import Settings
+
+LAST = torch.device("cuda:1")
+
+
+class RecordedEvent:
+    """What `mark` needs of `torch.cuda.Event`."""
+
+    def __init__(self, enable_timing: bool) -> None:
+        self.enable_timing = enable_timing
+        self.streams: list[object] = []
+
+    def record(self, stream: object = None) -> None:
+        self.streams.append(stream)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there CUDA may have begun before this test")
+def test_worker_selects_its_gpu_before_any_other_cuda_call(
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+
+    def begin() -> None:
+        """Torch calls this before the first tensor of a process reaches any GPU."""
+        calls.append("CUDA begins")
+        raise RuntimeError("there is no GPU")
+
+    cuda = torch.cuda
+    monkeypatch.setattr(cuda, "is_available", lambda: True)
+    monkeypatch.setattr(cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(cuda, "set_device", lambda device: calls.append(f"select {device}"))
+    monkeypatch.setattr(cuda, "_lazy_init", begin)
+    with pytest.raises(RuntimeError, match="there is no GPU"):
+        load(Settings(model=str(tiny_checkpoint)), str(LAST))
+    assert calls[:2] == ["select cuda:1", "CUDA begins"]
+    assert set(calls[2:]) <= {"CUDA begins"}
+
+
+def test_device_without_a_number_is_selected_as_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    selected: list[torch.device] = []
+    loaded: list[str] = []
+
+    def load_pipeline(settings: Settings, device: str) -> None:
+        loaded.append(device)
+        raise StopIteration
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", selected.append)
+    monkeypatch.setattr("app.engine.checkpoint.load_pipeline", load_pipeline)
+    with pytest.raises(StopIteration):
+        load(Settings(), "cuda")
+    assert (selected, loaded) == ([torch.device("cuda:0")], ["cuda:0"])
+
+
+def test_cpu_selects_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    selected: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "set_device", selected.append)
+    transfer.select(torch.device("cpu"))
+    assert selected == []
+
+
+def test_mark_is_recorded_on_the_stream_of_its_own_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    def current_stream(device: torch.device | None = None) -> SimpleNamespace:
+        return SimpleNamespace(device=device or torch.device("cuda:0"))
+
+    monkeypatch.setattr(torch.cuda, "Event", RecordedEvent)
+    monkeypatch.setattr(torch.cuda, "current_stream", current_stream)
+    event = transfer.mark(LAST)
+    assert event.enable_timing
+    assert [stream.device for stream in event.streams] == [LAST]
