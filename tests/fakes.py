@@ -211,6 +211,16 @@ def lightning(settings: Settings, device: str) -> Diffusion:
     return diffusion
 
 
+def removable(settings: Settings, device: str) -> Diffusion:
+    """A model on a machine with a GPU for as long as there is the file that `IMG2IMG_MODEL` names."""
+    present = Path(settings.model).exists()
+    if device == "auto":
+        device = "cuda:0" if present else "cpu"
+    if device == "cuda:0" and not present:
+        raise CheckpointError("there is no cuda:0")
+    return FakeDiffusion(device)
+
+
 def each(settings: Settings, device: str) -> Diffusion:
     """A model on a device of its own."""
     return FakeDiffusion(f"{device}:{os.getpid()}")

@@ -17,7 +17,7 @@ import pytest
 from app.engine import lane
 from app.engine.engine import Engine
 from app.engine.jobs import Cancel, Done, Job, ModelInfo, Pixels, Ready, Result, Started
-from app.errors import DeadlineExceeded, OutOfMemory, ShuttingDown, WorkerLost
+from app.errors import DeadlineExceeded, OutOfMemory, ShuttingDown, Unavailable, WorkerLost
 from app.metrics import Metrics
 from app.settings import Settings
 from tests.test_engine import deaths, in_a_loop, job, pid_of, running, until
@@ -178,6 +178,49 @@ class TestTrouble:
             assert deaths(engine, "device") == 1
             with pytest.raises(WorkerLost):
                 await engine.run(job(prompt="sick_at=2"))
+
+
+class TestDevice:
+    @in_a_loop
+    async def test_lost_gpu_ends_the_engine_and_is_not_replaced_by_the_cpu(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        gpu = tmp_path / "gpu"
+        gpu.touch()
+        async with running("tests.fakes:removable", devices="auto", model=str(gpu)) as engine:
+            await until(lambda: engine.ready)
+            gpu.unlink()
+            os.kill(pid_of(engine), signal.SIGKILL)
+            await until(lambda: engine.failure or (deaths(engine, "exit") and engine.ready))
+            assert str(engine.failure) == "The worker on cuda:0 cannot be replaced: there is no cuda:0"
+            assert f"the engine gives up: {engine.failure}" in caplog.messages
+            assert engine.info is not None
+            assert engine.info.device == "cuda:0"
+            assert deaths(engine, "exit") == 1
+
+    @in_a_loop
+    async def test_lost_gpu_ends_the_engine_when_a_sleeping_worker_wakes(self, tmp_path: Path) -> None:
+        gpu = tmp_path / "gpu"
+        gpu.touch()
+        async with running("tests.fakes:removable", devices="auto", model=str(gpu), idle_unload_seconds=0.3) as engine:
+            await until(lambda: engine._lanes[0].asleep)
+            gpu.unlink()
+            with pytest.raises(Unavailable, match="stopped"):
+                await engine.run(job())
+            assert "cuda:0 cannot be replaced" in str(engine.failure)
+
+    @in_a_loop
+    async def test_gpu_that_comes_later_leaves_the_next_worker_on_the_cpu(self, tmp_path: Path) -> None:
+        gpu = tmp_path / "gpu"
+        async with running("tests.fakes:removable", devices="auto", model=str(gpu)) as engine:
+            await until(lambda: engine.ready)
+            pid = pid_of(engine)
+            gpu.touch()
+            os.kill(pid, signal.SIGKILL)
+            await until(lambda: deaths(engine, "exit") and engine.ready)
+            assert pid_of(engine) != pid
+            assert engine.info is not None
+            assert engine.info.device == "cpu"
 
 
 class TestSleep:

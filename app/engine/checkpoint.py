@@ -33,6 +33,9 @@ TINY_VAE = "madebyollin/taesdxl"
 UNUSABLE = "cannot be used: "
 """How `describe` begins what it says of the files of a folder that no service starts with."""
 
+_CHECKS = "Check `nvidia-smi`, the driver and the container runtime"
+_OTHERS = "IMG2IMG_DEVICES to cpu or auto"
+
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", re.ASCII)
 _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -78,7 +81,7 @@ def resolve_device(device: str) -> str:
         return device
     index, count = torch.device(device).index or 0, torch.cuda.device_count()
     if index >= count:
-        raise CheckpointError(f"IMG2IMG_DEVICES names {device}, of {count} CUDA devices here. Set it to cpu or auto.")
+        raise CheckpointError(f"torch finds {count} CUDA devices and no {device}. {_CHECKS}, or set {_OTHERS}.")
     return f"cuda:{index}"
 
 

@@ -283,7 +283,8 @@ class Engine:
             case Sick():
                 lane.kill(message.cause)
             case Broken():
-                self._give_up(EngineStopped(message.message))
+                before = f"The worker on {lane.device} cannot be replaced: " if lane.last_info else ""
+                self._give_up(EngineStopped(before + message.message))
             case Started() if ticket := lane.tickets.get(message.job_id):
                 ticket.started = time.monotonic()
             case Ticked():

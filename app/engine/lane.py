@@ -179,8 +179,14 @@ class Lane:
                 await (await self._starting).stop()
 
     def ready(self, message: Ready) -> None:
-        """The worker has loaded and takes jobs."""
+        """The worker has loaded and takes jobs. Each worker to come has to run on the device that this one found.
+
+        What else is `auto` (model, VAE, dtype) follows from the device.
+        """
         self.info = self.last_info = message.info
+        if self.device == "auto":
+            self.device = message.info.device
+            self.start = replace(self.start, device=self.device)
         self.capacity = message.capacity
         self._waking = False
         self._used = time.monotonic()
