@@ -73,6 +73,8 @@ ENV PATH=/opt/venv/bin:$PATH \
     DO_NOT_TRACK=1 \
     IMG2IMG_COMPILE_CACHE=/data/compiled \
     IMG2IMG_HOST=0.0.0.0
+# What torch is built for: the NVIDIA Container Toolkit refuses a GPU to the container under an older driver.
+ENV NVIDIA_REQUIRE_CUDA="cuda>=13.0"
 VOLUME ["/data"]
 EXPOSE 8000
 USER 10001:10001

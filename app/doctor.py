@@ -141,7 +141,7 @@ def _why_no_cuda(facts: Facts) -> str:
     if facts.visible_devices in ("", "none", "void"):
         return "NVIDIA_VISIBLE_DEVICES hides every GPU from this container: start it with --gpus all."
     if facts.driver is None:
-        return "There is no NVIDIA driver here, so pictures are made on the CPU."
+        return "There is no NVIDIA driver here (no nvidia-smi): images can be made on the CPU only."
     if facts.devices_setting.startswith("cpu"):
         return "IMG2IMG_DEVICES names the CPU, though there is an NVIDIA driver: auto takes the GPU."
     if facts.model.get("CUDA build") == "none":

@@ -83,7 +83,8 @@ class Settings(BaseSettings):
     devices: Annotated[str, AfterValidator(_each_once)] = Field(
         "auto",
         pattern=r"^(auto|(cpu|cuda(:\d+)?)(,(cpu|cuda(:\d+)?))*)$",
-        description="`auto` (the first CUDA device, else the CPU) or a list like `cuda:0,cuda:1`: one worker for each.",
+        description="`auto` (the first CUDA device, or the CPU where there is no GPU) or a list like `cuda:0,cuda:1`: "
+        "one worker for each.",
     )
     dtype: Literal["auto", "float16", "bfloat16", "float32"] = Field(
         "auto", description="`auto` is float16 on CUDA and float32 on the CPU."

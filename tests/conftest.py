@@ -124,3 +124,23 @@ def node_folder() -> Iterator[Path]:
             old = "node is older than the package openai needs"
             pytest.skip(old if code == "EBADENGINE" else f"npm cannot fetch the package openai here: {code}")
         yield folder
+
+
+OLD_DRIVER = "The NVIDIA driver on your system is too old (found version 12040). Please update your GPU driver."
+
+
+@pytest.fixture
+def old_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch's CUDA build on a host with a GPU whose driver is too old: NVML counts it, and CUDA cannot begin."""
+    import torch
+
+    def begin(*_: object) -> None:
+        raise RuntimeError(f"{OLD_DRIVER}\nCompile with `TORCH_USE_CUDA_DSA`.")
+
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr("app.engine.checkpoint.DRIVER_FILE", tmp_path / "no-nvidiactl")
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    for name in ("init", "get_device_properties", "mem_get_info"):
+        monkeypatch.setattr(torch.cuda, name, begin)

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from app.engine.hub import PINS
 from app.errors import CheckpointError
 from app.settings import Settings
 from scripts.make_checkpoint import vae_config, write_tiny_vae
+from tests.conftest import OLD_DRIVER
 
 
 def change_json(path: Path, **values: Any) -> None:
@@ -102,8 +104,71 @@ def test_the_dtype_follows_the_device_unless_it_is_named() -> None:
 def test_without_cuda_auto_is_the_cpu_and_cuda_is_refused() -> None:
     assert checkpoint.resolve_device("auto") == checkpoint.resolve_device("cpu") == "cpu"
     for name in ("cuda", "cuda:3"):
-        with pytest.raises(CheckpointError, match="cpu or auto"):
+        with pytest.raises(CheckpointError, match=f"^torch cannot use {name}: .*IMG2IMG_DEVICES=cpu"):
             checkpoint.resolve_device(name)
+
+
+@pytest.mark.parametrize("device", ["auto", "cuda", "cuda:0"])
+@pytest.mark.usefixtures("old_driver")
+def test_gpu_under_an_old_driver_is_refused_in_torch_s_words(device: str) -> None:
+    with pytest.raises(CheckpointError) as refused:
+        checkpoint.resolve_device(device)
+    named = "the NVIDIA GPU of this machine" if device == "auto" else device
+    assert str(refused.value) == (
+        f"torch cannot use {named}: {OLD_DRIVER} torch is built for CUDA 13.0. Check `nvidia-smi` and the container "
+        "runtime, upgrade the driver (CUDA 13 needs 580 or later), or set IMG2IMG_DEVICES=cpu."
+    )
+
+
+@pytest.mark.usefixtures("old_driver")
+def test_gpu_that_cannot_be_used_ends_the_load_with_auto() -> None:
+    with pytest.raises(CheckpointError, match="580 or later"):
+        load(Settings(), "auto")
+
+
+@pytest.mark.usefixtures("old_driver")
+def test_driver_file_alone_shows_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert checkpoint.resolve_device("auto") == "cpu"
+    (tmp_path / "no-nvidiactl").touch()
+    with pytest.raises(CheckpointError, match="torch cannot use the NVIDIA GPU"):
+        checkpoint.resolve_device("auto")
+
+
+@pytest.mark.usefixtures("old_driver")
+def test_gpu_that_cannot_be_used_does_not_matter_to_the_cpu() -> None:
+    assert checkpoint.resolve_device("cpu") == "cpu"
+
+
+@pytest.mark.parametrize("hidden", ["", "-1"])
+@pytest.mark.usefixtures("old_driver")
+def test_gpus_hidden_from_cuda_leave_auto_to_the_cpu(hidden: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+    assert checkpoint.resolve_device("auto") == "cpu"
+
+
+@pytest.mark.usefixtures("old_driver")
+def test_torch_without_cuda_takes_the_cpu_beside_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert checkpoint.resolve_device("auto") == "cpu"
+    with pytest.raises(CheckpointError, match="Install torch's CUDA build, or set IMG2IMG_DEVICES=cpu"):
+        checkpoint.resolve_device("cuda")
+
+
+@pytest.mark.usefixtures("old_driver")
+def test_gpu_refused_without_a_reason_still_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "init", lambda: None)
+    with pytest.raises(CheckpointError, match=r"cuda:0: it gives no reason\. torch is built for CUDA 13\.0"):
+        checkpoint.resolve_device("cuda:0")
+
+
+def test_usable_gpus_are_taken_by_their_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    resolved = [checkpoint.resolve_device(name) for name in ("auto", "cuda", "cuda:1")]
+    assert resolved == ["cuda:0", "cuda:0", "cuda:1"]
+    with pytest.raises(CheckpointError, match="torch finds no cuda:2, of 2 CUDA devices"):
+        checkpoint.resolve_device("cuda:2")
 
 
 def test_a_loaded_checkpoint_says_what_it_is(tiny_checkpoint: Path) -> None:
@@ -189,6 +254,21 @@ def test_describe_names_device_and_model_and_whether_the_files_are_here(tmp_path
     missing = checkpoint.describe(Settings(devices="cpu", model=TURBO, hub_cache=tmp_path))
     assert "not all here yet" in missing["files"]
     assert "img2img download" in missing["files"]
+
+
+def test_describe_names_each_gpu_and_one_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    def memory(index: int) -> tuple[int, int]:
+        if index == 1:
+            raise RuntimeError("CUDA error: unknown error\nCompile with `TORCH_USE_CUDA_DSA`.")
+        return 20_000_000_000, 24_000_000_000
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(name="NVIDIA A10G"))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", memory)
+    facts = checkpoint.describe(Settings(devices="cpu"))
+    assert facts["cuda:0"] == "NVIDIA A10G, 20.0 of 24.0 GB free"
+    assert facts["cuda:1"] == "cannot be used: CUDA error: unknown error"
 
 
 def test_for_a_gpu_the_same_number_is_said_whatever_the_model() -> None:

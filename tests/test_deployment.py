@@ -103,6 +103,10 @@ class TestCompose:
         assert device == {"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}
         assert compose_service("img2img")["environment"]["NVIDIA_DRIVER_CAPABILITIES"] == "compute,utility"
 
+    def test_gpu_service_names_cuda_unless_told_otherwise(self) -> None:
+        assert compose_service("img2img")["environment"]["IMG2IMG_DEVICES"] == "${IMG2IMG_DEVICES:-cuda}"
+        assert Settings(devices="cuda").devices == "cuda"
+
     def test_the_cpu_service_serves_the_embedded_model_and_asks_for_no_gpu(self) -> None:
         service = compose_service("img2img-cpu")
         assert "deploy" not in service
@@ -174,6 +178,7 @@ class TestCompose:
         (device,) = on_gpu["deploy"]["resources"]["reservations"]["devices"]
         assert (device["driver"], device["count"], device["capabilities"]) == ("nvidia", 1, ["gpu"])
         assert on_gpu["environment"]["NVIDIA_DRIVER_CAPABILITIES"] == "compute,utility"
+        assert on_gpu["environment"]["IMG2IMG_DEVICES"] == "cuda"
         for service in (on_gpu, on_cpu):
             assert (service["user"], service["read_only"], service["cap_drop"]) == ("10001:10001", True, ["ALL"])
             assert service["healthcheck"]["test"] == ["CMD", "img2img", "health"]
@@ -232,6 +237,10 @@ class TestDockerfile:
 
     def test_a_change_of_the_application_leaves_the_dependencies_as_they_are(self) -> None:
         assert instructions("dependencies", "COPY") == ["requirements.lock /tmp/", "requirements-c2pa.lock /tmp/"]
+
+    @pytest.mark.parametrize("stage", ["runtime", "with-weights"])
+    def test_image_requires_a_driver_for_the_cuda_of_torch(self, stage: str) -> None:
+        assert 'NVIDIA_REQUIRE_CUDA="cuda>=13.0"' in instructions(stage, "ENV")
 
     def test_every_variable_set_in_the_image_is_a_setting(self) -> None:
         used = set(re.findall(r"\bIMG2IMG_\w+", (ROOT / "Dockerfile").read_text()))

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from app import cli, doctor
 from app.doctor import Facts
+from tests.conftest import OLD_DRIVER
 
 MODEL = {"torch": "2.13.0", "CUDA build": "13.0", "device": "cuda:0", "dtype": "float16", "VAE": "fixed"}
 GOOD = Facts(
@@ -80,6 +81,22 @@ def test_a_model_that_cannot_be_is_told_and_fails() -> None:
     result = run_doctor(IMG2IMG_MODEL="nope")
     assert result.exit_code == 1
     assert "\n- IMG2IMG_MODEL=nope is no folder here" in result.stdout
+
+
+@pytest.mark.parametrize("devices", ["auto", "cuda:0"])
+@pytest.mark.usefixtures("old_driver")
+def test_old_driver_is_told_in_torch_s_words_and_fails(devices: str) -> None:
+    result = run_doctor(IMG2IMG_DEVICES=devices)
+    assert (result.exit_code, result.exception.__class__) == (1, SystemExit)
+    assert OLD_DRIVER in result.stdout
+    assert "580 or later" in result.stdout
+
+
+@pytest.mark.usefixtures("old_driver")
+def test_old_driver_is_no_problem_for_the_cpu() -> None:
+    result = run_doctor(IMG2IMG_DEVICES="cpu", IMG2IMG_MODEL="embedded")
+    assert result.exit_code == 0
+    assert "device " in result.stdout
 
 
 def test_a_folder_that_is_no_checkpoint_is_told(tmp_path: Path) -> None:

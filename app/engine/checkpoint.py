@@ -33,8 +33,8 @@ TINY_VAE = "madebyollin/taesdxl"
 UNUSABLE = "cannot be used: "
 """How `describe` begins what it says of the files of a folder that no service starts with."""
 
-_CHECKS = "Check `nvidia-smi`, the driver and the container runtime"
-_OTHERS = "IMG2IMG_DEVICES to cpu or auto"
+DRIVER_FILE = Path("/dev/nvidiactl")
+"""There where NVIDIA's driver is loaded, and in a container where its GPUs are handed on."""
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", re.ASCII)
 _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -70,19 +70,57 @@ class Source:
 
 
 def resolve_device(device: str) -> str:
-    """`auto` to the first CUDA device, else the CPU; `cuda` to `cuda:0`.
+    """`auto` to the first CUDA device, or to the CPU where there is no GPU; `cuda` to `cuda:0`.
+
+    A torch without CUDA was chosen for the CPU: for it `auto` is the CPU on a machine with a GPU as well.
 
     Raises:
-        CheckpointError: a CUDA device is asked for that is not there.
+        CheckpointError: torch cannot use the device, or `auto` finds a GPU that it cannot use.
     """
-    if device == "auto":
-        return "cuda:0" if torch.cuda.is_available() else "cpu"
     if device == "cpu":
         return device
+    usable = torch.cuda.is_available()
+    if device == "auto":
+        if not usable and torch.version.cuda and _shows_gpu():
+            raise CheckpointError(f"torch cannot use the NVIDIA GPU of this machine: {_why_unusable()}")
+        return "cuda:0" if usable else "cpu"
+    if not usable:
+        raise CheckpointError(f"torch cannot use {device}: {_why_unusable()}")
     index, count = torch.device(device).index or 0, torch.cuda.device_count()
     if index >= count:
-        raise CheckpointError(f"torch finds {count} CUDA devices and no {device}. {_CHECKS}, or set {_OTHERS}.")
+        raise CheckpointError(
+            f"torch finds no {device}, of {count} CUDA devices. Check `nvidia-smi` and the container runtime, or set "
+            "IMG2IMG_DEVICES to devices that are there."
+        )
     return f"cuda:{index}"
+
+
+def _shows_gpu() -> bool:
+    """Whether the driver shows a GPU to this process, unless CUDA is told to hide them all."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return False
+    # Torch counts by NVML, which knows of GPUs that CUDA cannot use.
+    return DRIVER_FILE.exists() or torch.cuda.device_count() > 0
+
+
+def _first_line(error: Exception) -> str:
+    """What torch says of an error of CUDA, without its advice on debugging."""
+    return str(error).partition("\n")[0]
+
+
+def _why_unusable() -> str:
+    """Torch's own sentence, which names the driver's version if that is too old; and what to do."""
+    try:
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+        reason = "it gives no reason."
+    except (RuntimeError, AssertionError) as error:
+        reason = _first_line(error).rstrip(".") + "."
+    if torch.version.cuda is None:
+        return f"{reason} Install torch's CUDA build, or set IMG2IMG_DEVICES=cpu."
+    return (
+        f"{reason} torch is built for CUDA {torch.version.cuda}. Check `nvidia-smi` and the container runtime, upgrade "
+        "the driver (CUDA 13 needs 580 or later), or set IMG2IMG_DEVICES=cpu."
+    )
 
 
 def resolve_dtype(name: str, device: str) -> torch.dtype:
@@ -255,10 +293,8 @@ def _check(pipe: StableDiffusionXLImg2ImgPipeline, name: str) -> None:
 def describe(settings: Settings) -> dict[str, str]:
     """What `img2img doctor` says of torch, the device, and the checkpoint; loads no weights, fetches nothing."""
     facts = {"torch": torch.__version__, "CUDA build": torch.version.cuda or "none"}
-    for index in range(torch.cuda.device_count()):  # pragma: no cover
-        properties = torch.cuda.get_device_properties(index)
-        free, total = torch.cuda.mem_get_info(index)
-        facts[f"cuda:{index}"] = f"{properties.name}, {free / 1e9:.1f} of {total / 1e9:.1f} GB free"
+    if torch.cuda.is_available():
+        facts |= {f"cuda:{index}": _describe_gpu(index) for index in range(torch.cuda.device_count())}
     device = resolve_device(settings.devices.split(",")[0])
     facts["device"], facts["dtype"] = device, str(resolve_dtype(settings.dtype, device)).removeprefix("torch.")
     facts["batch"] = _describe_batch(settings, device)
@@ -270,6 +306,15 @@ def describe(settings: Settings) -> dict[str, str]:
     except CheckpointError as error:
         facts["files"] = f"{UNUSABLE if model.folder else 'not all here yet: '}{error}"
     return facts
+
+
+def _describe_gpu(index: int) -> str:
+    try:
+        properties = torch.cuda.get_device_properties(index)
+        free, total = torch.cuda.mem_get_info(index)
+    except RuntimeError as error:
+        return f"cannot be used: {_first_line(error)}"
+    return f"{properties.name}, {free / 1e9:.1f} of {total / 1e9:.1f} GB free"
 
 
 def _describe_batch(settings: Settings, device: str) -> str:
