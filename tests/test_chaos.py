@@ -22,14 +22,12 @@ CASES: dict[str, Callable[[], Outcome]] = {
     "disconnects": lambda: disconnects.case(600),
     "soak": lambda: soak.case(1, embedded=False)[0],
 }
-# On a machine that others use too a moment's figures say nothing of the service: only what is counted is asserted.
-TIMES = ("p99 of", "p50 of", "pictures a second", "MiB more at the end")
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_every_promise_is_kept(case: Callable[[], Outcome]) -> None:
-    goals = case().goals
-    assert [str(goal) for goal in goals if not goal.met and not goal.name.startswith(TIMES)] == []
+    """Only counts are asserted: times and memory depend on what else the machine does."""
+    assert [str(goal) for goal in case().goals if goal.kind == "count" and not goal.met] == []
 
 
 @pytest.mark.skipif(sys.version_info >= (3, 14), reason="atheris has no release for it")

@@ -109,7 +109,7 @@ def outcome(found: dict[str, Any], title: str) -> Outcome:
         f"AIPerf {found['aiperf_version']}: {requests} requests, {title}",
         ("pictures/s", "latency s, avg", "p50", "p90", "p99", "failed"),
         [(found["request_throughput"]["avg"], *latencies, requests - good)],
-        [Goal("requests that failed", requests - good, at_most=0)],
+        [Goal("count", "requests that failed", requests - good, at_most=0)],
     )
 
 

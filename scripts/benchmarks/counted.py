@@ -85,5 +85,5 @@ def case() -> Outcome:
         "Work of a request: SDXL-Turbo, 4 steps, strength 0.9, its own VAE",
         ("request", "TFLOP", "of a new one"),
         rows,
-        [Goal("both known, TFLOP", both / 1e12, at_most=3 * 1.5888 + 2.5145 + 0.001)],
+        [Goal("count", "both known, TFLOP", both / 1e12, at_most=3 * 1.5888 + 2.5145 + 0.001)],
     )

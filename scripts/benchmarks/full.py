@@ -71,11 +71,11 @@ def case(model: Path) -> Outcome:
             for name, one in medians.items()
         ],
         [
-            Goal("a picture, of bare", ours["picture"] / bare["picture"], at_most=0.9),
-            Goal("the same with a tiny VAE", tiny["picture"] / bare["picture"], at_most=0.65),
-            Goal("to ready, of bare", ours["ready"] / bare["ready"], at_most=0.6),
-            Goal("to live, s", ours["live"], at_most=1.5),
-            Goal("peak memory, of the weights", ours["peak"] / weights, at_most=1.1),
+            Goal("time", "a picture, of bare", ours["picture"] / bare["picture"], at_most=0.9),
+            Goal("time", "the same with a tiny VAE", tiny["picture"] / bare["picture"], at_most=0.65),
+            Goal("time", "to ready, of bare", ours["ready"] / bare["ready"], at_most=0.6),
+            Goal("time", "to live, s", ours["live"], at_most=1.5),
+            Goal("memory", "peak memory, of the weights", ours["peak"] / weights, at_most=1.1),
         ],
     )
 

@@ -8,7 +8,7 @@ import re
 import subprocess
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -19,8 +19,14 @@ LOG = Path(__file__).parent / "LOG.md"
 
 @dataclass(frozen=True)
 class Goal:
-    """A figure that is to be at most, or at least, something."""
+    """A figure that is to be at most, or at least, something.
 
+    Attributes:
+        kind: what is measured. A count holds on any machine. A time, a rate or the memory of a process depends on what
+            else the machine does: tests assert counts only.
+    """
+
+    kind: Literal["count", "time", "memory"]
     name: str
     value: float
     at_most: float | None = None

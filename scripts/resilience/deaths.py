@@ -30,10 +30,10 @@ def case(count: int, every: float = EVERY_SECONDS) -> Outcome:
             ("no worker that starts: ended by itself, not with 0, and with the reason last in the log", int(ended), 1),
         ],
         [
-            Goal("innocent requests without their picture", innocent.count(False), at_most=0),
-            Goal("poison answered otherwise", poison.count(False), at_most=0),
-            Goal("poison that was sent", len(poison), at_least=1),
-            Goal("ends for want of a worker, as promised", int(ended), at_least=1),
+            Goal("count", "innocent requests without their picture", innocent.count(False), at_most=0),
+            Goal("count", "poison answered otherwise", poison.count(False), at_most=0),
+            Goal("count", "poison that was sent", len(poison), at_least=1),
+            Goal("count", "ends for want of a worker, as promised", int(ended), at_least=1),
         ],
     )
 

@@ -156,8 +156,8 @@ def case(count: int, every: float = EVERY_SECONDS, loader: str = FAULTY, **knobs
         ("fault", "requests", "faults", "right", "wrong", "lost", "s without an answer, median", "at most"),
         rows,
         [
-            Goal("wrong", sum(row[4] for row in rows), at_most=0),
-            Goal("lost", sum(row[5] for row in rows), at_most=0),
-            Goal("faults of a kind, at least", min(row[2] for row in rows), at_least=1),
+            Goal("count", "wrong", sum(row[4] for row in rows), at_most=0),
+            Goal("count", "lost", sum(row[5] for row in rows), at_most=0),
+            Goal("count", "faults of a kind, at least", min(row[2] for row in rows), at_least=1),
         ],
     )

@@ -110,12 +110,12 @@ def overload(seconds: float) -> Outcome:
             )
         ],
         [
-            Goal("pictures a second, of what can be made", goodput / capacity, at_least=0.9),
-            Goal("p99 of pictures, s", percentile(made, 99), at_most=DEADLINE),
-            Goal("p99 of refusals, ms", 1000 * percentile(refused, 99), at_most=50),
-            Goal("answers that are neither", others, at_most=0),
-            Goal("refusals that do not say when to come back", answers.without_advice, at_most=0),
-            Goal("MiB more at the end", growth / 2**20, at_most=16),
+            Goal("time", "pictures a second, of what can be made", goodput / capacity, at_least=0.9),
+            Goal("time", "p99 of pictures, s", percentile(made, 99), at_most=DEADLINE),
+            Goal("time", "p99 of refusals, ms", 1000 * percentile(refused, 99), at_most=50),
+            Goal("count", "answers that are neither", others, at_most=0),
+            Goal("count", "refusals that do not say when to come back", answers.without_advice, at_most=0),
+            Goal("memory", "MiB more at the end", growth / 2**20, at_most=16),
         ],
     )
 
@@ -154,9 +154,9 @@ def fairness(seconds: float, greedy: int = 50) -> Outcome:
         ("caller", "pictures", "429", "503", "p50 of pictures, s"),
         rows,
         [
-            Goal("refused to the modest one", len(modest.of(429, 503)), at_most=0),
-            Goal("refused to the greedy one with 429", len(wants_all.of(429)), at_least=1),
+            Goal("count", "refused to the modest one", len(modest.of(429, 503)), at_most=0),
+            Goal("count", "refused to the greedy one with 429", len(wants_all.of(429)), at_least=1),
             # Its turn comes after what is on board, in reserve, and one more of the other.
-            Goal("p50 of the modest one, in pictures' times", rows[1][4] / least, at_most=6),
+            Goal("time", "p50 of the modest one, in pictures' times", rows[1][4] / least, at_most=6),
         ],
     )

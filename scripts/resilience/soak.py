@@ -177,14 +177,14 @@ def case(minutes: float, *, embedded: bool) -> tuple[Outcome, list[Seen]]:
             )
         ],
         [
-            Goal("pictures, at least", counts.get("good", 0), at_least=1),
-            Goal("answers that surprise", len(traffic.surprises), at_most=0),
-            Goal("workers and decoders that died", deaths, at_most=0),
-            Goal("tracebacks in the log", tracebacks, at_most=0),
-            Goal("MiB more in the API process", growth["memory"] / 2**20, at_most=16),
-            Goal("MiB more in all", growth["all_memory"] / 2**20, at_most=64),
-            Goal("descriptors more", growth["descriptors"], at_most=8),
-            Goal("threads more", growth["threads"], at_most=2),
+            Goal("count", "pictures, at least", counts.get("good", 0), at_least=1),
+            Goal("count", "answers that surprise", len(traffic.surprises), at_most=0),
+            Goal("count", "workers and decoders that died", deaths, at_most=0),
+            Goal("count", "tracebacks in the log", tracebacks, at_most=0),
+            Goal("memory", "MiB more in the API process", growth["memory"] / 2**20, at_most=16),
+            Goal("memory", "MiB more in all", growth["all_memory"] / 2**20, at_most=64),
+            Goal("count", "descriptors more", growth["descriptors"], at_most=8),
+            Goal("count", "threads more", growth["threads"], at_most=2),
         ],
     ), seen
 
