@@ -119,11 +119,11 @@ async def test_many_jobs_at_once_each_get_their_own_picture() -> None:
 async def test_two_devices_share_the_work() -> None:
     async with running(devices="cpu,cpu", max_batch=1) as engine:
         await until(lambda: all(lane.info for lane in engine._lanes))
-        start = time.monotonic()
-        await asyncio.gather(*(engine.run(job(f"j{i}", "tick=0.25", steps=2)) for i in range(2)))
+        both = [asyncio.create_task(engine.run(job(f"j{i}", "tick=0.25", steps=2))) for i in range(2)]
+        await until(lambda: sum(len(lane.tickets) for lane in engine._lanes) == 2)
+        assert [len(lane.tickets) for lane in engine._lanes] == [1, 1]
+        await asyncio.gather(*both)
         assert len({lane.pid for lane in engine._lanes}) == 2
-        # Two jobs of half a second on one device would share their ticks or take a second: both ran at once.
-        assert time.monotonic() - start < 5
 
 
 @in_a_loop
@@ -339,9 +339,10 @@ async def test_a_cancelled_job_makes_room_and_is_never_finished() -> None:
         await until(lambda: engine._lanes[0].tickets)
         await asyncio.sleep(0.1)
         task.cancel()
-        start = time.monotonic()
         await engine.run(job("next", steps=1))
-        assert time.monotonic() - start < 1.5, "the cancelled job ran on"
+        calls = engine.metrics.registry.get_sample_value("img2img_tick_duration_seconds_count")
+        assert calls is not None
+        assert calls < 50, "the cancelled job ran on"
         assert engine.metrics.registry.get_sample_value("img2img_images_total") == 1
 
 

@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 
-from app.engine import lane
 from app.engine.engine import Engine
 from app.engine.jobs import Cancel, Done, Job, ModelInfo, Pixels, Ready, Result, Started
 from app.errors import DeadlineExceeded, OutOfMemory, ShuttingDown, Unavailable, WorkerLost
@@ -29,14 +28,12 @@ def sample(engine: Engine, name: str, **labels: str) -> float | None:
 
 class TestCanary:
     @in_a_loop
-    async def test_an_idle_worker_that_stops_computing_is_not_ready_within_ten_seconds_and_is_replaced(self) -> None:
+    async def test_an_idle_worker_that_stops_computing_is_not_ready_and_is_replaced(self) -> None:
         async with running() as engine:
             await until(lambda: engine.ready)
             pid = pid_of(engine)
             os.kill(pid, signal.SIGSTOP)
-            start = time.monotonic()
             await until(lambda: not engine.ready)
-            assert time.monotonic() - start < 10
             assert (await engine.run(job(seed=1))).pixels.data[0] == 1 + 4
             assert pid_of(engine) != pid
             assert deaths(engine, "hang") == 1
@@ -107,9 +104,6 @@ class TestCanary:
             result = await engine.run(job(prompt=f"hang_at=2 once={tmp_path / 'hung'}", seed=4))
             assert result.pixels.data[0] == 4 + 4
             assert deaths(engine, "hang") == 1
-
-    def test_a_hang_is_noticed_well_before_a_request_is_too_late(self) -> None:
-        assert Settings().deadline_seconds > 2 * lane._HANG_SECONDS
 
     @in_a_loop
     async def test_a_worker_that_stands_still_is_noticed_though_nobody_waits_long_for_it(
@@ -420,6 +414,52 @@ def test_no_request_is_lost_in_ten_thousand_random_moments_around_the_worker_s_g
         loop.close()
     # It went and came back thousands of times, and stayed thousands of times.
     assert 2000 < PretendProcess.started < 9000
+
+
+class MuteProcess(PretendProcess):
+    """Says that it is ready, and no more."""
+
+    def send(self, message: Any) -> None:
+        pass
+
+
+@pytest.mark.parametrize("busy", [False, True], ids=["idle", "with a job"])
+def test_a_mute_worker_is_killed_in_time_under_the_default_settings(
+    monkeypatch: pytest.MonkeyPatch, busy: bool
+) -> None:
+    """Idle: within the ten seconds that the README promises. With a job: long before the job's deadline."""
+    loop, draw, settings = VirtualTime(), random.Random(0), Settings(devices="cpu")
+    clock = SimpleNamespace(monotonic=loop.time)
+    monkeypatch.setattr("app.engine.lane.time", clock)
+    monkeypatch.setattr("app.engine.engine.time", clock)
+
+    class Spawner:
+        @staticmethod
+        async def spawn(start: Any) -> MuteProcess:
+            return MuteProcess(draw)
+
+    monkeypatch.setattr("app.engine.lane.WorkerProcess", Spawner)
+
+    async def seconds_until_killed() -> float:
+        engine = Engine(settings, Metrics(), "pretended:load", lambda failure: None)
+        await engine.start()
+        await until(lambda: engine.ready)
+        start, pid = loop.time(), pid_of(engine)
+        asked = Job("job", Pixels(1, 1, bytes(3)), "", None, 1, 1.0, 0.0, 0, start + settings.deadline_seconds)
+        task = asyncio.create_task(engine.run(asked)) if busy else None
+        await until(lambda: engine._lanes[0].pid != pid)
+        seconds = loop.time() - start
+        if task:
+            task.cancel()
+        await until(lambda: deaths(engine, "hang") == 1)
+        await engine.stop()
+        return seconds
+
+    try:
+        seconds = loop.run_until_complete(seconds_until_killed())
+    finally:
+        loop.close()
+    assert seconds < (settings.deadline_seconds / 2 if busy else 10)
 
 
 @in_a_loop

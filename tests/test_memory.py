@@ -1,18 +1,49 @@
 import ctypes
+import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from app.engine import memory
 
+ALLOCATE = """
+import ctypes, json
+from app.engine import memory
 
-def test_freed_blocks_are_given_back_while_weights_are_loaded_and_kept_afterwards(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    told: list[tuple[int, int]] = []
-    monkeypatch.setattr(memory, "_set", lambda option, value: told.append((option, value)))
-    with memory.loading():
-        assert told == [(-3, 2**20)]
-    assert dict(told) == {-3: 129 * 2**20, -1: 2**31 - 1}
+class Info(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_size_t) for name in (
+        "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")]
+
+library = ctypes.CDLL(None)
+library.malloc.restype, library.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+library.free.argtypes, library.mallinfo2.restype = [ctypes.c_void_p], Info
+
+def allocate(size):
+    before = library.mallinfo2()
+    block = library.malloc(size)
+    during = library.mallinfo2()
+    library.free(block)
+    after = library.mallinfo2()
+    return during.hblks - before.hblks, during.arena - before.arena >= size, after.arena == during.arena
+
+with memory.loading():
+    loading = allocate(2**21)
+print(json.dumps([loading, *(allocate(size) for size in (2**26, 2**26, 2**28))]))
+"""
+"""For each block: how many it adds outside the heap, whether the heap grows by it, and whether the heap stays so."""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="this is not glibc 2.33 or newer")
+def test_loading_returns_freed_blocks_and_afterwards_the_heap_keeps_them() -> None:
+    command = [sys.executable, "-c", ALLOCATE]
+    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True)
+    loading, first, second, huge = json.loads(done.stdout)
+    assert loading == [1, False, True], "a block of 2 MiB is of its own, so that it goes back when freed"
+    assert first == [0, True, True], "one of 64 MiB is part of the heap, which stays as large"
+    assert second == [0, False, True], "and is taken from there the next time"
+    assert huge == [1, False, True], "one of 256 MiB is again of its own"
 
 
 def test_glibc_takes_the_options() -> None:

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import httpx2
 import pytest
@@ -103,35 +103,38 @@ class TestDrain:
         with serving(drain_seconds=0.5) as (url, process):
             eventually(lambda: is_ready(url))
             request = self._ask(url, png, answers, "tick=3")
-            start = time.monotonic()
             process.send_signal(signal.SIGTERM)
             assert process.wait(20) == 0
-            assert time.monotonic() - start < 8
             request.join()
+        # The answer would be the image, had the process waited for it.
         problem(answers[0], 503, "shutting_down")
 
     def test_it_stays_a_while_for_a_load_balancer_to_look_away_if_it_is_told_to(self, png: bytes) -> None:
-        with serving(drain_delay_seconds=1.5) as (url, process):
+        with serving(drain_delay_seconds=3) as (url, process):
             eventually(lambda: is_ready(url))
-            start = time.monotonic()
             process.send_signal(signal.SIGTERM)
             eventually(lambda: not is_ready(url))
-            problem(post(url, png), 503, "shutting_down")
+            # Without the delay an idle service closes its listener before the second of these.
+            refused = 0
+            with suppress(httpx2.TransportError):
+                while refused < 1_000:
+                    problem(post(url, png), 503, "shutting_down")
+                    refused += 1
+                    time.sleep(0.2)
+            assert 4 <= refused < 1_000
             assert process.wait(20) == 0
-            assert time.monotonic() - start > 1.4
 
     def test_who_presses_ctrl_c_twice_does_not_wait_and_callers_are_told(self, png: bytes) -> None:
         answers: list[httpx2.Response] = []
         with serving(drain_seconds=60) as (url, process):
             eventually(lambda: is_ready(url))
             request = self._ask(url, png, answers, "tick=3")
-            start = time.monotonic()
             process.send_signal(signal.SIGINT)
             eventually(lambda: not is_ready(url))
             process.send_signal(signal.SIGINT)
             assert process.wait(15) == 0
-            assert time.monotonic() - start < 8
             request.join()
+        # The answer would be the image, had the process waited for it.
         problem(answers[0], 503, "shutting_down")
 
     def test_a_caller_whose_picture_is_still_arriving_at_the_end_is_told_so(self) -> None:
@@ -148,7 +151,9 @@ class TestDrain:
             assert b"content-type: application/problem+json\r\n" in answer
             assert b"retry-after: 1\r\n" in answer
             assert process.stderr
-            assert "Traceback" not in process.stderr.read()
+            log = process.stderr.read()
+            assert "timeout graceful shutdown exceeded" in log
+            assert "Traceback" not in log
 
     def test_who_presses_ctrl_c_again_does_not_wait_for_slow_callers_either(self) -> None:
         with serving() as (url, process):
@@ -161,10 +166,11 @@ class TestDrain:
                 # Nothing runs that could be waited for, so that the listener closes at once.
                 eventually(lambda: not is_ready(url))
                 time.sleep(0.5)
-                start = time.monotonic()
                 process.send_signal(signal.SIGINT)
                 assert process.wait(15) == 0
-                assert time.monotonic() - start < 3
+                assert process.stderr
+                # The process does not use up the time that it gives slow clients, as it does after one signal.
+                assert "timeout graceful shutdown exceeded" not in process.stderr.read()
 
 
 @pytest.mark.parametrize(("model", "reason"), [("broken", "there is no such checkpoint"), ("dies", "died on cpu")])

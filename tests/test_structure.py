@@ -208,10 +208,3 @@ def test_files_and_functions_stay_small() -> None:
     assert statistics.median(functions) <= 10
     assert max(functions) <= 80
     assert sum(length > 50 for length in functions) <= 0.03 * len(functions)
-
-
-def test_every_file_says_in_its_first_line_what_it_is_for() -> None:
-    for path in FILES:
-        docstring = ast.get_docstring(ast.parse(path.read_text()))
-        assert docstring, path
-        assert docstring.splitlines()[0].rstrip().endswith((".", ":", ",")) or len(docstring.splitlines()) > 1, path

@@ -6,7 +6,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -176,19 +175,17 @@ def test_a_caller_that_does_not_sample_is_not_exported(collector: Collector, mon
     assert requests(lines)[0]["trace_id"] == TRACE
 
 
-def test_a_collector_that_never_answers_costs_a_request_nothing_and_the_end_seconds(
+def test_a_collector_that_never_answers_fails_no_request_and_does_not_hold_up_the_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
-        # Small batches, so that there are many to wait for.
+        # Small batches, so that there are many to wait for: with ten seconds for each, the wait for the end times out.
         variables = {"OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "2"}
         with traced(monkeypatch, f"http://127.0.0.1:{silent.getsockname()[1]}", variables) as (url, lines):
             for _ in range(5):
                 assert httpx2.post(f"{url}/img2img", files={"image": PNG}, data={"prompt": "x"}).is_success
-            ended = time.monotonic()
-        assert time.monotonic() - ended < 12
     assert len(requests(lines)) == 5
 
 

@@ -1,6 +1,6 @@
 """The passes that prove a model before it is ready, and while it has nothing else to do."""
 
-import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,39 +12,57 @@ from app.errors import CheckpointError
 from tests.fakes import FakeDecoding, FakeDiffusion, FakeState
 
 
-class Sized(FakeDiffusion):
-    """Remembers how wide the pictures were, and takes its time for each."""
+@dataclass
+class Clock:
+    """Time that passes only where a model says so."""
 
-    def __init__(self, device: str, seconds: float = 0.0) -> None:
+    now: float = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr("app.engine.warmup.time", clock)
+    return clock
+
+
+class Sized(FakeDiffusion):
+    """Remembers how wide the images were, and takes its time for each: for a small one, and for one of real size."""
+
+    def __init__(self, device: str, clock: Clock, small: float = 0.25, real: float = 4.0) -> None:
         super().__init__(device)
         self.widths: list[int] = []
-        self.seconds = seconds
+        self.clock, self.small, self.real = clock, small, real
 
     def admit(self, job: Job) -> FakeState:
         self.widths.append(job.pixels.width)
-        time.sleep(self.seconds)
+        self.clock.now += self.small if job.pixels.width == 64 else self.real
         return super().admit(job)
 
 
-def test_the_warm_up_is_a_real_pass() -> None:
-    diffusion = Sized("cpu")
+def test_the_warm_up_is_a_real_pass(clock: Clock) -> None:
+    diffusion = Sized("cpu", clock)
     passes = warm_up(diffusion, "off")
-    assert 0 <= passes.seconds < 5
-    assert 0 <= passes.canary_seconds < 5
+    assert (passes.seconds, passes.canary_seconds) == (4.0, 0.25)
     assert 512 in diffusion.widths
     assert len(diffusion.ticks) == len(diffusion.finished) == len(diffusion.widths)
 
 
-def test_where_that_would_take_long_a_small_picture_must_do() -> None:
-    diffusion = Sized("cpu", seconds=0.6)
+def test_where_that_would_take_long_a_small_picture_must_do(clock: Clock) -> None:
+    diffusion = Sized("cpu", clock, small=0.75)
     # It must be known as slow all the same, or the first request would get too little time.
-    assert warm_up(diffusion, "off").seconds > 4 * 0.6
+    assert warm_up(diffusion, "off").seconds == 5 * 0.75
     assert diffusion.widths == [64]
     assert diffusion.finished == [["warm-up"]]
 
 
-def test_a_canary_is_a_small_picture_of_the_same_model_and_none_where_that_would_take_long() -> None:
-    quick, slow = Sized("cpu"), Sized("cpu", seconds=0.6)
+def test_a_canary_is_a_small_picture_of_the_same_model_and_none_where_that_would_take_long(
+    clock: Clock,
+) -> None:
+    quick, slow = Sized("cpu", clock), Sized("cpu", clock, small=0.75)
     for diffusion, widths in ((quick, [64]), (slow, [])):
         passes = warm_up(diffusion, "off")
         diffusion.widths.clear()
@@ -60,10 +78,21 @@ def test_a_canary_is_a_small_picture_of_the_same_model_and_none_where_that_would
         canary()
 
 
-def test_a_compiled_model_is_warmed_up_at_each_of_its_batch_sizes_before_its_speed_is_taken() -> None:
-    diffusion = Sized("cpu")
+def test_a_compiled_model_is_warmed_up_at_each_of_its_batch_sizes_before_its_speed_is_taken(
+    clock: Clock,
+) -> None:
+    class Compiled(Sized):
+        """Each number of jobs is compiled when it is first seen, which takes a minute."""
+
+        def tick(self, states: Any) -> None:
+            if len(states) not in map(len, self.ticks):
+                self.clock.now += 60
+            super().tick(states)
+
+    diffusion = Compiled("cpu", clock)
     diffusion.compiled = (1, 2, 4)
-    assert 0 <= warm_up(diffusion, "off").seconds < 5
+    passes = warm_up(diffusion, "off")
+    assert (passes.seconds, passes.canary_seconds) == (4.0, 4.0)
     assert [len(jobs) for jobs in diffusion.ticks] == [1, 2, 4, 1, 1, 1]
     assert set(diffusion.widths) == {512}
 
@@ -82,9 +111,9 @@ def test_a_model_that_cannot_be_compiled_is_no_start_and_is_not_tried_again() ->
         warm_up(diffusion, "off")
 
 
-def test_a_gpu_is_warmed_up_at_the_real_size_however_long_that_takes() -> None:
-    diffusion = Sized("cuda:0", seconds=0.6)
-    assert 0 <= warm_up(diffusion, "off").seconds < 5
+def test_a_gpu_is_warmed_up_at_the_real_size_however_long_that_takes(clock: Clock) -> None:
+    diffusion = Sized("cuda:0", clock, small=0.75, real=60.0)
+    assert warm_up(diffusion, "off").seconds == 60.0
     assert diffusion.widths[0] == 512
 
 
