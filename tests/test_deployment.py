@@ -43,29 +43,6 @@ def compose_service(name: str) -> dict[str, Any]:
     return service
 
 
-def seconds(duration: str) -> float:
-    return float(duration.removesuffix("s"))
-
-
-def dockerfile() -> dict[str, list[tuple[str, str]]]:
-    """Returns each stage's instructions as (word, rest), those of the stages it is built on first."""
-    text = re.sub(r"^\s*#.*\n", "", (ROOT / "Dockerfile").read_text(), flags=re.MULTILINE).replace("\\\n", " ")
-    stages: dict[str, list[tuple[str, str]]] = {"": []}
-    current = ""
-    for line in filter(None, map(str.strip, text.splitlines())):
-        word, _, rest = line.partition(" ")
-        if word == "FROM":
-            base, _, current = rest.partition(" AS ")
-            stages[current] = [*stages.get(base, [("FROM", base)])]
-        else:
-            stages[current].append((word, re.sub(r"\s+", " ", rest.strip())))
-    return stages
-
-
-def instructions(stage: str, word: str) -> list[str]:
-    return [rest for found, rest in dockerfile()[stage] if found == word]
-
-
 def pins(name: str) -> dict[str, str]:
     requirements = [line for line in (ROOT / name).read_text().splitlines() if not line.startswith(("#", "-r"))]
     return {
@@ -97,167 +74,95 @@ def needed_by(requirements: list[Requirement]) -> set[str]:
     return names
 
 
+@pytest.fixture(params=[["docker-compose"], ["docker", "compose"]], ids=" ".join)
+def compose(request: pytest.FixtureRequest) -> list[str]:
+    command: list[str] = request.param
+    if not shutil.which(command[0]) or subprocess.run([*command, "version"], capture_output=True).returncode:
+        pytest.skip(f"`{' '.join(command)}` is not installed")
+    return command
+
+
+def config(compose: list[str], *arguments: str, profiles: str | None = None) -> str:
+    """What Compose makes of the file with these profiles; by default with those of the file .env."""
+    environment = {name: value for name, value in os.environ.items() if name != "COMPOSE_PROFILES"}
+    if profiles is not None:
+        environment["COMPOSE_PROFILES"] = profiles
+    done = subprocess.run(
+        [*compose, "config", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def resolved(compose: list[str], name: str, profile: str) -> dict[str, Any]:
+    """A service as Compose understands it."""
+    service: dict[str, Any] = yaml.safe_load(config(compose, profiles=profile))["services"][name]
+    return service
+
+
+def seconds(duration: str) -> int:
+    """Of a duration as Compose prints it, such as 45s or 30m0s."""
+    units = {"h": 3600, "m": 60, "s": 1}
+    return sum(int(number) * units[unit] for number, unit in re.findall(r"(\d+)([hms])", duration))
+
+
 class TestCompose:
-    def test_the_gpu_service_reserves_one_nvidia_gpu_with_the_mandatory_capability(self) -> None:
-        (device,) = compose_service("img2img")["deploy"]["resources"]["reservations"]["devices"]
-        assert device == {"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}
-        assert compose_service("img2img")["environment"]["NVIDIA_DRIVER_CAPABILITIES"] == "compute,utility"
+    """What does not need a container. `tests/container` starts the `cpu` service, and sees what it may do."""
 
-    def test_gpu_service_names_cuda_unless_told_otherwise(self) -> None:
-        assert compose_service("img2img")["environment"]["IMG2IMG_DEVICES"] == "${IMG2IMG_DEVICES:-cuda}"
-        assert Settings(devices="cuda").devices == "cuda"
+    def test_gpu_service_asks_for_cuda_by_default(self, compose: list[str]) -> None:
+        assert resolved(compose, "img2img", "gpu")["environment"]["IMG2IMG_DEVICES"] == "cuda"
 
-    def test_the_cpu_service_serves_the_embedded_model_and_asks_for_no_gpu(self) -> None:
-        service = compose_service("img2img-cpu")
-        assert "deploy" not in service
-        assert "gpus" not in service
-        assert service["environment"]["IMG2IMG_MODEL"] == "embedded"
-        assert service["environment"]["IMG2IMG_DEVICES"] == "cpu"
+    @pytest.mark.parametrize("profiles", ["gpu", "cpu", "gpu,edge,observability"])
+    def test_compose_file_is_valid_with_each_set_of_profiles(self, compose: list[str], profiles: str) -> None:
+        config(compose, "--quiet", profiles=profiles)
 
-    def test_one_profile_at_a_time_and_the_gpu_by_default(self) -> None:
-        assert compose_service("img2img")["profiles"] == ["gpu"]
-        assert compose_service("img2img-cpu")["profiles"] == ["cpu"]
-        assert "COMPOSE_PROFILES=gpu" in (ROOT / ".env").read_text().splitlines()
+    def test_gpu_service_differs_from_cpu_service_in_model_and_device_only(self, compose: list[str]) -> None:
+        on_gpu, on_cpu = resolved(compose, "img2img", "gpu"), resolved(compose, "img2img-cpu", "cpu")
+        (device,) = on_gpu.pop("deploy")["resources"]["reservations"]["devices"]
+        assert (device["driver"], device["count"], device["capabilities"]) == ("nvidia", 1, ["gpu"])
+        environments = [{**service.pop("environment")} for service in (on_gpu, on_cpu)]
+        assert environments[0].pop("NVIDIA_DRIVER_CAPABILITIES") == "compute,utility"
+        for environment in environments:
+            del environment["IMG2IMG_MODEL"], environment["IMG2IMG_DEVICES"]
+        assert environments[0] == environments[1]
+        assert (on_gpu.pop("profiles"), on_cpu.pop("profiles")) == (["gpu"], ["cpu"])
+        assert on_gpu == on_cpu
 
-    @pytest.mark.parametrize("name", ["img2img", "img2img-cpu"])
-    def test_a_container_may_do_no_more_than_it_must(self, name: str) -> None:
-        service = compose_service(name)
-        assert service["user"] == "10001:10001"
-        assert service["read_only"] is True
-        assert service["cap_drop"] == ["ALL"]
-        assert service["security_opt"] == ["no-new-privileges:true"]
-        assert service["ulimits"] == {"core": 0}
-        assert service["pids_limit"] > 0
-        assert service["mem_limit"]
-        assert not {"privileged", "cap_add", "network_mode", "pid"} & set(service)
+    def test_default_profile_is_that_of_the_gpu_service(self) -> None:
+        lines = (ROOT / ".env").read_text().splitlines()
+        chosen = [line.partition("=")[2] for line in lines if line.startswith("COMPOSE_PROFILES=")]
+        assert chosen == compose_service("img2img")["profiles"]
 
-    @pytest.mark.parametrize("name", ["img2img", "img2img-cpu"])
-    def test_only_this_host_reaches_the_port_unless_told_otherwise(self, name: str) -> None:
-        assert compose_service(name)["ports"] == ["${HOST_ADDRESS:-127.0.0.1}:${HOST_PORT:-8000}:8000"]
-
-    @pytest.mark.parametrize("name", ["img2img", "img2img-cpu"])
-    def test_weights_are_kept_in_a_named_volume_and_keys_come_from_a_folder(self, name: str) -> None:
-        assert compose_service(name)["volumes"] == ["models:/data", "${KEYS_FOLDER:-keys}:/keys:ro"]
-        assert set(yaml.safe_load((ROOT / "docker-compose.yml").read_text())["volumes"]) >= {"models", "keys"}
-
-    @pytest.mark.parametrize("name", ["img2img", "img2img-cpu"])
-    def test_tmp_is_memory_and_bounded(self, name: str) -> None:
-        assert compose_service(name)["tmpfs"] == ["/tmp:size=256m,mode=1777"]
-
-    @pytest.mark.parametrize("name", ["img2img", "img2img-cpu"])
-    def test_health_is_asked_of_the_command_line_and_waits_for_the_first_download(self, name: str) -> None:
-        check = compose_service(name)["healthcheck"]
-        assert check["test"] == ["CMD", "img2img", "health"]
-        assert check["retries"] == 3
+    def test_health_check_waits_for_the_first_download(self, compose: list[str]) -> None:
+        check = resolved(compose, "img2img", "gpu")["healthcheck"]
         assert seconds(check["timeout"]) < seconds(check["interval"])
         assert seconds(check["start_period"]) >= 1800
 
-    @pytest.mark.parametrize("name", ["img2img", "img2img-cpu"])
-    def test_running_requests_may_finish_before_docker_kills_the_container(self, name: str) -> None:
-        service = compose_service(name)
+    def test_stop_grace_period_exceeds_the_time_for_running_requests(self, compose: list[str]) -> None:
+        service = resolved(compose, "img2img", "gpu")
         drain = float(service["environment"]["IMG2IMG_DRAIN_SECONDS"])
         assert drain == Settings.model_fields["drain_seconds"].default
         assert seconds(service["stop_grace_period"]) >= drain + 10
-
-    @pytest.mark.parametrize("name", ["img2img", "img2img-cpu"])
-    def test_a_service_that_ended_is_restarted_and_its_children_are_reaped(self, name: str) -> None:
-        service = compose_service(name)
-        assert service["restart"] == "unless-stopped"
-        assert service["init"] is True
 
     @pytest.mark.parametrize("name", ["img2img", "img2img-cpu"])
     def test_every_setting_can_be_given_from_outside_and_none_is_unknown(self, name: str) -> None:
         given = {variable for variable in compose_service(name)["environment"] if variable.startswith("IMG2IMG_")}
         assert given == VARIABLES - FIXED_BY_THE_IMAGE
 
-    @pytest.mark.parametrize("command", [["docker-compose"], ["docker", "compose"]], ids=" ".join)
-    def test_docker_compose_reads_the_file_as_it_is_meant(self, command: list[str]) -> None:
-        if not shutil.which(command[0]) or subprocess.run([*command, "version"], capture_output=True).returncode:
-            pytest.skip(f"`{' '.join(command)}` is not installed")
-        on_gpu, on_cpu = resolved(command, "gpu")["img2img"], resolved(command, "cpu")["img2img-cpu"]
-        (device,) = on_gpu["deploy"]["resources"]["reservations"]["devices"]
-        assert (device["driver"], device["count"], device["capabilities"]) == ("nvidia", 1, ["gpu"])
-        assert on_gpu["environment"]["NVIDIA_DRIVER_CAPABILITIES"] == "compute,utility"
-        assert on_gpu["environment"]["IMG2IMG_DEVICES"] == "cuda"
-        for service in (on_gpu, on_cpu):
-            assert (service["user"], service["read_only"], service["cap_drop"]) == ("10001:10001", True, ["ALL"])
-            assert service["healthcheck"]["test"] == ["CMD", "img2img", "health"]
-            assert service["environment"]["IMG2IMG_DRAIN_SECONDS"] == "30"
 
-
-def resolved(command: list[str], profile: str) -> dict[str, Any]:
-    """The services of a profile, as Compose understands the file."""
-    environment = {**os.environ, "COMPOSE_PROFILES": profile}
-    checked = subprocess.run([*command, "config"], cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert checked.returncode == 0, checked.stderr
-    services: dict[str, Any] = yaml.safe_load(checked.stdout)["services"]
-    return services
-
-
-class TestDockerfile:
-    def test_the_base_image_is_python_3_11_slim_and_can_be_replaced(self) -> None:
-        assert instructions("", "ARG") == ["PYTHON_IMAGE=python:3.11-slim-bookworm"]
-        for stage in set(dockerfile()) - {""}:
-            assert instructions(stage, "FROM") == ["${PYTHON_IMAGE}"]
-
-    def test_no_image_but_the_base_is_pulled(self) -> None:
-        text = (ROOT / "Dockerfile").read_text()
-        assert "syntax=" not in text
-        assert all(source in dockerfile() for source in re.findall(r"--from=(\S+)", text))
-
-    def test_the_default_target_is_the_one_that_compose_builds(self) -> None:
-        assert list(dockerfile())[-1] == compose_service("img2img")["build"]["target"] == "runtime"
-
-    @pytest.mark.parametrize("stage", ["runtime", "with-weights"])
-    def test_the_image_runs_the_service_as_nobody_special(self, stage: str) -> None:
-        assert instructions(stage, "USER")[-1] == compose_service("img2img")["user"]
-        assert instructions(stage, "ENTRYPOINT") == ['["img2img"]']
-        assert instructions(stage, "CMD") == ['["serve"]']
-        assert instructions(stage, "STOPSIGNAL") == ["SIGTERM"]
-        assert instructions(stage, "EXPOSE") == ["8000"]
-        assert instructions(stage, "VOLUME") == ['["/data"]']
-
-    def test_the_image_is_healthy_on_the_same_terms_as_the_compose_service(self) -> None:
-        check = compose_service("img2img")["healthcheck"]
-        (line,) = instructions("runtime", "HEALTHCHECK")
-        options, _, command = line.partition(" CMD ")
-        assert ast.literal_eval(command) == check["test"][1:]
-        assert dict(option.removeprefix("--").split("=") for option in options.split()) == {
-            key.replace("_", "-"): str(value) for key, value in check.items() if key != "test"
-        }
-
-    @pytest.mark.parametrize("stage", ["runtime", "with-weights"])
-    def test_the_application_is_the_last_layer_and_copied_from_another_stage(self, stage: str) -> None:
-        layers = [(word, rest) for word, rest in dockerfile()[stage] if word in {"RUN", "COPY", "ADD"}]
-        assert layers[-1] == ("COPY", "--from=application /opt/app/ /opt/venv/")
-        assert all(rest.startswith("--from=") for word, rest in layers if word == "COPY")
-        # Nothing is installed in it, but for the compiler that one may ask for.
-        assert not any(word == "ADD" or "pip" in rest for word, rest in layers)
-        assert [rest.startswith('if [ -n "$COMPILER" ]') for word, rest in layers if "apt" in rest] == [True]
-
-    def test_a_change_of_the_application_leaves_the_dependencies_as_they_are(self) -> None:
-        assert instructions("dependencies", "COPY") == ["requirements.lock /tmp/", "requirements-c2pa.lock /tmp/"]
-
-    @pytest.mark.parametrize("stage", ["runtime", "with-weights"])
-    def test_image_requires_a_driver_for_the_cuda_of_torch(self, stage: str) -> None:
-        assert 'NVIDIA_REQUIRE_CUDA="cuda>=13.0"' in instructions(stage, "ENV")
+class TestImage:
+    """What a build does not show. `tests/container` looks at the image itself."""
 
     def test_every_variable_set_in_the_image_is_a_setting(self) -> None:
         used = set(re.findall(r"\bIMG2IMG_\w+", (ROOT / "Dockerfile").read_text()))
         assert "IMG2IMG_HOST" in used
         assert used <= VARIABLES
 
-    def test_weights_go_to_the_volume_unless_they_are_baked_in(self) -> None:
-        assert "HF_HOME=/data/hf" in " ".join(instructions("runtime", "ENV"))
-        assert "HF_HOME=/opt/hf" in instructions("with-weights", "ENV")[-1]
-        assert not any("/opt/hf" in rest for _, rest in dockerfile()["runtime"])
-
     def test_the_build_is_sent_what_the_image_is_made_of_and_nothing_else(self) -> None:
         lines = (ROOT / ".dockerignore").read_text().splitlines()
         assert "*" in lines
-        sent = {line[1:] for line in lines if line.startswith("!")}
-        copied = [rest for stage in dockerfile() for rest in instructions(stage, "COPY") if "--from" not in rest]
-        assert sent == {source for rest in copied for source in rest.split()[:-1]}
+        copied = re.findall(r"^COPY (?!--from)(.*) \S+$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+        assert {line[1:] for line in lines if line.startswith("!")} == {name for one in copied for name in one.split()}
 
 
 class TestLockFiles:

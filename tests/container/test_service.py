@@ -14,7 +14,19 @@ import httpx2
 import pytest
 
 from tests.conftest import HUB_PORT
-from tests.container.docker import HARDENED, ROOT, Container, compose_up, docker, eventually, needs_image, start, volume
+from tests.container.docker import (
+    HARDENED,
+    IMAGE,
+    ROOT,
+    Container,
+    compose_up,
+    docker,
+    eventually,
+    image_facts,
+    needs_image,
+    start,
+    volume,
+)
 from tests.hub_server import run_hub
 from tests.pictures import opened
 from tests.test_hub import files_of
@@ -80,9 +92,23 @@ def test_docker_holds_it_to_the_limits_of_the_compose_file(service: Container) -
     host = facts["HostConfig"]
     assert (host["Memory"], host["PidsLimit"], host["Init"]) == (16 * 2**30, 2048, True)
     assert host["Ulimits"] == [{"Name": "core", "Hard": 0, "Soft": 0}]
+    assert host["Tmpfs"] == {"/tmp": "size=256m,mode=1777"}
     assert host["RestartPolicy"]["Name"] == "unless-stopped"
     assert (facts["Config"]["StopTimeout"], facts["Config"]["StopSignal"]) == (45, "SIGTERM")
     assert {binding["HostIp"] for (binding,) in host["PortBindings"].values()} == {"127.0.0.1"}
+
+
+def test_weights_are_in_a_named_volume_and_keys_are_read_only(service: Container) -> None:
+    mounts = {mount["Destination"]: mount for mount in service.facts()["Mounts"]}
+    assert (mounts["/data"]["Type"], mounts["/data"]["Name"].rpartition("_")[2]) == ("volume", "models")
+    assert (mounts["/data"]["RW"], mounts["/keys"]["RW"]) == (True, False)
+
+
+def test_image_alone_runs_on_the_terms_of_the_compose_service(service: Container) -> None:
+    alone, composed = image_facts(IMAGE)["Config"], service.facts()["Config"]
+    for name in ("User", "Entrypoint", "Cmd", "Healthcheck", "StopSignal", "ExposedPorts"):
+        assert alone[name] == composed[name], name
+    assert list(alone["Volumes"]) == ["/data"]
 
 
 def test_a_killed_worker_is_replaced_and_its_request_answered_without_a_restart(service: Container) -> None:
