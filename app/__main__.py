@@ -1,6 +1,6 @@
 """`python -m app` is `img2img`."""
 
-from app.cli import main
+from app.cli.app import main
 
 if __name__ == "__main__":
     main()

@@ -32,8 +32,6 @@ A message says what to do, and never holds a prompt, a picture or a traceback.
 """
 
 from collections.abc import Iterator
-from http import HTTPStatus
-from typing import Any
 
 CLIENT_CLOSED_REQUEST = 499
 """What the log and the metrics say, as nginx does, where the caller hung up; nobody is there to see it."""
@@ -227,49 +225,3 @@ class EngineStopped(Exception):
 
 class Misconfigured(Exception):
     """A setting cannot be followed; the message names it and says what to change."""
-
-
-_RFC_9110 = {413: "Content Too Large", 422: "Unprocessable Content"}
-"""Phrases that Python knows only since 3.13; before, its names for these are those of older RFCs."""
-
-
-def problem(error: ServiceError, request_id: str) -> dict[str, Any]:
-    """Render an error as the members of an RFC 9457 problem document (`application/problem+json`)."""
-    body: dict[str, Any] = {
-        "type": "about:blank",
-        "title": _RFC_9110.get(error.status) or HTTPStatus(error.status).phrase,
-        "status": error.status,
-        "detail": _characters(error.message),
-        "code": error.code,
-        "request_id": request_id,
-    }
-    if error.param is not None:
-        body["param"] = _characters(error.param)
-    if error.retry_after is not None:
-        body["retry_after"] = retry_after_seconds(error)
-    return body
-
-
-def _characters(text: str) -> str:
-    """The text without halves of surrogate pairs, which JSON can bring in, but UTF-8 cannot take out."""
-    return text.encode(errors="backslashreplace").decode()
-
-
-def error_headers(error: ServiceError) -> dict[str, str]:
-    """Headers that every dialect sends with an error: for people, for retry loops, for Hugging Face's client."""
-    # The message may quote what was sent, and a header takes neither what is no ASCII nor what is no character.
-    words = " ".join(error.message.split()).replace("…", "...")
-    headers = {"X-Error-Message": "".join(sign if " " <= sign <= "~" else "?" for sign in words)}
-    if error.retry_after is not None:
-        headers["Retry-After"] = str(retry_after_seconds(error))
-    if error.retryable is not None:
-        headers["X-Should-Retry"] = str(error.retryable).lower()
-    if isinstance(error, Unauthorized):
-        # Basic too: it makes a browser ask for the key, as the password.
-        headers["WWW-Authenticate"] = 'Basic realm="img2img", Bearer realm="img2img"'
-    return headers
-
-
-def retry_after_seconds(error: ServiceError) -> int:
-    """Whole seconds for `Retry-After`: rounded up, at least 1."""
-    return max(1, -int(-(error.retry_after or 0.0) // 1))

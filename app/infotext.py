@@ -3,7 +3,8 @@
 import json
 import re
 
-from app.request import IMAGE_SIZE, Img2ImgRequest
+from app.pixels import IMAGE_SIZE
+from app.request import Img2ImgRequest
 
 _NEGATIVE = "Negative prompt: "
 _FACT = re.compile(r'\s*([\w ./-]{1,64}):\s*("(?:\\.|[^\\"])*"|[^,]*)(?:,|$)')

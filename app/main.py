@@ -12,21 +12,24 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.routing import Match
 
-from app import __version__, signing, tracing
+from app import __version__
 from app.engine.engine import LOADER, Engine
 from app.errors import CLIENT_CLOSED_REQUEST, EngineStopped, InvalidParameter, Misconfigured, ServiceError
-from app.gate import OPEN_PATHS, Gate
-from app.keys import Keys
-from app.metrics import Metrics
-from app.middleware import BodyLimits, RequestContext
-from app.refusals import refusal, where_pictures_go
-from app.routes import cog, img2img, openai, platforms, stability, system, webui
-from app.routes.schema import EXPOSED_HEADERS
+from app.imaging import c2pa
+from app.imaging.c2pa import Signer
+from app.observability import tracing
+from app.observability.metrics import Metrics
+from app.routes import cog, img2img, kserve, openai, stability, system
+from app.routes.webui import routes
 from app.service import Service
 from app.settings import Settings
-from app.signing import Signer
+from app.web.access import OPEN_PATHS, Gate
+from app.web.api_keys import Keys
+from app.web.openapi import EXPOSED_HEADERS
+from app.web.problems import refusal, where_pictures_go
+from app.web.request_context import BodyLimits, RequestContext
 
-_ROOMS = (img2img, openai, webui, stability, cog, platforms, system)
+_ROOMS = (img2img, openai, routes, stability, cog, kserve, system)
 
 
 def end_process(failure: EngineStopped) -> None:
@@ -70,7 +73,7 @@ def create_app(
     """
     settings = settings or Settings()
     metrics = Metrics()
-    signer = signing.signer(settings)
+    signer = c2pa.signer(settings)
     open_paths = OPEN_PATHS | ({settings.health_route} if settings.health_route else set())
     quiet = open_paths | {"/metrics", "/sdapi/v1/progress"}
 
@@ -108,6 +111,7 @@ def create_app(
         )
     app.add_middleware(RequestContext, metrics=metrics, quiet=quiet, health_route=settings.health_route)
     _handle_errors(app, metrics, own_paths)
+    app.state.metrics = metrics
     app.state.kept = {}
     _add_named_routes(app, settings)
     for room in _ROOMS:
@@ -118,7 +122,7 @@ def create_app(
 def _add_named_routes(app: FastAPI, settings: Settings) -> None:
     """The paths that a platform chose. Raises `Misconfigured` if one of them is something else already."""
     taken = [*app.routes, *(route for room in _ROOMS for route in room.router.routes)]
-    for name, method, endpoint in (("health", "GET", system.ready), ("predict", "POST", platforms.predict)):
+    for name, method, endpoint in (("health", "GET", system.ready), ("predict", "POST", kserve.predict)):
         path = getattr(settings, f"{name}_route")
         scope = {"type": "http", "path": path, "method": method, "headers": []}
         there = [r for r in taken if getattr(r, "path", "") == path or r.matches(scope)[0] is Match.FULL]

@@ -6,16 +6,13 @@ import re
 import secrets
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from enum import StrEnum
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from app.errors import InvalidParameter
-
-IMAGE_SIZE = 512
-"""Width and height of every picture that leaves, in pixels: what SDXL-Turbo was made for."""
+from app.pixels import Fit, OutputFormat
 
 MAX_STEPS = 50
 MAX_SEED = 2**63 - 1
@@ -23,26 +20,6 @@ MAX_PROMPT_LENGTH = 10_000
 
 _INTEGER = re.compile(r"-?[0-9]+", re.ASCII)
 _NUMBER = re.compile(r"-?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?", re.ASCII)
-
-
-class Fit(StrEnum):
-    """How a picture of another shape becomes a square."""
-
-    STRETCH = "stretch"
-    CROP = "crop"
-    PAD = "pad"
-
-
-class OutputFormat(StrEnum):
-    """The file formats that can be asked for."""
-
-    PNG = "png"
-    WEBP = "webp"
-    JPEG = "jpeg"
-
-    @property
-    def media_type(self) -> str:
-        return f"image/{self.value}"
 
 
 def _integer(value: Any) -> int:

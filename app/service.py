@@ -2,94 +2,33 @@
 
 import asyncio
 import os
-import secrets
 import time
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from functools import partial
 from typing import Literal, TypeVar
 
-from app import __version__, images, tracing
+from app import __version__
+from app.edits import EditedImage, Queued, RequestInfo, StepDone
 from app.engine.engine import Engine
-from app.engine.jobs import Job, Pixels, Progress
+from app.engine.messages import Job, Progress
 from app.errors import InvalidParameter, ModelNotFound, Unavailable
-from app.images import Marks
+from app.imaging.c2pa import Signer
+from app.imaging.decoder_pool import Sandbox
+from app.imaging.encode import Marks, encode_image, encode_preview
 from app.infotext import infotext, sampler_name
-from app.logs import facts
-from app.metrics import Metrics
-from app.request import Img2ImgRequest, OutputFormat, random_seed
-from app.sandbox import Sandbox
+from app.observability import tracing
+from app.observability.logs import facts
+from app.observability.metrics import Metrics
+from app.pixels import OutputFormat, Pixels
+from app.request import Img2ImgRequest, random_seed
 from app.settings import Settings
-from app.signing import Signer
 
 T = TypeVar("T")
 
 _LOOK_SECONDS = 0.25
 """How often it is looked at how many are before a request that waits."""
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """A request besides what it asks for.
-
-    Attributes:
-        request_id: names it in the log.
-        caller: who has to share with other callers.
-        timeout: seconds that the caller will wait; None leaves it to the service.
-    """
-
-    request_id: str
-    caller: str = ""
-    timeout: float | None = None
-    # The engine needs a name that no other job has; the caller chose the request's.
-    _suffix: str = field(default_factory=lambda: secrets.token_hex(4), repr=False)
-
-    @property
-    def job_id(self) -> str:
-        """Names its job in the engine."""
-        return f"{self.request_id}.{self._suffix}"
-
-
-@dataclass(frozen=True, slots=True)
-class Waiting:
-    """A request waits, and so many are before it."""
-
-    ahead: int
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """`step` of `steps` UNet calls are done. `preview` is a file of the picture as it was promised then.
-
-    A preview comes by itself, after the step that it shows and maybe after the next one.
-    """
-
-    step: int
-    steps: int
-    preview: bytes | None = field(default=None, repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class Picture:
-    """An answer. `seconds` holds the time of each stage, by its name in `Server-Timing`, in the order of the way.
-
-    `infotext` says how it was made, in the notation of AUTOMATIC1111's web UI.
-    """
-
-    data: bytes = field(repr=False)
-    output_format: OutputFormat
-    seed: int
-    steps_run: int
-    start_timestep: float
-    tokens_cut: int
-    seconds: dict[str, float]
-    infotext: str = field(repr=False)
-
-    @property
-    def filename(self) -> str:
-        """A name for the file that tells one seed from another."""
-        return f"img2img-{self.seed}.{self.output_format.value}"
 
 
 class Service:
@@ -130,10 +69,10 @@ class Service:
         self,
         upload: bytes,
         request: Img2ImgRequest,
-        call: Call,
+        call: RequestInfo,
         on_progress: Callable[[Progress], None] | None = None,
         previews: frozenset[int] = frozenset(),
-    ) -> Picture:
+    ) -> EditedImage:
         """Make one picture of an uploaded one.
 
         Args:
@@ -164,14 +103,14 @@ class Service:
                     seconds |= (inside := {"queue": result.queued, **asdict(result.timings)})
                     tracing.lay_out(time.time(), inside)
             text = infotext(request, seed, self.model_name, self.sampler, __version__)
-            encode = partial(images.encode, helper=self._helpers, quality=request.quality)
+            write = partial(encode_image, helper=self._helpers, quality=request.quality)
             with tracing.stage(output_format.value, seconds):
-                data = await _on_thread(self._writers, encode, result.pixels, output_format, self._marks(text))
+                data = await _on_thread(self._writers, write, result.pixels, output_format, self._marks(text))
             if self._signer:
                 with tracing.stage("sign", seconds):
                     data = await _on_thread(self._writers, self._signer.sign, data, output_format)
         self._note(seed, seconds)
-        return Picture(
+        return EditedImage(
             data=data,
             output_format=output_format,
             seed=seed,
@@ -186,10 +125,10 @@ class Service:
         self,
         upload: bytes,
         request: Img2ImgRequest,
-        call: Call,
+        call: RequestInfo,
         previews: frozenset[int] = frozenset(),
         preview_format: OutputFormat = OutputFormat.JPEG,
-    ) -> AsyncGenerator[Waiting | Step | Picture, None]:
+    ) -> AsyncGenerator[Queued | StepDone | EditedImage, None]:
         """As `edit`, but says how it goes; the picture comes last. Closing it cancels the work.
 
         A request that is refused raises before anything has come.
@@ -205,7 +144,7 @@ class Service:
                 if not (await asyncio.wait({coming}, timeout=_LOOK_SECONDS))[0]:
                     before, ahead = ahead, self.engine.ahead(call.job_id)
                     if ahead not in (None, before):
-                        yield Waiting(ahead)
+                        yield Queued(ahead)
                     continue
                 one = coming.result()
                 if one is None:
@@ -218,8 +157,8 @@ class Service:
                 shown = None
                 if one.preview:
                     marks = self._marks("")
-                    shown = await _on_thread(self._writers, images.enlarged, one.preview, preview_format, marks)
-                yield Step(one.step, one.steps, shown)
+                    shown = await _on_thread(self._writers, encode_preview, one.preview, preview_format, marks)
+                yield StepDone(one.step, one.steps, shown)
             yield task.result()
         finally:
             coming.cancel()
@@ -237,7 +176,7 @@ class Service:
     def _marks(self, text: str) -> Marks:
         return Marks(text if self.settings.embed_parameters else None, generated=self.settings.mark_pictures)
 
-    async def infotext_of(self, file: bytes, call: Call) -> str:
+    async def infotext_of(self, file: bytes, call: RequestInfo) -> str:
         """What a picture file says of how it was made; an empty text if it says nothing.
 
         Raises:
@@ -284,6 +223,18 @@ class Service:
     @property
     def _whole_name(self) -> str:
         return self.engine.info.model if self.engine.info else self.settings.model
+
+    def check_count(self, count: int, param: str) -> None:
+        """Refuse more images in one request than may ever wait together.
+
+        Raises:
+            InvalidParameter: it is more than `IMG2IMG_QUEUE_SIZE`: no later try would pass.
+        """
+        most = self.settings.queue_size
+        if count > most:
+            raise InvalidParameter(
+                f"{param}: {count} pictures at once are more than may wait here: {most}.", param=param
+            )
 
     def check_model(self, name: str | None) -> None:
         """Raises `ModelNotFound` for a name that is neither the model's nor one of the settings'."""

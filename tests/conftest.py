@@ -138,7 +138,7 @@ def old_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         raise RuntimeError(f"{OLD_DRIVER}\nCompile with `TORCH_USE_CUDA_DSA`.")
 
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr("app.engine.checkpoint.DRIVER_FILE", tmp_path / "no-nvidiactl")
+    monkeypatch.setattr("app.model.devices.DRIVER_FILE", tmp_path / "no-nvidiactl")
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)

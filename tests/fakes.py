@@ -24,11 +24,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from app.engine.batch import capacity
-from app.engine.jobs import Fault, Job, ModelInfo, Pixels, Result, Timings
-from app.engine.warmup import Diffusion
+from app.engine.messages import Fault, Job, ModelInfo, Result, Timings
 from app.errors import CheckpointError
+from app.model.devices import capacity
+from app.pixels import Pixels
 from app.settings import Settings
+from app.worker.protocols import Diffusion
 
 
 @dataclass

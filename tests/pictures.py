@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from PIL import ExifTags, Image
 
-from app.images import decode
-from app.request import Fit
+from app.imaging.decode import decode_image
+from app.pixels import Fit
 
 Size = tuple[int, int]
 LIMIT = 50_000_000
@@ -34,7 +34,7 @@ def opened(data: bytes) -> Image.Image:
 
 
 def decoded(data: bytes, fit: Fit = Fit.STRETCH, max_pixels: int = LIMIT) -> Image.Image:
-    pixels = decode(data, fit, max_pixels)
+    pixels = decode_image(data, fit, max_pixels)
     assert (pixels.width, pixels.height) == (512, 512)
     return Image.frombytes("RGB", (512, 512), pixels.data)
 

@@ -2,8 +2,10 @@ from typing import Any
 
 import pytest
 
-from app.engine.batch import Batch, capacity
-from app.engine.jobs import Job, Pixels
+from app.engine.messages import Job
+from app.model.devices import capacity
+from app.pixels import Pixels
+from app.worker.batch import Batch
 
 
 def job(name: str, deadline: float = 100.0) -> Job:

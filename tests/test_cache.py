@@ -2,7 +2,7 @@
 
 import pytest
 
-from app.engine.cache import Cache
+from app.model.lru import Cache
 
 
 def never() -> str:

@@ -10,11 +10,11 @@ import pytest
 import torch
 from diffusers import AutoencoderTiny
 
-from app.engine import checkpoint
-from app.engine.checkpoint import EMBEDDED, FP16_VAE, TURBO
-from app.engine.diffusion import load
-from app.engine.hub import PINS
 from app.errors import CheckpointError
+from app.model import checkpoint, devices
+from app.model.checkpoint import EMBEDDED, FP16_VAE, TURBO
+from app.model.hub import PINS
+from app.model.load import load
 from app.settings import Settings
 from scripts.make_checkpoint import vae_config, write_tiny_vae
 from tests.conftest import OLD_DRIVER
@@ -95,24 +95,24 @@ def test_a_vae_can_be_named(tmp_path: Path) -> None:
 
 
 def test_the_dtype_follows_the_device_unless_it_is_named() -> None:
-    assert checkpoint.resolve_dtype("auto", "cuda:1") == torch.float16
-    assert checkpoint.resolve_dtype("auto", "cpu") == torch.float32
-    assert checkpoint.resolve_dtype("bfloat16", "cpu") == torch.bfloat16
+    assert devices.resolve_dtype("auto", "cuda:1") == torch.float16
+    assert devices.resolve_dtype("auto", "cpu") == torch.float32
+    assert devices.resolve_dtype("bfloat16", "cpu") == torch.bfloat16
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_without_cuda_auto_is_the_cpu_and_cuda_is_refused() -> None:
-    assert checkpoint.resolve_device("auto") == checkpoint.resolve_device("cpu") == "cpu"
+    assert devices.resolve_device("auto") == devices.resolve_device("cpu") == "cpu"
     for name in ("cuda", "cuda:3"):
         with pytest.raises(CheckpointError, match=f"^torch cannot use {name}: .*IMG2IMG_DEVICES=cpu"):
-            checkpoint.resolve_device(name)
+            devices.resolve_device(name)
 
 
 @pytest.mark.parametrize("device", ["auto", "cuda", "cuda:0"])
 @pytest.mark.usefixtures("old_driver")
 def test_gpu_under_an_old_driver_is_refused_in_torch_s_words(device: str) -> None:
     with pytest.raises(CheckpointError) as refused:
-        checkpoint.resolve_device(device)
+        devices.resolve_device(device)
     named = "the NVIDIA GPU of this machine" if device == "auto" else device
     assert str(refused.value) == (
         f"torch cannot use {named}: {OLD_DRIVER} torch is built for CUDA 13.0. Check `nvidia-smi` and the container "
@@ -129,46 +129,46 @@ def test_gpu_that_cannot_be_used_ends_the_load_with_auto() -> None:
 @pytest.mark.usefixtures("old_driver")
 def test_driver_file_alone_shows_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    assert checkpoint.resolve_device("auto") == "cpu"
+    assert devices.resolve_device("auto") == "cpu"
     (tmp_path / "no-nvidiactl").touch()
     with pytest.raises(CheckpointError, match="torch cannot use the NVIDIA GPU"):
-        checkpoint.resolve_device("auto")
+        devices.resolve_device("auto")
 
 
 @pytest.mark.usefixtures("old_driver")
 def test_gpu_that_cannot_be_used_does_not_matter_to_the_cpu() -> None:
-    assert checkpoint.resolve_device("cpu") == "cpu"
+    assert devices.resolve_device("cpu") == "cpu"
 
 
 @pytest.mark.parametrize("hidden", ["", "-1"])
 @pytest.mark.usefixtures("old_driver")
 def test_gpus_hidden_from_cuda_leave_auto_to_the_cpu(hidden: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
-    assert checkpoint.resolve_device("auto") == "cpu"
+    assert devices.resolve_device("auto") == "cpu"
 
 
 @pytest.mark.usefixtures("old_driver")
 def test_torch_without_cuda_takes_the_cpu_beside_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.version, "cuda", None)
-    assert checkpoint.resolve_device("auto") == "cpu"
+    assert devices.resolve_device("auto") == "cpu"
     with pytest.raises(CheckpointError, match="Install torch's CUDA build, or set IMG2IMG_DEVICES=cpu"):
-        checkpoint.resolve_device("cuda")
+        devices.resolve_device("cuda")
 
 
 @pytest.mark.usefixtures("old_driver")
 def test_gpu_refused_without_a_reason_still_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "init", lambda: None)
     with pytest.raises(CheckpointError, match=r"cuda:0: it gives no reason\. torch is built for CUDA 13\.0"):
-        checkpoint.resolve_device("cuda:0")
+        devices.resolve_device("cuda:0")
 
 
 def test_usable_gpus_are_taken_by_their_number(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    resolved = [checkpoint.resolve_device(name) for name in ("auto", "cuda", "cuda:1")]
+    resolved = [devices.resolve_device(name) for name in ("auto", "cuda", "cuda:1")]
     assert resolved == ["cuda:0", "cuda:0", "cuda:1"]
     with pytest.raises(CheckpointError, match="torch finds no cuda:2, of 2 CUDA devices"):
-        checkpoint.resolve_device("cuda:2")
+        devices.resolve_device("cuda:2")
 
 
 def test_a_loaded_checkpoint_says_what_it_is(tiny_checkpoint: Path) -> None:

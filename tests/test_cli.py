@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from app import __version__, cli
-from app.console import own_url
-from app.engine.checkpoint import EMBEDDED, FP16_VAE
-from app.engine.hub import PINS
-from app.request import Fit, OutputFormat
+from app import __version__
+from app.cli import app
+from app.cli.console import own_url
+from app.model.checkpoint import EMBEDDED, FP16_VAE
+from app.model.hub import PINS
+from app.pixels import Fit, OutputFormat
 from app.settings import Settings
 from tests.canned import Answer, canned
 from tests.pictures import opened
@@ -46,7 +47,7 @@ def edit(folder: Path, server: str) -> RunEdit:
 
 
 def run_cli(*arguments: str, **options: Any) -> Any:
-    return CliRunner().invoke(cli.app, arguments, **options)
+    return CliRunner().invoke(app.app, arguments, **options)
 
 
 def run_program(*arguments: str, **options: Any) -> "subprocess.CompletedProcess[bytes]":

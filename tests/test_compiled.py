@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from app.engine import compiled
-from app.engine.compiled import Batched, has_compiler, served_sizes
-from app.engine.diffusion import load
 from app.errors import CheckpointError
+from app.model import compiled
+from app.model.compiled import Batched, has_compiler, served_sizes
+from app.model.load import load
 from app.settings import Settings
 from scripts.make_checkpoint import write_tiny_vae
 from tests.test_diffusion import job, together

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from app.engine.diffusion import SdxlDiffusion, State
-from app.engine.jobs import Job, Pixels
+from app.engine.messages import Job
+from app.model.diffusion import SdxlDiffusion, State
+from app.pixels import Pixels
 from scripts.benchmarks.counted import full_size
 
 UNET, ENCODE, DECODE, TEXT = 1588.8, 1116.7, 2514.5, 111.2

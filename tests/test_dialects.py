@@ -12,7 +12,8 @@ import httpx2
 import pytest
 
 from app.request import Img2ImgRequest
-from app.routes import cog, openai, stability, webui_fields
+from app.routes import cog, openai, stability
+from app.routes.webui import fields
 from tests.conftest import run_server
 from tests.pictures import noise, saved
 from tests.test_readme import ROOT, section
@@ -243,8 +244,8 @@ def test_the_fields_of_the_native_route_are_taken_too(url: str, dialect: str) ->
 def test_what_the_code_lists_as_refused_or_of_no_effect_is_in_the_tables() -> None:
     lists: list[tuple[str, tuple[str, ...], str]] = [
         ("OpenAI", openai._HINTS, "No effect"),
-        ("AUTOMATIC1111", tuple(webui_fields._UNSUPPORTED), "Refused"),
-        ("AUTOMATIC1111", tuple(webui_fields._OF_THE_SAMPLER), "No effect"),
+        ("AUTOMATIC1111", tuple(fields._UNSUPPORTED), "Refused"),
+        ("AUTOMATIC1111", tuple(fields._OF_THE_SAMPLER), "No effect"),
         ("Stability AI", stability._UNSUPPORTED, "Refused"),
         ("Cog", cog._NEVER_SENT, "Refused"),
         ("Cog", cog._NO_EFFECT, "No effect"),

@@ -18,8 +18,10 @@ from diffusers import (
 )
 from PIL import Image
 
-from app.engine.diffusion import SdxlDiffusion, State, load
-from app.engine.jobs import Job, ModelInfo, Pixels, Result
+from app.engine.messages import Job, ModelInfo, Result
+from app.model.diffusion import SdxlDiffusion, State
+from app.model.load import load
+from app.pixels import Pixels
 from app.settings import Settings
 
 SIDE = 64

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from app import cli, doctor
-from app.doctor import Facts
+from app.cli import app, doctor
+from app.cli.doctor import Facts
 from tests.conftest import OLD_DRIVER
 
 MODEL = {"torch": "2.13.0", "CUDA build": "13.0", "device": "cuda:0", "dtype": "float16", "VAE": "fixed"}
@@ -42,7 +42,7 @@ def same_log_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run_doctor(*arguments: str, **environment: str) -> Any:
-    return CliRunner().invoke(cli.app, ["doctor", *arguments], env={"IMG2IMG_DEVICES": "cpu", **environment})
+    return CliRunner().invoke(app.app, ["doctor", *arguments], env={"IMG2IMG_DEVICES": "cpu", **environment})
 
 
 def fake_driver(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,7 +35,7 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
 def nginx(folder: Path, service: str) -> Iterator[str]:
     """The proxy before a service, both by their URLs."""
     port = _free_port()
-    text = (ROOT / "scripts/container/edge.conf").read_text()
+    text = (ROOT / "deploy/edge/nginx.conf").read_text()
     text = text.replace("listen 8080", f"listen 127.0.0.1:{port}")
     text = text.replace("http://img2img-service:8000", service)
     # Seconds here are tenths there, and Docker's name service is not here.

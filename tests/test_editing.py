@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import typer
 
+from app.cli.edit import edit_here
 from app.client import Edited
-from app.editing import edit_here
 from app.settings import Settings
 from tests.pictures import opened
 

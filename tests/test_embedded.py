@@ -8,9 +8,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from app.engine.checkpoint import EMBEDDED
-from app.engine.diffusion import SdxlDiffusion, load
-from app.engine.jobs import Job, Pixels
+from app.engine.messages import Job
+from app.model.checkpoint import EMBEDDED
+from app.model.diffusion import SdxlDiffusion
+from app.model.load import load
+from app.pixels import Pixels
 from app.settings import Settings
 from scripts.demo import PROMPT
 from scripts.embedded import evaluate

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from app.engine.engine import Engine
-from app.engine.jobs import Done, Failed, Job, Pixels, Progress, Result, Start
-from app.engine.lane import Lane, Ticket
+from app.engine.messages import Done, Failed, Job, Progress, Result, Start
 from app.engine.process import WorkerProcess
+from app.engine.supervisor import Lane, Ticket
 from app.errors import (
     DeadlineExceeded,
     EngineError,
@@ -25,7 +25,8 @@ from app.errors import (
     Unavailable,
     WorkerLost,
 )
-from app.metrics import Metrics
+from app.observability.metrics import Metrics
+from app.pixels import Pixels
 from app.settings import Settings
 from tests.conftest import FAKE
 

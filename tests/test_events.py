@@ -84,7 +84,7 @@ def test_who_waits_is_told_how_many_are_before_it(start_server: StartServer, png
 def test_a_stream_in_which_nothing_happens_says_that_it_lives(
     start_server: StartServer, png: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.routes.events.KEEPALIVE_SECONDS", 0.2)
+    monkeypatch.setattr("app.web.sse.KEEPALIVE_SECONDS", 0.2)
     headers = {"Accept": "text/event-stream"}
     form: dict[str, Any] = {"data": {"prompt": "tick=0.7", **LONG}, "files": {"image": png}}
     with start_server() as url, httpx2.stream("POST", f"{url}/img2img", headers=headers, **form) as answer:
@@ -152,7 +152,7 @@ def test_a_fault_of_the_service_in_the_middle_is_not_counted_as_a_caller_who_hun
     def broken(*arguments: Any) -> bytes:
         raise RuntimeError("nobody has foreseen this")
 
-    monkeypatch.setattr("app.service.images.enlarged", broken)
+    monkeypatch.setattr("app.service.encode_preview", broken)
     with start_server() as url:
         with pytest.raises(httpx2.RemoteProtocolError):
             events(url, png, previews=True)

@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from app.engine.fair import FairQueue
+from app.engine.fair_queue import FairQueue
 
 
 def drained(queue: FairQueue[str]) -> list[str]:

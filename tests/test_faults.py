@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from app.engine.faults import fault
+from app.model.torch_errors import fault
 
 
 def of_torch() -> Exception:

@@ -16,14 +16,14 @@ import httpx2
 import pytest
 from pydantic import ValidationError
 
+from app.cli.serve import warn_if_open
 from app.client import Img2Img, Img2ImgError
 from app.errors import Misconfigured
-from app.gate import OPEN_PATHS, Gate
-from app.keys import Keys
 from app.main import create_app
-from app.metrics import Metrics
-from app.server import warn_if_open
+from app.observability.metrics import Metrics
 from app.settings import Settings
+from app.web.access import OPEN_PATHS, Gate
+from app.web.api_keys import Keys
 from tests.conftest import FAKE
 from tests.test_img2img import post, problem
 from tests.test_limits import eventually, sample
@@ -118,7 +118,7 @@ def test_the_client_takes_its_key_from_the_environment(
 def test_keys_of_a_file_are_exchanged_without_a_restart(
     start_server: StartServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.files._RECHECK_SECONDS", 0.05)
+    monkeypatch.setattr("app.watched_files._RECHECK_SECONDS", 0.05)
     file = tmp_path / "keys"
     file.write_text("# of this month\nold-key\n\n")
 
@@ -253,7 +253,7 @@ def test_keys_are_shown_by_neither_settings_nor_log_nor_any_other_process(png: b
     assert secret not in str(error.value)
     code = f"""
 import sys
-from app.server import serve
+from app.cli.serve import serve
 from app.settings import Settings
 sys.exit(serve(Settings(devices="cpu", port=int(sys.argv[1]), log_level="debug"), "{FAKE}"))
 """

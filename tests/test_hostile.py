@@ -135,7 +135,7 @@ def test_none_of_it_takes_much_memory_in_the_api_process_or_more_than_its_share_
         post(target.url, bomb(name))
     # The upload, its parts, and a picture or two; never its pixels.
     assert most(target.process.pid) < 250e6
-    for pid in target.children("app.decoder"):
+    for pid in target.children("app.imaging.decoder_process"):
         assert most(pid) < 900e6
     assert target.metric("img2img_decoder_deaths_total") == 0
 

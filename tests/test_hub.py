@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from app.engine import checkpoint, hub
-from app.engine.checkpoint import FP16_VAE, TINY_VAE, TURBO
-from app.engine.jobs import ModelInfo
+from app.engine.messages import ModelInfo
 from app.errors import CheckpointError
+from app.model import checkpoint, hub
+from app.model.checkpoint import FP16_VAE, TINY_VAE, TURBO
 from app.settings import Settings
 from tests.conftest import HUB_PORT
 from tests.hub_server import Hub, run_hub

@@ -13,12 +13,13 @@ import pytest
 from PIL import ExifTags, Image, ImageCms, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
-from app import decoder, images
-from app.engine.jobs import Pixels
 from app.errors import ImageTooLarge, InvalidImage, UnsupportedImageFormat
-from app.images import Marks, decode, encode, parameters
+from app.imaging import decoder_process
+from app.imaging.decode import decode_image, read_parameters
+from app.imaging.encode import Marks, encode_image
 from app.infotext import infotext
-from app.request import Fit, Img2ImgRequest, OutputFormat
+from app.pixels import Fit, OutputFormat, Pixels
+from app.request import Img2ImgRequest
 from tests.pictures import LIMIT, Size, chunk, decoded, every_format, noise, opened, orientation, png, saved
 
 AI_SOURCE = "http://cv.iptc.org/newscodes/digitalsourcetype/compositeWithTrainedAlgorithmicMedia"
@@ -173,7 +174,7 @@ def text_of(picture: bytes) -> str | None:
 
 def written(pixels: Pixels, output_format: OutputFormat, parameters: str | None) -> bytes:
     with ThreadPoolExecutor(1) as helper:
-        return encode(pixels, output_format, Marks(parameters), helper)
+        return encode_image(pixels, output_format, Marks(parameters), helper)
 
 
 def smooth() -> Pixels:
@@ -224,10 +225,10 @@ def test_parameters_that_exceed_a_jpeg_segment_are_left_out_of_it_alone() -> Non
 
 @pytest.mark.parametrize("output_format", list(OutputFormat))
 def test_a_file_can_go_without_any_mark(output_format: OutputFormat) -> None:
-    pixels = decode(saved(noise((9, 9)), "PNG"), Fit.STRETCH, LIMIT)
+    pixels = decode_image(saved(noise((9, 9)), "PNG"), Fit.STRETCH, LIMIT)
     with ThreadPoolExecutor() as helper:
-        bare = encode(pixels, output_format, Marks(None, generated=False), helper)
-        marked = encode(pixels, output_format, Marks(), helper)
+        bare = encode_image(pixels, output_format, Marks(None, generated=False), helper)
+        marked = encode_image(pixels, output_format, Marks(), helper)
     assert b"DigitalSourceType" in marked
     assert b"DigitalSourceType" not in bare
 
@@ -240,7 +241,7 @@ def test_nothing_but_the_pixels_of_the_upload_comes_out(output_format: OutputFor
     info.add_itxt("XML:com.adobe.xmp", secret)
     exif[ExifTags.Base.Artist] = secret
     upload = saved(noise((9, 9)), "PNG", pnginfo=info, exif=exif, icc_profile=secret.encode())
-    picture = written(decode(upload, Fit.STRETCH, LIMIT), output_format, None)
+    picture = written(decode_image(upload, Fit.STRETCH, LIMIT), output_format, None)
     assert secret.encode() in upload
     assert secret.encode() not in picture
     assert not {"Comment", "exif", "icc_profile"} & set(opened(picture).info)
@@ -270,35 +271,39 @@ class TestParameters:
 
     @pytest.mark.parametrize("output_format", list(OutputFormat))
     def test_what_is_written_is_read_back(self, output_format: OutputFormat) -> None:
-        pixels = decode(saved(noise((9, 9)), "PNG"), Fit.STRETCH, LIMIT)
+        pixels = decode_image(saved(noise((9, 9)), "PNG"), Fit.STRETCH, LIMIT)
         with ThreadPoolExecutor() as helper:
-            file = encode(pixels, output_format, Marks("größer ✨\nSteps: 4"), helper)
-            bare = encode(pixels, output_format, Marks(), helper)
-        assert parameters(file, LIMIT) == "größer ✨\nSteps: 4"
-        assert parameters(bare, LIMIT) == ""
+            file = encode_image(pixels, output_format, Marks("größer ✨\nSteps: 4"), helper)
+            bare = encode_image(pixels, output_format, Marks(), helper)
+        assert read_parameters(file, LIMIT) == "größer ✨\nSteps: 4"
+        assert read_parameters(bare, LIMIT) == ""
 
     def test_a_comment_in_another_code_is_read_and_one_that_is_no_text_is_not(self) -> None:
         exif = Image.Exif()
         exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = b"ASCII\0\0\0a cat\0"
-        assert parameters(saved(noise((9, 9)), "JPEG", exif=exif), LIMIT) == "a cat"
-        assert images._comment(5) == ""
+        assert read_parameters(saved(noise((9, 9)), "JPEG", exif=exif), LIMIT) == "a cat"
+        exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = 5
+        assert read_parameters(saved(noise((9, 9)), "JPEG", exif=exif), LIMIT) == ""
 
     def test_a_file_that_cannot_be_read_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(UnsupportedImageFormat):
-            parameters(b"GIF89a", LIMIT)
+            read_parameters(b"GIF89a", LIMIT)
         with pytest.raises(InvalidImage):
-            parameters(b"\x89PNG\r\n\x1a\n", LIMIT)
+            read_parameters(b"\x89PNG\r\n\x1a\n", LIMIT)
         with pytest.raises(ImageTooLarge):
-            parameters(saved(noise((9, 9)), "PNG"), 10)
+            read_parameters(saved(noise((9, 9)), "PNG"), 10)
         with pytest.raises(ImageTooLarge, match=r"the limit is 89.4785 megapixels"):
-            parameters(png((20_000, 20_000), 8, 2, b""), 10**9)
+            read_parameters(png((20_000, 20_000), 8, 2, b""), 10**9)
 
         def starve(*arguments: object, **options: object) -> Image.Image:
             raise MemoryError
 
         monkeypatch.setattr(Image, "open", starve)
         with pytest.raises(MemoryError):
-            parameters(saved(noise((9, 9)), "PNG"), LIMIT)
+            read_parameters(saved(noise((9, 9)), "PNG"), LIMIT)
 
     def test_a_decoder_answers_with_it(self) -> None:
-        assert decoder._answer(saved(noise((9, 9)), "PNG"), decoder.READ, LIMIT) == (decoder.FOUND, b"")
+        assert decoder_process._answer(saved(noise((9, 9)), "PNG"), decoder_process.READ, LIMIT) == (
+            decoder_process.FOUND,
+            b"",
+        )

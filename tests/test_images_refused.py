@@ -13,10 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from app.engine.jobs import Pixels
 from app.errors import ImageTooLarge, InvalidImage, ServiceError, UnsupportedImageFormat
-from app.images import decode
-from app.request import Fit
+from app.imaging.decode import decode_image
+from app.pixels import Fit, Pixels
 from tests.pictures import (
     LIMIT,
     MAKERS,
@@ -36,7 +35,7 @@ from tests.pictures import (
 
 def refusal(error: type[ServiceError], data: bytes, max_pixels: int = LIMIT) -> str:
     with pytest.raises(error) as caught:
-        decode(data, Fit.STRETCH, max_pixels)
+        decode_image(data, Fit.STRETCH, max_pixels)
     assert caught.value.param == "image"
     return caught.value.message
 
@@ -44,7 +43,7 @@ def refusal(error: type[ServiceError], data: bytes, max_pixels: int = LIMIT) -> 
 def answer(data: bytes) -> Pixels | None:
     """The picture, or None if it is refused in one of the three ways; anything else fails the test."""
     try:
-        return decode(data, Fit.STRETCH, LIMIT)
+        return decode_image(data, Fit.STRETCH, LIMIT)
     except (InvalidImage, ImageTooLarge, UnsupportedImageFormat):
         return None
 
@@ -52,7 +51,7 @@ def answer(data: bytes) -> Pixels | None:
 @every_format
 def test_a_truncated_file_is_refused_unless_all_its_pixels_are_there(make: Callable[[Image.Image], bytes]) -> None:
     data = make(noise((67, 45)))
-    whole = decode(data, Fit.STRETCH, LIMIT)
+    whole = decode_image(data, Fit.STRETCH, LIMIT)
     for end in [*range(0, len(data), len(data) // 40), *range(len(data) - 24, len(data))]:
         assert answer(data[:end]) in (None, whole)
     assert answer(data[: len(data) // 2]) is None
@@ -193,15 +192,15 @@ def test_pillows_own_limit_holds_alike_whether_its_warning_is_an_error_or_not(ac
 
 CHILD = """
 import resource, sys
-from app import images
+from app.imaging.decode import decode_image
 from app.errors import ServiceError
-from app.request import Fit
+from app.pixels import Fit
 
 data, room = sys.stdin.buffer.read(), int(sys.argv[1])
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + room * 1024**2,) * 2)
 try:
-    images.decode(data, Fit.STRETCH, 50_000_000)
+    decode_image(data, Fit.STRETCH, 50_000_000)
     print("decoded")
 except (ServiceError, MemoryError) as error:
     print(type(error).__name__)

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from app.errors import NotAcceptable
-from app.request import OutputFormat
-from app.routes.accept import acceptable, prefers
+from app.pixels import OutputFormat
+from app.web.negotiation import acceptable, prefers
 
 StartServer = Callable[..., AbstractContextManager[str]]
 

@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 
 from app.engine.engine import Engine
-from app.engine.jobs import Cancel, Done, Job, ModelInfo, Pixels, Ready, Result, Started
+from app.engine.messages import Cancel, Done, Job, ModelInfo, Ready, Result, Started
 from app.errors import DeadlineExceeded, OutOfMemory, ShuttingDown, Unavailable, WorkerLost
-from app.metrics import Metrics
+from app.observability.metrics import Metrics
+from app.pixels import Pixels
 from app.settings import Settings
 from tests.test_engine import deaths, in_a_loop, job, pid_of, running, until
 
@@ -42,7 +43,7 @@ class TestCanary:
     async def test_a_worker_that_answers_but_makes_no_pictures_is_replaced(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("app.engine.lane.CANARY_SECONDS", 0.3)
+        monkeypatch.setattr("app.engine.supervisor.CANARY_SECONDS", 0.3)
         broken = tmp_path / "broken"
         async with running(model=f"until={broken}") as engine:
             await until(lambda: engine.ready)
@@ -54,7 +55,7 @@ class TestCanary:
 
     @in_a_loop
     async def test_an_idle_worker_that_computes_is_left_alone(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("app.engine.lane.CANARY_SECONDS", 0.05)
+        monkeypatch.setattr("app.engine.supervisor.CANARY_SECONDS", 0.05)
         monkeypatch.setattr("app.engine.engine._WATCH_SECONDS", 0.02)
         async with running() as engine:
             await until(lambda: engine.ready)
@@ -69,7 +70,7 @@ class TestCanary:
     async def test_a_busy_worker_that_falls_silent_is_not_ready_though_its_job_may_still_come(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("app.engine.lane._SILENCE_SECONDS", 0.3)
+        monkeypatch.setattr("app.engine.supervisor._SILENCE_SECONDS", 0.3)
         async with running() as engine:
             await until(lambda: engine.ready)
             task = asyncio.create_task(engine.run(job(prompt="tick=1.5", steps=1, seed=1)))
@@ -97,7 +98,7 @@ class TestCanary:
     async def test_a_call_that_hangs_costs_no_request_under_the_settings_that_everybody_has(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("app.engine.lane._HANG_SECONDS", 0.5)
+        monkeypatch.setattr("app.engine.supervisor._HANG_SECONDS", 0.5)
         async with running() as engine:
             await until(lambda: engine.ready)
             assert engine.settings.tick_timeout_seconds > engine.settings.deadline_seconds
@@ -109,8 +110,8 @@ class TestCanary:
     async def test_a_worker_that_stands_still_is_noticed_though_nobody_waits_long_for_it(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("app.engine.lane._SILENCE_SECONDS", 1.0)
-        monkeypatch.setattr("app.engine.lane._HANG_SECONDS", 2.5)
+        monkeypatch.setattr("app.engine.supervisor._SILENCE_SECONDS", 1.0)
+        monkeypatch.setattr("app.engine.supervisor._HANG_SECONDS", 2.5)
         async with running() as engine:
             await until(lambda: engine.ready)
             pid, seen = pid_of(engine), set()
@@ -125,7 +126,7 @@ class TestCanary:
 
     @in_a_loop
     async def test_a_job_that_was_taken_back_at_once_is_no_hang(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("app.engine.lane._SILENCE_SECONDS", 0.5)
+        monkeypatch.setattr("app.engine.supervisor._SILENCE_SECONDS", 0.5)
         monkeypatch.setattr("app.engine.engine._WATCH_SECONDS", 0.05)
         async with running() as engine:
             await until(lambda: engine.ready)
@@ -379,7 +380,7 @@ def test_no_request_is_lost_in_ten_thousand_random_moments_around_the_worker_s_g
 ) -> None:
     loop, draw = VirtualTime(), random.Random(0)
     clock = SimpleNamespace(monotonic=loop.time)
-    monkeypatch.setattr("app.engine.lane.time", clock)
+    monkeypatch.setattr("app.engine.supervisor.time", clock)
     monkeypatch.setattr("app.engine.engine.time", clock)
 
     class Spawner:
@@ -388,7 +389,7 @@ def test_no_request_is_lost_in_ten_thousand_random_moments_around_the_worker_s_g
             await asyncio.sleep(draw.uniform(0, 0.5))
             return PretendProcess(draw)
 
-    monkeypatch.setattr("app.engine.lane.WorkerProcess", Spawner)
+    monkeypatch.setattr("app.engine.supervisor.WorkerProcess", Spawner)
     PretendProcess.started = 0
     idle = 5.0
 
@@ -430,7 +431,7 @@ def test_a_mute_worker_is_killed_in_time_under_the_default_settings(
     """Idle: within the ten seconds that the README promises. With a job: long before the job's deadline."""
     loop, draw, settings = VirtualTime(), random.Random(0), Settings(devices="cpu")
     clock = SimpleNamespace(monotonic=loop.time)
-    monkeypatch.setattr("app.engine.lane.time", clock)
+    monkeypatch.setattr("app.engine.supervisor.time", clock)
     monkeypatch.setattr("app.engine.engine.time", clock)
 
     class Spawner:
@@ -438,7 +439,7 @@ def test_a_mute_worker_is_killed_in_time_under_the_default_settings(
         async def spawn(start: Any) -> MuteProcess:
             return MuteProcess(draw)
 
-    monkeypatch.setattr("app.engine.lane.WorkerProcess", Spawner)
+    monkeypatch.setattr("app.engine.supervisor.WorkerProcess", Spawner)
 
     async def seconds_until_killed() -> float:
         engine = Engine(settings, Metrics(), "pretended:load", lambda failure: None)

@@ -13,7 +13,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from app.logs import JsonLines, configure
+from app.observability.logs import JsonLines, configure
 from tests.conftest import FAKE, _free_port
 from tests.pictures import noise, saved
 from tests.test_img2img import post
@@ -23,7 +23,7 @@ from tests.test_server import is_ready
 PNG = saved(noise((24, 24)), "PNG")
 CODE = """
 import sys
-from app.server import serve
+from app.cli.serve import serve
 from app.settings import Settings
 sys.exit(serve(Settings(devices="cpu", port=int(sys.argv[1])), sys.argv[2]))
 """
@@ -48,7 +48,7 @@ def logged(**knobs: str) -> Iterator[tuple[str, list[str]]]:
 
 
 def requests(lines: list[str]) -> list[dict[str, Any]]:
-    return [line for line in map(json.loads, lines) if line["logger"] == "app.middleware"]
+    return [line for line in map(json.loads, lines) if line["logger"] == "app.web.request_context"]
 
 
 def test_each_line_is_json_and_each_request_has_one_with_its_facts() -> None:
@@ -114,7 +114,10 @@ def test_an_error_within_a_stream_and_a_prediction_that_failed_are_in_their_line
 
 
 def test_an_error_that_nobody_foresaw_is_one_line_too() -> None:
-    code = "import warnings; from app.logs import configure; configure('info', 'json'); warnings.warn('a\\nb'); 1 / 0"
+    code = (
+        "import warnings; from app.observability.logs import configure; configure('info', 'json'); "
+        "warnings.warn('a\\nb'); 1 / 0"
+    )
     done = subprocess.run([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
     warned, ended = map(json.loads, done.stderr.splitlines())
     assert (done.returncode, warned["level"], ended["level"]) == (1, "WARNING", "CRITICAL")
@@ -152,8 +155,8 @@ def test_whoever_asks_for_a_websocket_is_no_reason_for_advice() -> None:
 def test_the_console_form_is_one_sentence_each() -> None:
     with logged(log_format="console") as (url, lines):
         assert post(url, PNG).is_success
-    (line,) = [line for line in lines if "app.middleware" in line]
-    assert " INFO    app.middleware: POST /img2img 200 " in line
+    (line,) = [line for line in lines if "app.web.request_context" in line]
+    assert " INFO    app.web.request_context: POST /img2img 200 " in line
 
 
 def test_an_exception_stays_within_its_line() -> None:

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from app.engine import memory
+from app import malloc
 
 ALLOCATE = """
 import ctypes, json
-from app.engine import memory
+from app import malloc
 
 class Info(ctypes.Structure):
     _fields_ = [(name, ctypes.c_size_t) for name in (
@@ -55,5 +55,5 @@ def test_glibc_takes_the_options() -> None:
 
 def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
-    with memory.loading():
+    with malloc.loading():
         pass

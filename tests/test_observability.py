@@ -15,7 +15,7 @@ import httpx2
 import pytest
 import yaml
 
-from app.metrics import Metrics
+from app.observability.metrics import Metrics
 from tests.conftest import _free_port
 from tests.pictures import noise, saved
 from tests.test_img2img import post
@@ -23,7 +23,7 @@ from tests.test_limits import eventually
 
 StartServer = Callable[..., AbstractContextManager[str]]
 ROOT = Path(__file__).parents[1]
-FOLDER = ROOT / "scripts/container/observability"
+FOLDER = ROOT / "deploy/observability"
 PANELS = json.loads((FOLDER / "dashboard.json").read_text())["panels"]
 ALERTS = [rule for group in yaml.safe_load((FOLDER / "alerts.yml").read_text())["groups"] for rule in group["rules"]]
 EXPRESSIONS = [target["expr"] for panel in PANELS for target in panel["targets"]]

@@ -12,9 +12,10 @@ from diffusers.models.upsampling import Upsample2D
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from app.engine import packed as module
-from app.engine.diffusion import SdxlDiffusion, load
-from app.engine.packed import (
+from app.model import packed as module
+from app.model.diffusion import SdxlDiffusion
+from app.model.load import load
+from app.model.packed import (
     Packed,
     PackedConv2d,
     PackedDoubling,
@@ -27,7 +28,7 @@ from app.engine.packed import (
     prepare,
     unpacked,
 )
-from app.engine.weights import MOST_THREADS, place
+from app.model.weights import MOST_THREADS, place
 from app.settings import Settings
 from tests.test_diffusion import MIXED, together
 

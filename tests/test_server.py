@@ -13,16 +13,16 @@ from contextlib import contextmanager, suppress
 import httpx2
 import pytest
 
+from app.cli.serve import check_address
 from app.errors import EngineStopped
 from app.main import end_process
-from app.server import check_address
 from tests.conftest import _free_port
 from tests.test_img2img import post, problem
 from tests.test_limits import connect, eventually, sample
 
 CODE = """
 import sys
-from app.server import serve
+from app.cli.serve import serve
 from app.settings import Settings
 settings = Settings(devices="cpu", port=int(sys.argv[1]), model=sys.argv[2], max_worker_deaths=1)
 sys.exit(serve(settings, "tests.fakes:load"))

@@ -20,10 +20,10 @@ from PIL import Image
 
 from app.client import Img2Img
 from app.errors import Misconfigured, SigningFailed
-from app.images import DIGITAL_SOURCE_TYPE
-from app.request import OutputFormat
+from app.imaging.c2pa import Signer, signer
+from app.imaging.encode import DIGITAL_SOURCE_TYPE
+from app.pixels import OutputFormat
 from app.settings import Settings
-from app.signing import Signer, signer
 from tests.certificates import Authority
 from tests.conftest import run_server
 from tests.pictures import noise, saved
@@ -42,7 +42,7 @@ KEYS: dict[str, Callable[[], CertificateIssuerPrivateKeyTypes]] = {
 
 @pytest.fixture(autouse=True)
 def look_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.files._RECHECK_SECONDS", 0.0)
+    monkeypatch.setattr("app.watched_files._RECHECK_SECONDS", 0.0)
 
 
 @pytest.fixture(scope="module")

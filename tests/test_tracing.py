@@ -16,7 +16,7 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
-from app import otel
+from app.observability import otel_env
 from tests.pictures import noise, saved
 from tests.test_logs import logged, requests
 
@@ -226,7 +226,7 @@ def test_what_cannot_be_followed_is_refused_in_one_line(
 
 def test_an_empty_variable_is_none() -> None:
     environment = {"OTEL_PROPAGATORS": "", "OTEL_EXPORTER_OTLP_ENDPOINT": " ", "OTEL_SERVICE_NAME": "ours", "HOME": ""}
-    otel.settle(environment)
+    otel_env.settle(environment)
     assert environment == {"OTEL_SERVICE_NAME": "ours", "HOME": ""}
 
 

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from app.turns import Turns
+from app.imaging.fair_slots import Turns
 from tests.test_engine import in_a_loop
 
 

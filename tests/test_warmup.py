@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from app.engine.jobs import Job
-from app.engine.warmup import warm_up
+from app.engine.messages import Job
 from app.errors import CheckpointError
+from app.worker.warmup import warm_up
 from tests.fakes import FakeDecoding, FakeDiffusion, FakeState
 
 
@@ -25,7 +25,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr("app.engine.warmup.time", clock)
+    monkeypatch.setattr("app.worker.warmup.time", clock)
     return clock
 
 

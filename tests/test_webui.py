@@ -18,7 +18,7 @@ from PIL import Image
 
 from app.errors import InvalidParameter
 from app.infotext import parse_infotext
-from app.routes.webui_fields import parse_webui
+from app.routes.webui.fields import parse_webui
 from tests.pictures import noise, png, saved, webp_bomb
 from tests.test_img2img import post
 from tests.test_limits import eventually, sample

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from app.engine.weights import place, stored_dtype
+from app.model.weights import place, stored_dtype
 
 CPU = torch.device("cpu")
 

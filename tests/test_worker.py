@@ -7,14 +7,13 @@ from typing import Any
 
 import pytest
 
-from app.engine.jobs import (
+from app.engine.messages import (
     Alive,
     Canary,
     Cancel,
     Done,
     Failed,
     Job,
-    Pixels,
     Progress,
     Ready,
     Settling,
@@ -23,7 +22,8 @@ from app.engine.jobs import (
     Started,
     Ticked,
 )
-from app.engine.worker import Worker
+from app.pixels import Pixels
+from app.worker.worker import Worker
 from tests.fakes import FakeDiffusion, FakeState
 
 
@@ -230,7 +230,7 @@ class TestMemory:
 
     def test_nothing_of_a_failed_call_is_held_when_memory_is_let_go(self, monkeypatch: pytest.MonkeyPatch) -> None:
         # The test runner keeps what is logged, and with it the error.
-        monkeypatch.setattr("app.engine.worker.logger.exception", lambda *arguments: None)
+        monkeypatch.setattr("app.worker.worker.logger.exception", lambda *arguments: None)
         held: list[int] = []
 
         class Watching(FakeDiffusion):

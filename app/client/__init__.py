@@ -9,9 +9,9 @@
 `NoService` if there is none.
 """
 
-from app.client.answers import Edited, Img2ImgError, NoService, Progress
-from app.client.asynchronous import AsyncImg2Img
-from app.client.blocking import Img2Img
-from app.client.wire import LONGEST_WAIT
+from app.client.async_client import AsyncImg2Img
+from app.client.responses import Edited, Img2ImgError, NoService, Progress
+from app.client.session import LONGEST_WAIT
+from app.client.sync_client import Img2Img
 
 __all__ = ["LONGEST_WAIT", "AsyncImg2Img", "Edited", "Img2Img", "Img2ImgError", "NoService", "Progress"]

@@ -12,8 +12,8 @@ from pydantic import SecretStr
 
 from app.engine.admission import CODEC_ROWS, Admission
 from app.engine.failures import closing, failed, gone, too_late
-from app.engine.fair import FairQueue
-from app.engine.jobs import (
+from app.engine.fair_queue import FairQueue
+from app.engine.messages import (
     Broken,
     Done,
     Failed,
@@ -28,9 +28,9 @@ from app.engine.jobs import (
     Started,
     Ticked,
 )
-from app.engine.lane import Lane, Ticket
+from app.engine.supervisor import Lane, Ticket
 from app.errors import EngineStopped, ServiceError, WorkerLost
-from app.metrics import Metrics
+from app.observability.metrics import Metrics
 from app.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ _WATCH_SECONDS = 0.5
 _LATE_SECONDS = 2.0
 """A watch that comes so late was not run itself: the machine slept, or its processors were wanted elsewhere."""
 
-LOADER = "app.engine.diffusion:load"
+LOADER = "app.model.load:load"
 """`module:function` that a worker calls with the settings and its device; a string, so that torch stays out of here."""
 
 

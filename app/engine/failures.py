@@ -1,6 +1,6 @@
 """What the caller of a job is told that was not done."""
 
-from app.engine.jobs import Failed
+from app.engine.messages import Failed
 from app.errors import (
     DeadlineExceeded,
     EngineError,

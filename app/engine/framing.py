@@ -11,20 +11,14 @@ import struct
 from io import BytesIO
 from typing import Any
 
-from app.engine.jobs import Pixels
+from app.pixels import Pixels
+from app.subprocesses import BUFFER_BYTES
 
 HEADER = struct.Struct(">II")
 
-BUFFER_BYTES = 2**20
-"""More than a picture of 512x512: one that does not fit goes over in pieces, and wakes both processes for each."""
 
 _MOST_BYTES = 2**26
 """What no part of a message comes near."""
-
-
-def enlarge(end: socket.socket) -> None:
-    """Have the kernel hold a whole picture for one end of a socket pair, as far as it allows."""
-    end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_BYTES)
 
 
 class _Pickler(pickle.Pickler):

@@ -9,15 +9,16 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-from app.engine.framing import Receiver, enlarge, pack
-from app.engine.jobs import Start, ToWorker
+from app.engine.framing import Receiver, pack
+from app.engine.messages import Start, ToWorker
+from app.subprocesses import enlarge_buffers
 
 STOP_SECONDS = 5.0
 """Time for a worker to end by itself once its pipe is closed."""
 
 
 class WorkerProcess:
-    """A running `app.engine.worker`, at the other end of a socket pair."""
+    """A running `app.worker.worker`, at the other end of a socket pair."""
 
     def __init__(
         self, process: asyncio.subprocess.Process, transport: asyncio.WriteTransport, receiver: Receiver
@@ -35,12 +36,12 @@ class WorkerProcess:
         """
         ours, theirs = socket.socketpair()
         for end in (ours, theirs):
-            enlarge(end)
+            enlarge_buffers(end)
         with theirs, contextlib.ExitStack() as unless_started:
             unless_started.callback(ours.close)
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
-                *("-P", "-m", "app.engine.worker", str(theirs.fileno())),
+                *("-P", "-m", "app.worker.worker", str(theirs.fileno())),
                 stdin=asyncio.subprocess.DEVNULL,
                 env=environment(),
                 pass_fds=(theirs.fileno(),),

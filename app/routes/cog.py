@@ -12,13 +12,15 @@ from typing import Any
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse
 
+from app.edits import RequestInfo
 from app.errors import DeadlineExceeded, EngineError, InvalidParameter, NotAcceptable, PredictionNotFound
-from app.request import Img2ImgRequest, OutputFormat, parse_request
-from app.routes.accept import prefers
-from app.routes.bodies import data_url, decode_base64, is_data_url, read_json, within
-from app.routes.common import call_of, nothing_in_the_query, of_app, picture_headers, unless_disconnected
-from app.routes.events import EVENTS
-from app.service import Call, Service
+from app.pixels import OutputFormat
+from app.request import Img2ImgRequest, parse_request
+from app.service import Service
+from app.web.bodies import data_url, decode_base64, is_data_url, read_json, within
+from app.web.negotiation import prefers
+from app.web.requests import call_of, nothing_in_the_query, of_app, picture_headers, unless_disconnected
+from app.web.sse import EVENTS
 
 # Cog describes these itself.
 router = APIRouter(include_in_schema=False, dependencies=[Depends(nothing_in_the_query)])
@@ -118,7 +120,7 @@ async def _outcome(task: "asyncio.Task[Outcome]", name: str, seconds: float | No
     return (_canceled(name), {}) if task.cancelled() else task.result()
 
 
-async def _predict(service: Service, image: bytes, asked: Img2ImgRequest, call: Call, name: str) -> Outcome:
+async def _predict(service: Service, image: bytes, asked: Img2ImgRequest, call: RequestInfo, name: str) -> Outcome:
     created = datetime.now(UTC)
     try:
         picture = await service.edit(image, asked, call)

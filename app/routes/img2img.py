@@ -8,14 +8,16 @@ from urllib.parse import unquote_to_bytes
 from fastapi import APIRouter, Request
 from fastapi.responses import StreamingResponse
 
+from app.edits import Queued, RequestInfo, StepDone
 from app.errors import InvalidParameter, UnsupportedMediaType
-from app.request import IMAGE_SIZE, Img2ImgRequest, OutputFormat, parse_request
-from app.routes.accept import PICTURES, acceptable, prefers
-from app.routes.bodies import AS_FILE, data_url, decode_base64, mapping, once, read_form, read_json, switch
-from app.routes.common import call_of, picture_response, unless_disconnected
-from app.routes.events import EVENTS, Event, event_stream
-from app.routes.schema import IMG2IMG_OPENAPI, IMG2IMG_RESPONSES, KEYS
-from app.service import Call, Service, Step, Waiting
+from app.pixels import IMAGE_SIZE, OutputFormat
+from app.request import Img2ImgRequest, parse_request
+from app.service import Service
+from app.web.bodies import AS_FILE, data_url, decode_base64, mapping, once, read_form, read_json, switch
+from app.web.negotiation import PICTURES, acceptable, prefers
+from app.web.openapi import IMG2IMG_OPENAPI, IMG2IMG_RESPONSES, KEYS
+from app.web.requests import call_of, picture_response, unless_disconnected
+from app.web.sse import EVENTS, Event, event_stream
 
 router = APIRouter()
 
@@ -61,15 +63,15 @@ async def img2img(request: Request) -> StreamingResponse:
 
 
 async def _events(
-    service: Service, upload: bytes, asked: Img2ImgRequest, call: Call, previews: bool
+    service: Service, upload: bytes, asked: Img2ImgRequest, call: RequestInfo, previews: bool
 ) -> AsyncGenerator[Event, None]:
     wanted = frozenset(range(1, asked.steps_run)) if previews else frozenset()
     async with aclosing(service.watch(upload, asked, call, wanted)) as watched:
         async for seen in watched:
             match seen:
-                case Waiting():
+                case Queued():
                     yield Event("waiting", {"ahead": seen.ahead})
-                case Step():
+                case StepDone():
                     preview = {"preview": data_url(seen.preview, OutputFormat.JPEG)} if seen.preview else {}
                     yield Event("step", {"step": seen.step, "steps": seen.steps, **preview})
                 case _:

@@ -9,12 +9,14 @@ from typing import Any
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response
 
+from app.edits import EditedImage, StepDone
 from app.errors import InvalidParameter
-from app.request import IMAGE_SIZE, Img2ImgRequest, OutputFormat, in_a_row, parse_request
-from app.routes.bodies import base64_text, data_url, read_form, whole
-from app.routes.common import call_of, check_count, nothing_in_the_query, picture_headers, together, unless_disconnected
-from app.routes.events import Event, event_stream
-from app.service import Picture, Service, Step
+from app.pixels import IMAGE_SIZE, OutputFormat
+from app.request import Img2ImgRequest, in_a_row, parse_request
+from app.service import Service
+from app.web.bodies import base64_text, data_url, read_form, whole
+from app.web.requests import call_of, nothing_in_the_query, picture_headers, together, unless_disconnected
+from app.web.sse import Event, event_stream
 
 # OpenAI describes these itself.
 router = APIRouter(prefix="/v1", include_in_schema=False, dependencies=[Depends(nothing_in_the_query)])
@@ -146,7 +148,7 @@ async def _answer(request: Request, *, prompt_needed: bool) -> Response:
     asked = parse_edit(files, fields)
     service: Service = request.app.state.service
     service.check_model(asked.model)
-    check_count(service, len(asked.requests), "n")
+    service.check_count(len(asked.requests), "n")
     if asked.stream:
         return await event_stream(request, _events(service, request, asked))
     work = (service.edit(asked.image, one, call_of(request)) for one in asked.requests)
@@ -170,11 +172,11 @@ async def _events(service: Service, request: Request, asked: Asked) -> AsyncGene
     async with aclosing(service.watch(asked.image, one, call_of(request), previews, output_format)) as watched:
         async for seen in watched:
             match seen:
-                case Step(preview=bytes(preview)):
+                case StepDone(preview=bytes(preview)):
                     body = {"b64_json": base64_text(preview), "partial_image_index": index}
                     yield _event("image_edit.partial_image", asked, body)
                     index += 1
-                case Picture():
+                case EditedImage():
                     told = {"seed": seen.seed, "tokens_cut": seen.tokens_cut, "usage": _usage()}
                     yield _event("image_edit.completed", asked, {"b64_json": base64_text(seen.data), **told}, last=True)
                 case _:
@@ -203,7 +205,7 @@ def _usage() -> dict[str, Any]:
     return {"input_tokens": 0, "input_tokens_details": details, "output_tokens": 0, "total_tokens": 0}
 
 
-def _datum(picture: Picture, *, url: bool) -> dict[str, Any]:
+def _datum(picture: EditedImage, *, url: bool) -> dict[str, Any]:
     if url:
         return {"url": data_url(picture.data, picture.output_format), "seed": picture.seed}
     return {"b64_json": base64_text(picture.data), "seed": picture.seed}

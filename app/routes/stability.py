@@ -6,12 +6,14 @@ from typing import Any
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response
 
+from app.edits import EditedImage
 from app.errors import InvalidParameter
-from app.request import Img2ImgRequest, OutputFormat, parse_request
-from app.routes.accept import PICTURES, prefers
-from app.routes.bodies import AS_FILE, base64_text, read_form
-from app.routes.common import call_of, nothing_in_the_query, picture_headers, picture_response, unless_disconnected
-from app.service import Picture, Service
+from app.pixels import OutputFormat
+from app.request import Img2ImgRequest, parse_request
+from app.service import Service
+from app.web.bodies import AS_FILE, base64_text, read_form
+from app.web.negotiation import PICTURES, prefers
+from app.web.requests import call_of, nothing_in_the_query, picture_headers, picture_response, unless_disconnected
 
 # Stability AI describes this itself.
 router = APIRouter(prefix="/v2beta/stable-image", include_in_schema=False, dependencies=[Depends(nothing_in_the_query)])
@@ -74,7 +76,7 @@ def parse_sd3(fields: Mapping[str, str]) -> tuple[Img2ImgRequest, str | None]:
         raise InvalidParameter(error.message.replace("guidance_scale", "cfg_scale"), param="cfg_scale") from None
 
 
-def _in_json(picture: Picture) -> JSONResponse:
+def _in_json(picture: EditedImage) -> JSONResponse:
     body = {"image": base64_text(picture.data), "finish_reason": "SUCCESS", "seed": picture.seed}
     media_type = f"application/json; type={picture.output_format.media_type}"
     return JSONResponse(

@@ -4,8 +4,8 @@ from fastapi import APIRouter, Request, Response
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import HTMLResponse, JSONResponse
 
-from app.routes.schema import KEYS, METRICS_RESPONSES
 from app.service import Service
+from app.web.openapi import KEYS, METRICS_RESPONSES
 
 router = APIRouter(tags=["system"])
 

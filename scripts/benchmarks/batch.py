@@ -15,12 +15,14 @@ from pathlib import Path
 
 import torch
 
-from app.engine import memory
-from app.engine.diffusion import SdxlDiffusion, load
-from app.engine.jobs import Job, Pixels
+from app import malloc
+from app.engine.messages import Job
 from app.engine.process import environment
-from app.engine.worker import peak_memory
+from app.model.diffusion import SdxlDiffusion
+from app.model.load import load
+from app.pixels import Pixels
 from app.settings import Settings
+from app.worker.worker import peak_memory
 from scripts.benchmarks.report import ROOT, Outcome
 
 SIZES = (1, 2, 4, 8)
@@ -66,7 +68,7 @@ def run(model: Path, jobs: int, settings: Mapping[str, str] | None = None) -> tu
 
 def measure(model: Path, jobs: int) -> dict[str, float]:
     """Medians of some rounds: pictures a second, seconds of a round and of a UNet call, peak memory in bytes."""
-    with memory.loading():
+    with malloc.loading():
         diffusion = load(Settings(model=str(model), cache_bytes=0), "auto")
     while diffusion.settle():
         pass

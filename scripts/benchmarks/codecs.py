@@ -11,9 +11,9 @@ import numpy as np
 from PIL import Image
 from skimage import data
 
-from app import images
-from app.engine.jobs import Pixels
-from app.request import IMAGE_SIZE, Fit, OutputFormat
+from app.imaging.decode import decode_image
+from app.imaging.encode import Marks, encode_image
+from app.pixels import IMAGE_SIZE, Fit, OutputFormat, Pixels
 from scripts.benchmarks.report import Goal, Outcome
 
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")
@@ -38,7 +38,7 @@ def milliseconds(*calls: Callable[[], object], rounds: int = ROUNDS) -> list[flo
 
 
 def _ours(image: Image.Image, helper: Executor) -> bytes:
-    return images.encode(Pixels(*image.size, image.tobytes()), OutputFormat.PNG, images.Marks(), helper)
+    return encode_image(Pixels(*image.size, image.tobytes()), OutputFormat.PNG, Marks(), helper)
 
 
 def _pillow(image: Image.Image) -> bytes:
@@ -92,7 +92,7 @@ def decode() -> Outcome:
 
 
 def _decoded(upload: bytes) -> bytes:
-    return images.decode(upload, Fit.STRETCH, 50_000_000).data
+    return decode_image(upload, Fit.STRETCH, 50_000_000).data
 
 
 def _resized(upload: bytes, resample: Image.Resampling = Image.Resampling.BICUBIC) -> bytes:

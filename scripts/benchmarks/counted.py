@@ -8,9 +8,10 @@ from diffusers import EulerAncestralDiscreteScheduler, StableDiffusionXLImg2ImgP
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTokenizer
 
-from app.engine.checkpoint import EMBEDDED
-from app.engine.diffusion import SdxlDiffusion
-from app.engine.jobs import Job, ModelInfo, Pixels
+from app.engine.messages import Job, ModelInfo
+from app.model.checkpoint import EMBEDDED
+from app.model.diffusion import SdxlDiffusion
+from app.pixels import Pixels
 from scripts.benchmarks.report import Goal, Outcome
 from scripts.make_checkpoint import (
     on_meta,

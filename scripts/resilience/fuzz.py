@@ -17,9 +17,10 @@ import atheris
 with atheris.instrument_imports(include=["app", "PIL"]):
     from PIL import Image
 
-    from app import images
     from app.errors import ServiceError
-    from app.request import Fit, parse_request
+    from app.imaging.decode import decode_image
+    from app.pixels import Fit
+    from app.request import parse_request
     from app.routes.img2img import parse_hugging_face
 
 _FITS = tuple(Fit)
@@ -30,7 +31,7 @@ _PIXELS = 1_000_000
 def picture(data: bytes) -> None:
     """A file becomes pixels or is refused; anything else is a fault."""
     with suppress(ServiceError):
-        images.decode(data, _FITS[len(data) % len(_FITS)], _PIXELS)
+        decode_image(data, _FITS[len(data) % len(_FITS)], _PIXELS)
 
 
 def json_body(data: bytes) -> None:

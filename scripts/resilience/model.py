@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from app.engine.batch import capacity
-from app.engine.jobs import Fault, Job, ModelInfo, Pixels, Result, Timings
-from app.engine.warmup import Diffusion
+from app.engine.messages import Fault, Job, ModelInfo, Result, Timings
+from app.model.devices import capacity
+from app.pixels import Pixels
 from app.settings import Settings
+from app.worker.protocols import Diffusion
 
 TICK_SECONDS = 0.004
 """Of a UNet call, plus as much for each job that shares it: two hundred default pictures a second, at most."""

@@ -21,7 +21,7 @@ FAULTY = "scripts.resilience.model:load"
 
 _SERVE = """
 import sys
-from app.server import serve
+from app.cli.serve import serve
 from app.settings import Settings
 sys.exit(serve(Settings(), sys.argv[1]))
 """
@@ -48,7 +48,7 @@ class Target:
 
     def signal_worker(self, number: signal.Signals) -> bool:
         """Send it to the worker; False if there is none at this moment."""
-        for pid in self.children("app.engine.worker"):
+        for pid in self.children("app.worker.worker"):
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
                 return True
@@ -60,7 +60,7 @@ class Target:
 
     def all_memory(self) -> int:
         """What it and all of its children hold."""
-        children = [*self.children("app.engine.worker"), *self.children("app.decoder")]
+        children = [*self.children("app.worker.worker"), *self.children("app.imaging.decoder_process")]
         return self.memory() + 1024 * sum(_status(pid, "VmRSS") for pid in children)
 
     def descriptors(self) -> int:

@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 ROOT = Path(__file__).parents[2]
 IMAGE = os.environ.get("IMAGE", "")
-WORKER = "app.engine.worker"
+WORKER = "app.worker.worker"
 # As the compose file runs it, but for the network.
 HARDENED = ("--read-only", "--tmpfs=/tmp", "--cap-drop=ALL", "--security-opt=no-new-privileges", "--init")
 

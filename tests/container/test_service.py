@@ -71,7 +71,7 @@ def test_the_command_in_the_container_tells_docker_that_it_is_healthy(service: C
 
 def test_no_process_is_root_or_has_a_capability_or_can_gain_one(service: Container) -> None:
     processes = service.processes()
-    assert any("app.engine.worker" in command for _, command in processes)
+    assert any("app.worker.worker" in command for _, command in processes)
     assert {uid for uid, _ in processes} == {"10001"}
     assert status_lines(service, "Gid") == {"10001"}
     for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"):

@@ -13,11 +13,13 @@ from diffusers import EulerAncestralDiscreteScheduler, StableDiffusionXLImg2ImgP
 from PIL import Image
 from transformers import CLIPTokenizer
 
-from app.engine.batch import capacity
-from app.engine.checkpoint import EMBEDDED, TURBO
-from app.engine.diffusion import SdxlDiffusion, load
-from app.engine.jobs import Job, ModelInfo, Pixels, Result
+from app.engine.messages import Job, ModelInfo, Result
 from app.errors import CheckpointError
+from app.model.checkpoint import EMBEDDED, TURBO
+from app.model.devices import capacity
+from app.model.diffusion import SdxlDiffusion
+from app.model.load import load
+from app.pixels import Pixels
 from app.settings import Settings
 from scripts.make_checkpoint import (
     on_meta,

@@ -1,0 +1,69 @@
+"""What a route hands to the service besides the request, and what it is handed back."""
+
+import secrets
+from dataclasses import dataclass, field
+
+from app.pixels import OutputFormat
+
+
+@dataclass(frozen=True, slots=True)
+class RequestInfo:
+    """A request besides what it asks for.
+
+    Attributes:
+        request_id: names it in the log.
+        caller: who has to share with other callers.
+        timeout: seconds that the caller will wait; None leaves it to the service.
+    """
+
+    request_id: str
+    caller: str = ""
+    timeout: float | None = None
+    # The engine needs a name that no other job has; the caller chose the request's.
+    _suffix: str = field(default_factory=lambda: secrets.token_hex(4), repr=False)
+
+    @property
+    def job_id(self) -> str:
+        """Names its job in the engine."""
+        return f"{self.request_id}.{self._suffix}"
+
+
+@dataclass(frozen=True, slots=True)
+class Queued:
+    """A request waits, and so many are before it."""
+
+    ahead: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepDone:
+    """`step` of `steps` UNet calls are done. `preview` is a file of the picture as it was promised then.
+
+    A preview comes by itself, after the step that it shows and maybe after the next one.
+    """
+
+    step: int
+    steps: int
+    preview: bytes | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class EditedImage:
+    """An answer. `seconds` holds the time of each stage, by its name in `Server-Timing`, in the order of the way.
+
+    `infotext` says how it was made, in the notation of AUTOMATIC1111's web UI.
+    """
+
+    data: bytes = field(repr=False)
+    output_format: OutputFormat
+    seed: int
+    steps_run: int
+    start_timestep: float
+    tokens_cut: int
+    seconds: dict[str, float]
+    infotext: str = field(repr=False)
+
+    @property
+    def filename(self) -> str:
+        """A name for the file that tells one seed from another."""
+        return f"img2img-{self.seed}.{self.output_format.value}"

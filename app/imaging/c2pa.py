@@ -1,0 +1,207 @@
+"""Signing of picture files by the operator's certificate, as the C2PA specification has it (Content Credentials).
+
+Its library is an extra, `c2pa`, and is only imported where there is a certificate.
+"""
+
+import json
+import logging
+import re
+import time
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from app import __version__, watched_files
+from app.errors import Misconfigured, SigningFailed
+from app.imaging.encode import DIGITAL_SOURCE_TYPE, Marks, encode_preview
+from app.pixels import OutputFormat, Pixels
+from app.settings import Settings
+from app.watched_files import Watched
+
+_UPLOAD = "xmp.iid:upload"
+_MANIFEST = json.dumps(
+    {
+        "claim_generator_info": [{"name": "sdxl-turbo-img2img", "version": __version__}],
+        # That there was one is all that is told of it: not a byte of an upload goes into what comes out.
+        "ingredients": [{"title": "uploaded picture", "relationship": "parentOf", "instance_id": _UPLOAD}],
+        "assertions": [
+            {
+                "label": "c2pa.actions.v2",
+                "data": {
+                    "actions": [
+                        {"action": "c2pa.opened", "parameters": {"ingredientIds": [_UPLOAD]}},
+                        {"action": "c2pa.edited", "digitalSourceType": DIGITAL_SOURCE_TYPE},
+                    ]
+                },
+            }
+        ],
+    }
+)
+_CURVES = {"secp256r1": "es256", "secp384r1": "es384", "secp521r1": "es512"}
+
+_USAGES = ("1.3.6.1.5.5.7.3.4", "1.3.6.1.5.5.7.3.36", "1.3.6.1.4.1.62558.2.1")
+"""Extended key usages that a signer's certificate may be for: emailProtection, documentSigning, C2PA's claimSigning."""
+
+_PROFILE = (
+    "It has to be valid now and for signing: digitalSignature, and one of emailProtection, documentSigning and C2PA's "
+    "claimSigning as its extended usage"
+)
+_EXPIRED = "No picture can be signed any more. Whoever runs the service has to replace its certificate."
+_URI = re.compile(r" ?\(self#\S*\)")
+
+logger = logging.getLogger(__name__)
+
+
+class Signer:
+    """Signs files: that they were made from an uploaded picture by generative AI, and by whom.
+
+    The two files are read again when they change. If they cannot be used then, the certificate that was there signs
+    until it expires.
+
+    Args:
+        certificate: a PEM file: the signer's certificate first, then those that vouch for it.
+        key: a PEM file without a password: the certificate's private key, of ECDSA, RSA or Ed25519.
+
+    Attributes:
+        expires: when the certificate does, in seconds of Unix time.
+
+    Raises:
+        Misconfigured: they cannot be used together; the reason is in its sentence.
+    """
+
+    def __init__(self, certificate: Path, key: Path) -> None:
+        try:
+            import c2pa
+        except ImportError as error:
+            raise Misconfigured(
+                "IMG2IMG_C2PA_CERTIFICATE: signing needs the package c2pa-python. Install the extra: "
+                "pip install 'sdxl-turbo-img2img[c2pa]', or build the image with EXTRA=c2pa."
+            ) from error
+        self._library = c2pa
+        self._files = certificate, key
+        self._context = c2pa.Context.from_dict(
+            {"builder": {"thumbnail": {"enabled": False}}, "trust": {"trust_config": "\n".join(_USAGES)}}
+        )
+        self._watched = Watched(certificate, key)
+        self._complaint = ""
+        self._signer, self.expires = self._load()
+
+    def check(self) -> None:
+        """See that a picture could be signed now, before there is one.
+
+        Raises:
+            SigningFailed: the certificate has expired, and there is no other.
+        """
+        if self._watched.changed(again=bool(self._complaint) or self._expired):
+            try:
+                self._signer, self.expires = self._load()
+                self._complaint = ""
+            except Misconfigured as error:
+                if str(error) != self._complaint:
+                    logger.error("the certificate stays as it was: %s", error)
+                self._complaint = str(error)
+        if self._expired:
+            raise SigningFailed(_EXPIRED)
+
+    @property
+    def _expired(self) -> bool:
+        return time.time() >= self.expires
+
+    @property
+    def able(self) -> bool:
+        """Whether a picture could be signed now."""
+        try:
+            self.check()
+        except SigningFailed:
+            return False
+        return True
+
+    def sign(self, file: bytes, output_format: OutputFormat) -> bytes:
+        """The same picture with a signed manifest in it: some 3 KB more. Takes milliseconds; any thread may call it.
+
+        Raises:
+            SigningFailed: the certificate has expired since it was checked.
+        """
+        try:
+            return self._signed(self._signer, file, output_format.media_type)
+        except self._library.C2paError as error:
+            raise SigningFailed(_EXPIRED) from error
+
+    def _signed(self, by: Any, file: bytes, media_type: str) -> bytes:
+        signed = BytesIO()
+        self._library.Builder(_MANIFEST, context=self._context).sign(by, media_type, BytesIO(file), signed)
+        return signed.getvalue()
+
+    def _load(self) -> tuple[Any, float]:
+        """The library's signer, which has signed a picture: no caller is to be told what is wrong. And its expiry."""
+        certificate, key = self._files
+        chain, expires = _certificates(certificate)
+        algorithm, private_key = _private_key(key)
+        info = self._library.C2paSignerInfo(alg=algorithm, sign_cert=chain, private_key=private_key, ta_url=None)
+        try:
+            by = self._library.Signer.from_info(info)
+            self._signed(by, encode_preview(Pixels(1, 1, bytes(3)), OutputFormat.PNG, Marks()), "image/png")
+        except self._library.C2paError as error:
+            # Without the addresses within a picture that nobody will see.
+            words = " ".join(_URI.sub("", str(error)).split())
+            message = f"IMG2IMG_C2PA_CERTIFICATE: {certificate} cannot sign: {words}. {_PROFILE}."
+            raise Misconfigured(message) from error
+        logger.info("pictures are signed by %s", certificate)
+        return by, expires
+
+
+def signer(settings: Settings) -> Signer | None:
+    """What the settings ask for; None if that is nothing.
+
+    Raises:
+        Misconfigured: as `Signer`, or there is only one of the two files.
+    """
+    if settings.c2pa_certificate and settings.c2pa_key:
+        return Signer(settings.c2pa_certificate, settings.c2pa_key)
+    if settings.c2pa_certificate or settings.c2pa_key:
+        raise Misconfigured("IMG2IMG_C2PA_CERTIFICATE and IMG2IMG_C2PA_KEY belong together: set both, or none.")
+    return None
+
+
+def _certificates(file: Path) -> tuple[bytes, float]:
+    """All of the file, and when the first certificate in it expires."""
+    from cryptography.x509 import load_pem_x509_certificates
+
+    chain = watched_files.read(file, "IMG2IMG_C2PA_CERTIFICATE")
+    try:
+        first, *_ = load_pem_x509_certificates(chain)
+    except ValueError as error:
+        raise Misconfigured(f"IMG2IMG_C2PA_CERTIFICATE: {file} holds no certificate in PEM.") from error
+    expires = first.not_valid_after_utc
+    if expires.timestamp() <= time.time():
+        raise Misconfigured(f"IMG2IMG_C2PA_CERTIFICATE: {file} has expired on {expires:%Y-%m-%d at %H:%M} UTC.")
+    return chain, expires.timestamp()
+
+
+def _private_key(file: Path) -> tuple[bytes, bytes]:
+    """Its algorithm, by C2PA's name, and the key as PKCS #8 in PEM."""
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
+    from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
+
+    try:
+        key = load_pem_private_key(watched_files.read(file, "IMG2IMG_C2PA_KEY"), None)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        # Not in the library's words: they would be about ASN.1.
+        raise Misconfigured(
+            f"IMG2IMG_C2PA_KEY: {file} is no private key of a known kind in PEM without a password."
+        ) from error
+    algorithm = None
+    if isinstance(key, EllipticCurvePrivateKey):
+        algorithm = _CURVES.get(key.curve.name)
+    elif isinstance(key, RSAPrivateKey):
+        algorithm = "ps256"
+    elif isinstance(key, Ed25519PrivateKey):
+        algorithm = "ed25519"
+    if algorithm is None:
+        raise Misconfigured(
+            f"IMG2IMG_C2PA_KEY: {file} is of a kind that C2PA has not: take ECDSA P-256, RSA or Ed25519."
+        )
+    return algorithm.encode(), key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())

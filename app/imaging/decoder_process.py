@@ -1,0 +1,94 @@
+"""A process that decodes pictures and does nothing else, so that a crash in a decoder costs one request.
+
+    python -m app.imaging.decoder_process FD MAX_PIXELS
+
+FD is one end of a socket pair. A request on it is a `REQUEST` header (bytes that follow, index of the `Fit`, or `READ`
+for what the file says of how it was made) and the file; the answer a `REPLY` header (kind, bytes that follow) and, for
+the kind `FOUND`, `uint8[512, 512, 3]` or a text in UTF-8, for any other the error's message. No pickle: what comes out
+of here is not trusted. Ends when the other end closes.
+"""
+
+import importlib
+import os
+import resource
+import socket
+import struct
+import sys
+import time
+import warnings
+from contextlib import suppress
+from pathlib import Path
+
+from app.errors import ImageTooLarge, InvalidImage, UnsupportedImageFormat
+from app.imaging.decode import decode_image, read_parameters
+from app.pixels import Fit
+
+REQUEST = struct.Struct(">IB")
+REPLY = struct.Struct(">BI")
+FOUND = 0
+ERRORS = (InvalidImage, ImageTooLarge, UnsupportedImageFormat)
+"""The errors that a picture can cause, each by its kind less one."""
+
+FITS = tuple(Fit)
+READ = len(FITS)
+MAX_TEXT = 2**18
+"""Bytes of what is read from a file: more than any prompt has."""
+
+CPU_SECONDS = 15
+"""For one picture: longer than any within the limits takes. By then whoever asked may be gone, and the service too."""
+
+_BASE_BYTES = 512 * 1024**2
+_BYTES_A_PIXEL = 16
+"""A picture with transparency is held as RGBA, turned as another, and laid onto a third."""
+
+
+def main(fd: int, max_pixels: int) -> None:
+    """Serve until the other end closes."""
+    # Whatever a format needs is loaded now, and not from a file while something hostile is being read.
+    for name in ("Png", "Jpeg", "Mpo", "Tiff", "WebP"):
+        importlib.import_module(f"PIL.{name}ImagePlugin")
+    # A hostile picture could fill the log with what Pillow and its libraries say of each of its tags.
+    warnings.simplefilter("ignore")
+    _confine(_BASE_BYTES + _BYTES_A_PIXEL * max_pixels)
+    with socket.socket(fileno=fd) as connection:
+        while header := _receive(connection, REQUEST.size):
+            length, fit = REQUEST.unpack(header)
+            _limit_time()
+            kind, body = _answer(_receive(connection, length), fit, max_pixels)
+            connection.sendall(REPLY.pack(kind, len(body)))
+            connection.sendall(body)
+
+
+def _answer(data: bytes, fit: int, max_pixels: int) -> tuple[int, bytes]:
+    try:
+        if fit == READ:
+            return FOUND, read_parameters(data, max_pixels).encode(errors="replace")[:MAX_TEXT]
+        return FOUND, decode_image(data, FITS[fit], max_pixels).data
+    except ERRORS as error:
+        return 1 + ERRORS.index(type(error)), error.message.encode()
+    except MemoryError:
+        return 1 + ERRORS.index(ImageTooLarge), b"The image takes too much memory to read. Send a smaller picture."
+
+
+def _confine(memory: int) -> None:  # pragma: no cover  a process so confined can write no report of it
+    """Little memory, no file written, no core dump, no word, and the first to go where there is too little memory."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+    for what, most in ((resource.RLIMIT_AS, memory), (resource.RLIMIT_FSIZE, 0), (resource.RLIMIT_CORE, 0)):
+        resource.setrlimit(what, (most, most))
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("900")
+
+
+def _limit_time() -> None:  # pragma: no cover  likewise
+    """So many more seconds of the processor, after which the kernel ends the process."""
+    used = time.process_time()
+    resource.setrlimit(resource.RLIMIT_CPU, (int(used) + 1 + CPU_SECONDS, resource.RLIM_INFINITY))
+
+
+def _receive(connection: socket.socket, length: int) -> bytes:
+    """So many bytes; fewer, or none, if the other end has closed."""
+    return connection.recv(length, socket.MSG_WAITALL) if length else b""
+
+
+if __name__ == "__main__":  # pragma: no cover  likewise
+    main(int(sys.argv[1]), int(sys.argv[2]))

@@ -1,0 +1,90 @@
+"""Which device and dtype a model runs on, and how many jobs share it there."""
+
+import os
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from app.errors import CheckpointError
+
+DRIVER_FILE = Path("/dev/nvidiactl")
+"""There where NVIDIA's driver is loaded, and in a container where its GPUs are handed on."""
+
+
+_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+def resolve_device(device: str) -> str:
+    """`auto` to the first CUDA device, or to the CPU where there is no GPU; `cuda` to `cuda:0`.
+
+    A torch without CUDA was chosen for the CPU: for it `auto` is the CPU on a machine with a GPU as well.
+
+    Raises:
+        CheckpointError: torch cannot use the device, or `auto` finds a GPU that it cannot use.
+    """
+    if device == "cpu":
+        return device
+    usable = torch.cuda.is_available()
+    if device == "auto":
+        if not usable and torch.version.cuda and _shows_gpu():
+            raise CheckpointError(f"torch cannot use the NVIDIA GPU of this machine: {_why_unusable()}")
+        return "cuda:0" if usable else "cpu"
+    if not usable:
+        raise CheckpointError(f"torch cannot use {device}: {_why_unusable()}")
+    index, count = torch.device(device).index or 0, torch.cuda.device_count()
+    if index >= count:
+        raise CheckpointError(
+            f"torch finds no {device}, of {count} CUDA devices. Check `nvidia-smi` and the container runtime, or set "
+            "IMG2IMG_DEVICES to devices that are there."
+        )
+    return f"cuda:{index}"
+
+
+def _shows_gpu() -> bool:
+    """Whether the driver shows a GPU to this process, unless CUDA is told to hide them all."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return False
+    # Torch counts by NVML, which knows of GPUs that CUDA cannot use.
+    return DRIVER_FILE.exists() or torch.cuda.device_count() > 0
+
+
+def first_line(error: Exception) -> str:
+    """What torch says of an error of CUDA, without its advice on debugging."""
+    return str(error).partition("\n")[0]
+
+
+def _why_unusable() -> str:
+    """Torch's own sentence, which names the driver's version if that is too old; and what to do."""
+    try:
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+        reason = "it gives no reason."
+    except (RuntimeError, AssertionError) as error:
+        reason = first_line(error).rstrip(".") + "."
+    if torch.version.cuda is None:
+        return f"{reason} Install torch's CUDA build, or set IMG2IMG_DEVICES=cpu."
+    return (
+        f"{reason} torch is built for CUDA {torch.version.cuda}. Check `nvidia-smi` and the container runtime, upgrade "
+        "the driver (CUDA 13 needs 580 or later), or set IMG2IMG_DEVICES=cpu."
+    )
+
+
+def resolve_dtype(name: str, device: str) -> torch.dtype:
+    """`auto` to float16 on CUDA and float32 elsewhere."""
+    if name == "auto":
+        return torch.float16 if device.startswith("cuda") else torch.float32
+    return _DTYPES[name]
+
+
+_SHARED = 4
+
+
+def capacity(max_batch: int | Literal["auto"], device: str, *, large: bool) -> int:
+    """Jobs on board at once, for the setting `max_batch`, a device's resolved name, and a model that is large or not.
+
+    Four small pictures together cost a CPU less than one by one; of a large model's, the first would be done with the
+    last, for nothing. A GPU is expected to gain with any. `scripts/bench --case load` and `--case batch` measure it.
+    """
+    if max_batch == "auto":
+        return 1 if large and device == "cpu" else _SHARED
+    return max_batch

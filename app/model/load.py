@@ -1,0 +1,30 @@
+"""What a worker calls to get its model: from settings to a `SdxlDiffusion` on its device."""
+
+import torch
+
+from app.model import checkpoint, devices
+from app.model.compiled import compile_parts, served_sizes
+from app.model.devices import capacity
+from app.model.diffusion import SdxlDiffusion
+from app.model.packed import is_large, pack_one_of_each
+from app.model.transfer import select
+from app.settings import Settings
+
+
+def load(settings: Settings, device: str) -> SdxlDiffusion:
+    """Load the checkpoint that the settings name onto a device (`auto`, `cpu`, `cuda`, `cuda:N`).
+
+    Raises:
+        CheckpointError: it cannot be found, fetched or used.
+    """
+    device = devices.resolve_device(device)
+    select(torch.device(device))
+    pipe, info = checkpoint.load_pipeline(settings, device)
+    torch.backends.cuda.matmul.allow_fp16_accumulation = settings.fp16_accumulation
+    max_jobs = capacity(settings.max_batch, info.device, large=is_large(pipe.unet))
+    sizes: tuple[int, ...] = ()
+    if settings.compile != "off":
+        compile_parts(pipe, settings.compile, settings.compile_cache)
+        sizes = served_sizes(max_jobs)
+    pack_one_of_each(pipe.unet, pipe.vae)
+    return SdxlDiffusion(pipe, torch.device(info.device), info, settings.cache_bytes, sizes, max_jobs)

@@ -1,0 +1,127 @@
+"""Every Prometheus series, declared together, in a registry of its own: two apps in one process do not share counts."""
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Info,
+    disable_created_metrics,
+    generate_latest,
+)
+
+from app import __version__
+from app.errors import CODES
+from app.observability.logs import note
+
+_SECONDS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+
+
+_STAGES = (
+    *("receive", "decode", "queue", "encode_prompt", "encode_image", "denoise", "vae"),
+    *("png", "webp", "jpeg", "sign"),
+)
+
+
+class Metrics:
+    """The series of one app. Durations are in seconds, sizes in bytes."""
+
+    def __init__(self) -> None:
+        # Beside each counter there would be one more series, of when it was made, that nobody asks for.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
+        registry = self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "img2img_requests", "HTTP requests by route and status.", ["route", "code"], registry=registry
+        )
+        self.request_seconds = Histogram(
+            "img2img_request_duration_seconds",
+            "From headers to last byte, of what was answered as asked (success) and of all else (error).",
+            ["route", "outcome"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.in_flight = Gauge(
+            "img2img_inflight_requests", "HTTP requests that are being answered, but for probes.", registry=registry
+        )
+        self.stage_seconds = Histogram(
+            "img2img_stage_duration_seconds",
+            "Time for a request's body to arrive (receive), and of a picture in each other stage.",
+            ["stage"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.rejected = Counter(
+            "img2img_rejected", "Requests answered with an error, by its code.", ["reason"], registry=registry
+        )
+        self.images = Counter("img2img_images", "Pictures made.", registry=registry)
+        self.redecoded = Counter(
+            "img2img_redecoded", "Pictures decoded again in float32 because they held NaN.", registry=registry
+        )
+        self.cache = Counter(
+            "img2img_cache_lookups",
+            "Prompts and pictures that had been encoded before (hit), or not (miss).",
+            ["kind", "result"],
+            registry=registry,
+        )
+        self.waiting = Gauge("img2img_queue_depth", "Jobs that wait for a worker.", registry=registry)
+        self.on_board = Gauge("img2img_jobs_on_board", "Jobs in a worker's hands.", registry=registry)
+        self.batch_size = Histogram(
+            "img2img_batch_size", "Jobs that shared a UNet call.", buckets=(1, 2, 4, 8, 16, 32, 64), registry=registry
+        )
+        self.batch_limit = Gauge(
+            "img2img_batch_limit",
+            "Jobs that share a UNet call at most: as set, or fewer where memory was too short.",
+            ["device"],
+            registry=registry,
+        )
+        self.tick_seconds = Histogram(
+            "img2img_tick_duration_seconds", "One UNet call.", buckets=_SECONDS, registry=registry
+        )
+        self.worker_deaths = Counter(
+            "img2img_worker_deaths", "Worker processes that ended unasked, by cause.", ["cause"], registry=registry
+        )
+        self.decoder_deaths = Counter(
+            "img2img_decoder_deaths", "Decoder processes that ended at a picture.", registry=registry
+        )
+        self.worker_memory = Gauge(
+            "img2img_worker_peak_memory_bytes", "Largest resident size of a worker.", ["device"], registry=registry
+        )
+        self.device_memory = Gauge(
+            "img2img_gpu_memory_bytes",
+            "Of a GPU, after its last picture: allocated by tensors, reserved for them and more, and free.",
+            ["device", "kind"],
+            registry=registry,
+        )
+        self.ready = Gauge("img2img_ready", "1 while a picture that is asked for can be made.", registry=registry)
+        self.worker_ready = Gauge(
+            "img2img_worker_ready", "1 while a device's worker can make pictures.", ["device"], registry=registry
+        )
+        self.certificate_expiry = Gauge(
+            "img2img_certificate_expiry_timestamp_seconds",
+            "When the certificate that signs pictures expires, in Unix time; 0 without one.",
+            registry=registry,
+        )
+        self.model = Info("img2img_model", "What a device's worker loaded.", ["device"], registry=registry)
+        Info("img2img_build", "This program.", registry=registry).info({"version": __version__})
+        self._begin()
+
+    def _begin(self) -> None:
+        """Have each series that is known beforehand: else the first of a kind would be no increase, and in no panel."""
+        for cause in ("exit", "hang", "garbage", "device", "canary", "spawn"):
+            self.worker_deaths.labels(cause)
+        for code in CODES:
+            self.rejected.labels(code)
+        for stage in _STAGES:
+            self.stage_seconds.labels(stage)
+        for kind in ("prompt", "image"):
+            for result in ("hit", "miss"):
+                self.cache.labels(kind, result)
+
+    def refuse(self, code: str) -> None:
+        """Count a request that is answered with an error, and have its line in the log say so."""
+        self.rejected.labels(code).inc()
+        note(error=code)
+
+    def render(self) -> bytes:
+        """All series in Prometheus' text format."""
+        return generate_latest(self.registry)

@@ -1,0 +1,205 @@
+"""A body of the web UI's `/img2img` to what is asked for: what is taken, what is brought down, and what is refused."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from app.errors import InvalidParameter
+from app.pixels import IMAGE_SIZE, Fit, OutputFormat
+from app.request import MAX_STEPS, Img2ImgRequest, Number, in_a_row, parse_request, smallest_steps, smallest_strength
+from app.web.bodies import decode_base64, mapping, switch, whole
+
+_ALIASES = {"Euler a": ("k_euler_a", "k_euler_ancestral"), "Euler": ("k_euler",)}
+"""What the web UI calls its samplers besides."""
+
+_TURBO_STEPS = 4
+"""What SDXL-Turbo was distilled for. Such clients send 20 where nobody has said anything, and a scale of 7."""
+
+_MAX_STEPS, _MAX_SCALE = 150, 30
+"""What the web UI's own sliders go up to."""
+
+_MAX_PICTURES = 10
+_FITS = {0: Fit.STRETCH, 1: Fit.CROP, 2: Fit.PAD}
+
+_OF_THE_SAMPLER: dict[str, Any] = {
+    "scheduler": "automatic",
+    "eta": 1.0,
+    "s_churn": 0.0,
+    "s_tmin": 0.0,
+    "s_tmax": 0.0,
+    "s_noise": 1.0,
+}
+"""What belongs to a sampler, as the one that there is has it; it gives way like the sampler itself."""
+
+_EMPTY: tuple[Any, ...] = ("", "None", [], 0, False)
+_UNSUPPORTED: dict[str, tuple[Any, ...]] = {
+    **dict.fromkeys(
+        ("mask", "script_name", "styles", "tiling", "restore_faces", "subseed_strength", "infotext"), _EMPTY
+    ),
+    "refiner_checkpoint": _EMPTY,
+    "seed_resize_from_w": (0, -1),
+    "seed_resize_from_h": (0, -1),
+    "initial_noise_multiplier": (1,),
+}
+"""What would change the picture if it were honoured, and the values that would not: clients send those along."""
+
+_NEUTRAL_SETTINGS: dict[str, tuple[Any, ...]] = {
+    "CLIP_stop_at_last_layers": (1,),
+    "sd_vae": ("Automatic", "None"),
+    "eta_noise_seed_delta": (0,),
+}
+_SETTINGS_OF_FILES = ("samples_", "grid_", "save_", "return_", "outdir_", "do_not_", "live_preview", "enable_pnginfo")
+"""How those begin that say what becomes of a picture on the web UI's disk."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a caller of the web UI's API asks for.
+
+    Attributes:
+        image: the uploaded file.
+        requests: one for each picture, of seeds that follow each other.
+        taken: fields that are not always taken as they are sent, with the values that were taken.
+        clamped: those of them of which another value was sent, with both.
+        sampler: the one that there is.
+        model: the name that was given for it.
+        send_images: whether the answer is to hold the pictures.
+    """
+
+    image: bytes
+    requests: tuple[Img2ImgRequest, ...]
+    taken: dict[str, Any]
+    clamped: dict[str, tuple[Any, Any]]
+    sampler: str
+    model: str | None
+    send_images: bool
+
+
+def aliases(sampler: str) -> tuple[str, ...]:
+    """Other names of a sampler."""
+    return _ALIASES.get(sampler, ())
+
+
+def parse_webui(body: Mapping[str, Any], sampler: str) -> Asked:
+    """A body of `/img2img` to what is asked for. What has no name here is ignored, as the web UI does.
+
+    Steps above what the model is for, guidance, and other samplers are brought down to it; `clamped` says so. A field
+    that is null is absent.
+
+    Args:
+        body: what was sent.
+        sampler: the one that there is.
+
+    Raises:
+        InvalidParameter: a field that would change the picture cannot be honoured.
+        InvalidImage: the picture is no base64.
+    """
+    body = {name: value for name, value in body.items() if value is not None}
+    _refuse_unsupported(body)
+    mode = body.get("resize_mode", 0)
+    fit = _FITS.get(mode) if isinstance(mode, int) else None
+    if fit is None:
+        raise InvalidParameter("resize_mode can be 0 (stretch), 1 (crop) or 2 (fill) here.", param="resize_mode")
+    size, rounds = whole(body.get("batch_size", 1), "batch_size", 1), whole(body.get("n_iter", 1), "n_iter", 1)
+    if size * rounds > _MAX_PICTURES:
+        raise InvalidParameter(f"batch_size x n_iter can be {_MAX_PICTURES} at most.", param="batch_size")
+    strength = _number(body, "denoising_strength", 0.75, smallest_strength(MAX_STEPS), 1)
+    scale = _number(body, "cfg_scale", 0.0, 0, _MAX_SCALE)
+    steps = whole(body.get("steps", _TURBO_STEPS), "steps", 1, _MAX_STEPS)
+    run = max(min(steps, _TURBO_STEPS), smallest_steps(strength) or MAX_STEPS)
+    values = {"steps": (steps, run), "cfg_scale": (scale, min(scale, 1.0)), **_sampler(body, sampler)}
+    request = parse_request(
+        {
+            "prompt": body.get("prompt") or "",
+            "negative_prompt": body.get("negative_prompt") or None,
+            "strength": strength,
+            "num_inference_steps": run,
+            "guidance_scale": values["cfg_scale"][1],
+            # -1 is a random one.
+            "seed": None if body.get("seed") in (-1, "-1") else body.get("seed"),
+            "fit": fit,
+            "output_format": OutputFormat.PNG,
+        }
+    )
+    return Asked(
+        image=_image(body),
+        requests=in_a_row(request, size * rounds),
+        taken={
+            "prompt": request.prompt,
+            "negative_prompt": request.negative_prompt or "",
+            "seed": body.get("seed", -1),
+            "batch_size": size,
+            "n_iter": rounds,
+            "width": IMAGE_SIZE,
+            "height": IMAGE_SIZE,
+            "denoising_strength": strength,
+            **{name: taken for name, (_, taken) in values.items()},
+        },
+        clamped={name: pair for name, pair in values.items() if pair[0] != pair[1]},
+        sampler=sampler,
+        model=str(mapping(body, "override_settings").get("sd_model_checkpoint") or "") or None,
+        send_images=switch(body.get("send_images", True), "send_images"),
+    )
+
+
+def _sampler(body: Mapping[str, Any], sampler: str) -> dict[str, tuple[Any, Any]]:
+    """What was sent of a sampler and what belongs to it, each with what is taken."""
+    own_names = {name.lower() for name in (sampler, *aliases(sampler))}
+    values = {"sampler_name": (sampler, sampler)}
+    for name in ("sampler_name", "sampler_index"):
+        if sent := body.get(name):
+            values[name] = (sampler if str(sent).lower() in own_names else sent, sampler)
+    for name, own in _OF_THE_SAMPLER.items():
+        sent = body.get(name, own)
+        if (sent.lower() if isinstance(sent, str) else sent) not in ("", own):
+            values[name] = (sent, own)
+    return values
+
+
+def _refuse_unsupported(body: Mapping[str, Any]) -> None:
+    for name, neutral in _UNSUPPORTED.items():
+        if name in body and body[name] not in neutral:
+            raise InvalidParameter(f"{name} cannot be honoured here. Leave it out.", param=name)
+    for setting, value in mapping(body, "override_settings").items():
+        if setting == "sd_model_checkpoint" or setting.startswith(_SETTINGS_OF_FILES) or value in (None, ""):
+            continue
+        if value not in _NEUTRAL_SETTINGS.get(setting, ()):
+            raise InvalidParameter(
+                f"override_settings: {setting[:64]} cannot be honoured here. Leave it out.", param="override_settings"
+            )
+    for script, arguments in mapping(body, "alwayson_scripts").items():
+        if not _switched_off(arguments.get("args") if isinstance(arguments, dict) else arguments):
+            raise InvalidParameter(f"alwayson_scripts: there is no '{script[:64]}' here.", param="alwayson_scripts")
+    for name in ("width", "height"):
+        if whole(body.get(name, IMAGE_SIZE), name, 1) != IMAGE_SIZE:
+            raise InvalidParameter(f"{name} can only be {IMAGE_SIZE} here.", param=name)
+
+
+def _switched_off(arguments: Any) -> bool:
+    """Whether an extension does nothing: clients send it along. Most have a switch before all else, or one in each."""
+    parts = arguments if isinstance(arguments, list) else [arguments]
+    return (bool(parts) and parts[0] is False) or all(
+        part in (None, False) or (isinstance(part, dict) and part.get("enabled") is False) for part in parts
+    )
+
+
+def _image(body: Mapping[str, Any]) -> bytes:
+    images = body.get("init_images")
+    if not isinstance(images, list) or len(images) != 1 or not isinstance(images[0], str):
+        raise InvalidParameter("Send one picture as base64: init_images=[…].", param="init_images")
+    return decode_base64(images[0], "init_images")
+
+
+def _number(body: Mapping[str, Any], name: str, default: float, least: float, most: float) -> float:
+    try:
+        value = _NUMBER.validate_python(body.get(name, default))
+    except ValidationError:
+        value = least - 1
+    if not least <= value <= most:
+        raise InvalidParameter(f"{name} must be a number from {least:g} to {most:g}.", param=name)
+    return value
+
+
+_NUMBER: TypeAdapter[float] = TypeAdapter(Number)

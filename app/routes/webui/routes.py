@@ -1,0 +1,222 @@
+"""`/sdapi/v1/…`: the API of AUTOMATIC1111's web UI, as `webuiapi` and its like speak it, for image-to-image."""
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.responses import Response
+
+from app.edits import EditedImage
+from app.errors import InvalidParameter
+from app.infotext import parse_infotext
+from app.pixels import IMAGE_SIZE, OutputFormat
+from app.routes.webui.fields import Asked, aliases, parse_webui
+from app.routes.webui.runs import Runs
+from app.service import Service
+from app.web.bodies import base64_text, decode_base64, read_json
+from app.web.requests import call_of, nothing_in_the_query, of_app, picture_headers, unless_disconnected
+
+# The web UI describes these itself.
+router = APIRouter(prefix="/sdapi/v1", include_in_schema=False, dependencies=[Depends(nothing_in_the_query)])
+
+
+@router.post("/img2img", response_model=None)
+async def img2img(request: Request) -> Response:
+    """Pictures as base64, the parameters as they were taken, and the web UI's `info`, JSON in a text."""
+    body = read_json(await request.body())
+    service: Service = request.app.state.service
+    asked = parse_webui(body, service.sampler)
+    service.check_model(asked.model)
+    service.check_count(len(asked.requests), "batch_size")
+    steps = sum(one.steps_run for one in asked.requests)
+    previews = frozenset(range(1, asked.requests[0].steps_run))
+    with of_app(request, Runs).running(request.state.caller, steps) as run:
+        watched = [
+            service.watch(asked.image, one, call_of(request), previews, OutputFormat.PNG) for one in asked.requests
+        ]
+        pictures = await unless_disconnected(request, run.pictures(*watched))
+    images = [base64_text(picture.data) for picture in pictures] if asked.send_images else []
+    sent = {name: value for name, value in body.items() if name != "init_images" and value is not None}
+    parameters = {**sent, **asked.taken}
+    info = _info(service.model_name, request.app.version, asked, pictures)
+    headers = picture_headers(*pictures)
+    if asked.clamped:
+        headers["X-Clamped"] = ", ".join(asked.clamped)
+    answer = {"images": images, "parameters": parameters, "info": json.dumps(info)}
+    # What the caller's own fields hold goes back as it came, be it what UTF-8 or strict JSON has no place for.
+    return Response(json.dumps(answer), media_type="application/json", headers=headers)
+
+
+def _info(model: str, version: str, asked: Asked, pictures: list[EditedImage]) -> dict[str, Any]:
+    first, seeds = asked.requests[0], [picture.seed for picture in pictures]
+    return {
+        "prompt": first.prompt,
+        "all_prompts": [first.prompt] * len(pictures),
+        "negative_prompt": first.negative_prompt or "",
+        "all_negative_prompts": [first.negative_prompt or ""] * len(pictures),
+        "seed": seeds[0],
+        "all_seeds": seeds,
+        "width": IMAGE_SIZE,
+        "height": IMAGE_SIZE,
+        "sampler_name": asked.sampler,
+        "cfg_scale": first.guidance_scale,
+        "steps": first.num_inference_steps,
+        "batch_size": asked.taken["batch_size"],
+        "sd_model_name": model,
+        "denoising_strength": first.strength,
+        "subseed": -1,
+        "subseed_strength": 0,
+        "all_subseeds": [-1] * len(pictures),
+        "seed_resize_from_w": -1,
+        "seed_resize_from_h": -1,
+        "restore_faces": False,
+        "face_restoration_model": None,
+        "sd_model_hash": None,
+        "sd_vae_name": None,
+        "sd_vae_hash": None,
+        "clip_skip": 1,
+        "is_using_inpainting_conditioning": False,
+        "job_timestamp": datetime.now(UTC).strftime("%Y%m%d%H%M%S"),
+        "version": f"img2img {version}",
+        "extra_generation_params": {},
+        "index_of_first_image": 0,
+        "infotexts": [picture.infotext for picture in pictures],
+        "styles": [],
+        "clamped": asked.clamped,
+    }
+
+
+@router.get("/progress")
+async def progress(request: Request, skip_current_image: bool = False) -> dict[str, Any]:
+    """Of the caller's own request, the one that runs longest."""
+    runs = of_app(request, Runs).of(request.state.caller)
+    run = runs[0] if runs else None
+    preview = None if run is None or skip_current_image else run.preview
+    return {
+        "progress": run.progress if run else 0.0,
+        "eta_relative": run.seconds_left if run else 0.0,
+        "state": {
+            "skipped": False,
+            "interrupted": run.interrupted if run else False,
+            "job": "img2img" if run else "",
+            "job_count": len(runs),
+            "job_timestamp": "",
+            "job_no": 0,
+            "sampling_step": run.done if run else 0,
+            "sampling_steps": run.steps if run else 0,
+        },
+        "current_image": base64_text(preview) if preview else None,
+        "textinfo": None,
+    }
+
+
+@router.post("/skip")
+@router.post("/interrupt")
+async def interrupt(request: Request) -> dict[str, Any]:
+    """Ends what the caller has running: it is answered with 409."""
+    for run in of_app(request, Runs).of(request.state.caller):
+        run.interrupt()
+    return {}
+
+
+@router.post("/png-info")
+async def png_info(request: Request) -> dict[str, Any]:
+    """What a picture file says of how it was made."""
+    body = read_json(await request.body())
+    if not isinstance(body.get("image"), str):
+        raise InvalidParameter('Send {"image": "<base64 of the picture>"}.', param="image")
+    service: Service = request.app.state.service
+    text = await service.infotext_of(decode_base64(body["image"], "image"), call_of(request))
+    return {"info": text, "items": {"parameters": text} if text else {}, "parameters": parse_infotext(text)}
+
+
+@router.get("/options")
+async def options(request: Request) -> dict[str, Any]:
+    """What cannot be changed, with the values that it has."""
+    return _options(request.app.state.service)
+
+
+@router.post("/options")
+async def set_options(request: Request) -> None:
+    """Takes what is so already: clients send all of them back, with another model's name or the same."""
+    service: Service = request.app.state.service
+    there = _options(service)
+    for name, value in read_json(await request.body()).items():
+        if value is None or (name in there and value == there[name]):
+            continue
+        if name != "sd_model_checkpoint":
+            raise InvalidParameter(f"{name[:64]} cannot be changed while the service runs.", param=name[:64])
+        service.check_model(str(value))
+
+
+def _options(service: Service) -> dict[str, Any]:
+    return {"sd_model_checkpoint": service.model_name, "samples_format": "png"}
+
+
+@router.get("/sd-models")
+async def sd_models(request: Request) -> list[dict[str, Any]]:
+    """The one model that is served."""
+    service: Service = request.app.state.service
+    name = service.model_name
+    return [{"title": name, "model_name": name, "hash": None, "sha256": None, "filename": name, "config": None}]
+
+
+@router.get("/samplers")
+async def samplers(request: Request) -> list[dict[str, Any]]:
+    """The model's own."""
+    service: Service = request.app.state.service
+    return [{"name": service.sampler, "aliases": list(aliases(service.sampler)), "options": {}}]
+
+
+@router.get("/schedulers")
+async def schedulers() -> list[dict[str, Any]]:
+    """As the sampler has it."""
+    return [{"name": "automatic", "label": "Automatic", "aliases": None, "default_rho": -1, "need_inner_model": False}]
+
+
+@router.get("/scripts")
+async def scripts() -> dict[str, list[str]]:
+    """None; clients ask for them before anything else."""
+    return {"txt2img": [], "img2img": []}
+
+
+@router.get("/loras")
+@router.get("/upscalers")
+@router.get("/sd-vae")
+@router.get("/prompt-styles")
+@router.get("/hypernetworks")
+@router.get("/face-restorers")
+@router.get("/latent-upscale-modes")
+@router.get("/realesrgan-models")
+@router.get("/script-info")
+@router.get("/extensions")
+async def nothing() -> list[Any]:
+    """Of these there are none."""
+    return []
+
+
+@router.get("/embeddings")
+async def embeddings() -> dict[str, Any]:
+    """None, neither such that fit the model nor others."""
+    return {"loaded": {}, "skipped": {}}
+
+
+@router.get("/memory")
+async def memory() -> dict[str, Any]:
+    """In the words that the web UI has where it cannot tell."""
+    return {"ram": {"error": "GET /metrics has it"}, "cuda": {"error": "GET /metrics has it"}}
+
+
+@router.post("/refresh-checkpoints")
+@router.post("/refresh-embeddings")
+@router.post("/refresh-loras")
+@router.post("/refresh-vae")
+async def refresh() -> None:
+    """There are no others to be found."""
+
+
+@router.get("/cmd-flags")
+async def cmd_flags() -> dict[str, Any]:
+    """None."""
+    return {}

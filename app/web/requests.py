@@ -1,0 +1,135 @@
+"""What every dialect shares: cancelling for a caller who left, how long he waits, and a picture as an HTTP answer."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Annotated, Any, TypeVar
+
+from fastapi import Request
+from fastapi.responses import StreamingResponse
+from pydantic import Field, TypeAdapter, ValidationError
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope, Send
+
+from app.edits import EditedImage, RequestInfo
+from app.errors import InvalidParameter
+from app.request import Img2ImgRequest, Number
+
+T = TypeVar("T")
+
+_CHUNK = 256 * 1024
+_SECONDS: TypeAdapter[float] = TypeAdapter(Annotated[Number, Field(gt=0, allow_inf_nan=False)])
+
+
+async def unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Await `work`, but cancel it when the caller goes. The request's body must have been read before.
+
+    Raises:
+        ClientDisconnect: the caller has gone; there is nobody to answer.
+    """
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientDisconnect
+        return task.result()
+    finally:
+        gone.cancel()
+        if not task.done():
+            task.cancel()
+            await asyncio.wait({task})
+
+
+async def together(*work: Coroutine[Any, Any, T]) -> list[T]:
+    """All results, or the first error; then the others are cancelled."""
+    tasks = [asyncio.ensure_future(one) for one in work]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+
+
+async def _disconnected(request: Request) -> None:
+    # Behind a body that was read, there is nothing else to come.
+    await request.receive()
+
+
+def of_app(request: Request, kind: Callable[[], T]) -> T:
+    """The app's one object of a class, made when it is first asked for."""
+    kept: dict[Any, T] = request.app.state.kept
+    return kept.setdefault(kind, kind())
+
+
+def call_of(request: Request) -> RequestInfo:
+    """Whose request it is, and how long the caller will wait: `X-Request-Timeout`, in seconds.
+
+    Raises:
+        InvalidParameter: that is no finite decimal number above 0.
+    """
+    sent = request.headers.get("x-request-timeout")
+    timeout = None
+    if sent is not None:
+        try:
+            timeout = _SECONDS.validate_python(sent)
+        except ValidationError:
+            raise InvalidParameter(
+                "X-Request-Timeout must be a number of seconds above 0, like 2.5.", param="X-Request-Timeout"
+            ) from None
+    return RequestInfo(request.state.request_id, request.state.caller, timeout)
+
+
+async def nothing_in_the_query(request: Request) -> None:
+    """For routes that take their fields from the body: what is meant for them and would be overlooked is refused.
+
+    It waits for nothing; a dependency that is no coroutine function would be run in a thread.
+
+    Raises:
+        InvalidParameter: a field stands in the query. What else does, concerns nobody here: some clients add a version.
+    """
+    for name in request.query_params:
+        if name in Img2ImgRequest.model_fields:
+            raise InvalidParameter(f"'{name}' is read from the body here, not from the query.", param=name)
+
+
+class _Streamed(StreamingResponse):
+    """Without a task that waits for the caller to go: what is streamed is there already, and ends by itself."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.stream_response(send)
+
+
+def picture_response(picture: EditedImage) -> StreamingResponse:
+    """The picture's bytes, in chunks so that a slow reader holds the connection and not the server's memory."""
+    headers = {
+        "Content-Length": str(len(picture.data)),
+        "Content-Disposition": f'inline; filename="{picture.filename}"',
+        "Cache-Control": "no-store",
+        **picture_headers(picture),
+    }
+    return _Streamed(_chunks(picture.data), headers=headers, media_type=picture.output_format.media_type)
+
+
+def picture_headers(*pictures: EditedImage) -> dict[str, str]:
+    """What headers say of a picture; of several, what all have in common, and the most tokens that were cut."""
+    told = [_facts(picture) for picture in pictures]
+    common = dict(set(told[0].items()).intersection(*(facts.items() for facts in told)))
+    if cut := max(picture.tokens_cut for picture in pictures):
+        common["X-Prompt-Tokens-Cut"] = str(cut)
+    return common
+
+
+def _facts(picture: EditedImage) -> dict[str, str]:
+    return {
+        "X-Seed": str(picture.seed),
+        "X-Steps-Run": str(picture.steps_run),
+        "X-Start-Timestep": f"{picture.start_timestep:g}",
+        "Server-Timing": ", ".join(f"{stage};dur={seconds * 1000:.1f}" for stage, seconds in picture.seconds.items()),
+    }
+
+
+async def _chunks(data: bytes) -> AsyncIterator[memoryview]:
+    view = memoryview(data)
+    for start in range(0, len(view), _CHUNK):
+        yield view[start : start + _CHUNK]

@@ -1,0 +1,89 @@
+"""Server-sent events: how a request goes, as it goes."""
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import Request
+from fastapi.responses import StreamingResponse
+from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
+
+from app.errors import CLIENT_CLOSED_REQUEST, ServiceError
+from app.observability.metrics import Metrics
+from app.web.problems import error_body
+from app.web.requests import unless_disconnected
+
+EVENTS = "text/event-stream"
+
+HEADERS = {
+    "Cache-Control": "no-store",
+    # FastAPI's own event streams have it too: an nginx on the way may hold events back otherwise.
+    "X-Accel-Buffering": "no",
+}
+
+KEEPALIVE_SECONDS = 15.0
+"""After so long without an event a comment is sent, as the HTML standard advises: proxies close what is silent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A name, and what is sent as JSON; with the last one the caller has what he asked for."""
+
+    name: str
+    body: dict[str, Any]
+    last: bool = False
+
+
+async def event_stream(request: Request, events: AsyncGenerator[Event, None]) -> StreamingResponse:
+    """An answer of events. What is refused before the first one is refused as ever; an error after it is an event too.
+
+    Raises:
+        ServiceError: the request was refused before anything has come.
+    """
+    first = await unless_disconnected(request, _next(events))
+    body = _lines(request, first, events)
+    return StreamingResponse(body, media_type=EVENTS, headers=HEADERS)
+
+
+async def _next(events: AsyncGenerator[Event, None]) -> Event | None:
+    try:
+        return await anext(events)
+    except StopAsyncIteration:
+        return None
+
+
+async def _lines(
+    request: Request, first: Event | None, events: AsyncGenerator[Event, None]
+) -> AsyncGenerator[bytes, None]:
+    event, coming = first, None
+    # What the answer's status would have been: the log and the metrics say that.
+    request.state.outcome = CLIENT_CLOSED_REQUEST
+    try:
+        while event:
+            yield _line(event)
+            if event.last:
+                request.state.outcome = 200
+            coming = asyncio.create_task(_next(events))
+            while not (await asyncio.wait({coming}, timeout=KEEPALIVE_SECONDS))[0]:
+                yield KEEPALIVE_COMMENT
+            event = coming.result()
+    except ServiceError as error:
+        metrics: Metrics = request.app.state.metrics
+        metrics.refuse(error.code)
+        request.state.outcome, body = error_body(error, request.state.request_id, request.url.path)
+        yield _line(Event("error", body))
+    except Exception:
+        # No fault of the caller's, who is cut off.
+        request.state.outcome = 500
+        raise
+    finally:
+        if coming and not coming.done():
+            coming.cancel()
+            await asyncio.wait({coming})
+        await events.aclose()
+
+
+def _line(event: Event) -> bytes:
+    return format_sse_event(event=event.name, data_str=json.dumps(event.body))

@@ -1,0 +1,1 @@
+"""The child process: drives a model step by step. Imports no torch."""
