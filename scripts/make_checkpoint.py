@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Size = Literal["tiny", "full"]
 Config = dict[str, Any]
 
-EMBEDDED = Path(__file__).parent.parent / "app" / "engine" / "embedded"
+EMBEDDED = Path(__file__).parent.parent / "app" / "model" / "embedded"
 """The trained checkpoint that the service ships with; its tokenizers are everybody's."""
 
 _TOKENIZER_FILES = ("merges.txt", "special_tokens_map.json", "tokenizer_config.json", "vocab.json")

@@ -28,7 +28,7 @@ LOAD = {
     # As long as people's are; by default they have 550 tokens, of which CLIP reads 77.
     "--prompt-input-tokens-mean": "20",
     # CLIP's own, from a folder, or AIPerf would ask the model hub for one by the name of the model.
-    "--tokenizer": str(ROOT / "app" / "engine" / "embedded" / "tokenizer"),
+    "--tokenizer": str(ROOT / "app" / "model" / "embedded" / "tokenizer"),
     # How often it looks whether one more may go out. Without a rate it looks all the time, and takes a whole core from
     # the service.
     "--request-rate": "100",

@@ -20,7 +20,7 @@ def main() -> None:
         description="Train the embedded checkpoint again. Takes hours, stops and goes on anywhere.",
     )
     parser.add_argument("--state", type=Path, default=ROOT / "out" / "embedded", help="data and training state (3 GB)")
-    parser.add_argument("--out", type=Path, default=ROOT / "app" / "engine" / "embedded", help="the checkpoint")
+    parser.add_argument("--out", type=Path, default=ROOT / "app" / "model" / "embedded", help="the checkpoint")
     parser.add_argument(
         "--until",
         choices=["vae", "text", "unet"],

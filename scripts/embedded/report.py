@@ -68,7 +68,7 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="evaluate_embedded", description=__doc__)
     parser.add_argument("--state", type=Path, default=ROOT / "out" / "embedded", help="as train_embedded has it")
-    parser.add_argument("--checkpoint", type=Path, default=ROOT / "app" / "engine" / "embedded")
+    parser.add_argument("--checkpoint", type=Path, default=ROOT / "app" / "model" / "embedded")
     parser.add_argument("--judge-steps", type=int, default=2000, help="of the classifier's training")
     parser.add_argument("--sheet", type=Path, metavar="FILE", help="draw the contact sheet only, into this file")
     options = parser.parse_args()
