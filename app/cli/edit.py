@@ -94,7 +94,7 @@ def read_picture(image: str) -> bytes:
 def edit_there(data: bytes, fields: dict[str, Any], url: str) -> Edited:
     """Have a running service make the picture; ends the program if it does not."""
     try:
-        with Img2Img(url) as client, progress(f"Queued for {url}") as on_step:
+        with Img2Img(url) as client, progress(f"Waiting for {url}") as on_step:
             return client.edit(
                 data, **fields, on_progress=lambda seen: on_step(seen.step, seen.steps) if seen.steps else None
             )
