@@ -28,7 +28,7 @@ def allocate(size):
     after = library.mallinfo2()
     return during.hblks - before.hblks, during.arena - before.arena >= size, after.arena == during.arena
 
-with memory.loading():
+with malloc.loading():
     loading = allocate(2**21)
 print(json.dumps([loading, *(allocate(size) for size in (2**26, 2**26, 2**28))]))
 """

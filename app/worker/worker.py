@@ -229,9 +229,9 @@ class Worker:
         self.batch.restart(again, starved=together == 1)
         self.diffusion.free()
         if together > 1:
-            self.capacity = together // 2
+            self.batch.capacity = together // 2
             logger.warning("too little memory for %d jobs at once: at most %d from now on", together, together // 2)
-            self.send(Shrunk(self.capacity))
+            self.send(Shrunk(self.batch.capacity))
 
     def _give_up(self, cause: Literal["device", "canary"]) -> NoReturn:
         """End this process, for a new one to start afresh."""
