@@ -29,6 +29,19 @@ def test_the_api_process_never_loads_torch() -> None:
     assert not loaded & {*MODEL_LIBRARIES, "numpy"}
 
 
+def test_decoder_process_imports_little_besides_pillow() -> None:
+    """What opens hostile files holds no framework; each core pays for its memory, and each restart for its imports."""
+
+    def modules(statement: str) -> set[str]:
+        code = f"import sys\n{statement}\nprint(*sys.modules)"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        return set(done.stdout.split())
+
+    added = modules("import app.imaging.decoder_process") - modules("pass")
+    assert not added & {"asyncio", "dotenv", "pydantic", "pydantic_settings", "ssl"}
+    assert len(added) <= 60, sorted(added)
+
+
 IMPORT_EACH = """
 import json, os, sys, threading
 
