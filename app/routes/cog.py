@@ -17,7 +17,7 @@ from app.errors import DeadlineExceeded, EngineError, InvalidParameter, NotAccep
 from app.pixels import OutputFormat
 from app.request import Img2ImgRequest, parse_request
 from app.service import Service
-from app.web.bodies import data_url, decode_base64, is_data_url, read_json, within
+from app.web.bodies import data_url, decode_base64, is_data_url, read_body, read_json, within
 from app.web.negotiation import prefers
 from app.web.requests import call_of, nothing_in_the_query, of_app, picture_headers, unless_disconnected
 from app.web.sse import EVENTS
@@ -92,7 +92,7 @@ async def create_once(request: Request, name: str) -> JSONResponse:
 async def _answer(request: Request, path_name: str | None) -> JSONResponse:
     if prefers(request.headers.get("accept", ""), EVENTS, ("application/json",)):
         raise NotAcceptable("Predictions come whole: for events ask POST /img2img.", param="Accept")
-    call, body = call_of(request), read_json(await request.body())
+    call, body = call_of(request), read_json(await read_body(request))
     name = _name(body.get("id"), path_name)
     image, asked = parse_prediction(body)
     predictions, service = of_app(request, Predictions), request.app.state.service

@@ -13,7 +13,8 @@ from app.errors import InvalidParameter, UnsupportedMediaType
 from app.pixels import IMAGE_SIZE, OutputFormat
 from app.request import Img2ImgRequest, parse_request
 from app.service import Service
-from app.web.bodies import AS_FILE, data_url, decode_base64, mapping, once, read_form, read_json, switch
+from app.web.bodies import data_url, decode_base64, mapping, once, read_body, read_json, switch
+from app.web.forms import AS_FILE, read_form
 from app.web.negotiation import PICTURES, acceptable, prefers
 from app.web.openapi import IMG2IMG_OPENAPI, IMG2IMG_RESPONSES, KEYS
 from app.web.requests import call_of, picture_response, unless_disconnected
@@ -97,12 +98,12 @@ async def _read(request: Request) -> tuple[bytes, dict[str, Any]]:
             raise InvalidParameter("Send a text field 'prompt'; it may be empty.", param="prompt")
         return upload, fields
     if media_type == "application/json":
-        upload, fields = parse_hugging_face(await request.body())
+        upload, fields = parse_hugging_face(await read_body(request))
         said = {name: value for name, value in fields.items() if value is not None}
         return upload, {"prompt": "", **once([*query, *said.items()])}
     # Hugging Face's client names no type for bytes: what a picture is shows in its content anyway.
     if media_type.startswith("image/") or media_type in _RAW:
-        return await request.body(), {"prompt": "", **once(query)}
+        return await read_body(request), {"prompt": "", **once(query)}
     raise UnsupportedMediaType(
         f"Content-Type {media_type[:64]} is not taken here. Send multipart/form-data with a file 'image' "
         "and a text 'prompt', or a raw image/png, image/jpeg or image/webp body, or application/json."

@@ -12,7 +12,7 @@ from app.errors import InvalidParameter, ServiceError
 from app.pixels import OutputFormat
 from app.request import Img2ImgRequest, parse_request
 from app.service import Service
-from app.web.bodies import base64_text, decode_base64, read_json, within
+from app.web.bodies import base64_text, decode_base64, read_body, read_json, within
 from app.web.requests import call_of, nothing_in_the_query, picture_headers, together, unless_disconnected
 
 # The platforms describe these themselves.
@@ -62,7 +62,7 @@ async def predict(request: Request) -> JSONResponse:
     """Vertex AI's `{"instances": [...], "parameters": {...}}`, at the path that it chose."""
     # Its path is not the router's, which has this for all others.
     await nothing_in_the_query(request)
-    asked = parse_instances(read_json(await request.body()))
+    asked = parse_instances(read_json(await read_body(request)))
     service: Service = request.app.state.service
     service.check_count(len(asked), "instances")
     work = (_edit(service, index, image, one, call_of(request)) for index, (image, one) in enumerate(asked))

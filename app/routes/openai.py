@@ -14,7 +14,8 @@ from app.errors import InvalidParameter
 from app.pixels import IMAGE_SIZE, OutputFormat
 from app.request import Img2ImgRequest, in_a_row, parse_request
 from app.service import Service
-from app.web.bodies import base64_text, data_url, read_form, whole
+from app.web.bodies import base64_text, data_url, whole
+from app.web.forms import read_form
 from app.web.requests import call_of, nothing_in_the_query, picture_headers, together, unless_disconnected
 from app.web.sse import Event, event_stream
 

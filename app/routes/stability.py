@@ -11,7 +11,8 @@ from app.errors import InvalidParameter
 from app.pixels import OutputFormat
 from app.request import Img2ImgRequest, parse_request
 from app.service import Service
-from app.web.bodies import AS_FILE, base64_text, read_form
+from app.web.bodies import base64_text
+from app.web.forms import AS_FILE, read_form
 from app.web.negotiation import PICTURES, prefers
 from app.web.requests import call_of, nothing_in_the_query, picture_headers, picture_response, unless_disconnected
 

@@ -1,104 +1,34 @@
-"""Bodies that dialects have in common, read within limits: forms with pictures, JSON, base64."""
+"""Bodies that dialects have in common, read within limits: JSON, base64, and fields of any kind."""
 
 import base64
 import binascii
 import json
-import sys
-from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from fastapi import Request
 from pydantic import TypeAdapter, ValidationError
-from python_multipart.multipart import parse_options_header
-from starlette.datastructures import UploadFile
-from starlette.formparsers import MultiPartException, MultiPartParser
 
-from app.errors import InvalidImage, InvalidParameter, MalformedBody, ServiceError, UnsupportedMediaType
+from app.errors import InvalidImage, InvalidParameter, MalformedBody, ServiceError
 from app.pixels import OutputFormat
 from app.request import Integer
 
-_MAX_TEXT_BYTES = 64 * 1024
-_MAX_EPILOGUE = 1024
-_MAX_FIELDS = 40
-_CHARSETS = (b"utf-8", b"utf8", b"us-ascii")
 _MAX_JSON_PARTS = 50_000
 """Two prompts of nothing but commas have fewer; base64 has none."""
 
-_ONE_FILE = "Send one picture, as the part 'image': every part with a file name is a file."
-AS_FILE = "Send the picture as a file part named 'image', like curl's -F image=@photo.png."
 _INTEGER: TypeAdapter[int] = TypeAdapter(Integer)
 _SWITCH: TypeAdapter[bool] = TypeAdapter(bool)
 _BASE64 = "Send the bytes of the picture as base64, or as a URL like data:image/png;base64,…"
 
 
-class _FormParser(MultiPartParser):
-    """Starlette's, but nothing of an upload goes to the disk: the body's limit bounds it in memory as well."""
-
-    spool_max_size = sys.maxsize
-
-    @property
-    def part_name(self) -> str:
-        """Of the part that is being read."""
-        return self._current_part.field_name[:64]
-
-    def on_part_end(self) -> None:
-        part = self._current_part
-        _, options = parse_options_header(dict(part.item_headers).get(b"content-type", b""))
-        if part.file is None and options.get(b"charset", b"utf-8").lower() not in _CHARSETS:
-            raise MultiPartException(f"The charset of the part '{self.part_name}' must be utf-8.")
-        # A picture that is sent as text is told so later, and better.
-        if part.file is None and part.field_name != "image":
-            try:
-                part.data.decode(self._charset)
-            except UnicodeDecodeError as error:
-                # Starlette's would take it for Latin-1, and draw something else than was asked for.
-                raise MultiPartException(f"The text of the part '{self.part_name}' is not in UTF-8.") from error
-        super().on_part_end()
-
-
-async def read_form(request: Request, max_files: int = 1) -> tuple[dict[str, bytes], dict[str, str]]:
-    """The files and the text fields of a form, by their names.
+async def read_body(request: Request) -> bytes:
+    """The whole body, which the request does not keep: whoever has read it decides how long it is held.
 
     Raises:
-        InvalidParameter: a name comes twice.
-        MalformedBody: it is no form, is cut short, or holds what is not in UTF-8.
-        UnsupportedMediaType: it does not say that it is a form.
+        ClientDisconnect: the client has gone.
     """
-    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
-        raise UnsupportedMediaType(f"Send multipart/form-data. {AS_FILE}")
-    body = await request.body()
-    _, options = parse_options_header(request.headers["content-type"])
-    if options.get(b"charset", b"utf-8").lower() not in _CHARSETS:
-        raise MalformedBody("The form's charset must be utf-8: leave it out of the Content-Type.")
-    # The parser takes what is there for the whole: a part that was cut off would just be missing.
-    if b"--" + options.get(b"boundary", b"") + b"--" not in body[-_MAX_EPILOGUE:]:
-        raise MalformedBody("The form's last boundary is missing: it was cut short on its way, or is no form.")
-    parser = _FormParser(
-        request.headers, _once_only(body), max_files=max_files, max_fields=_MAX_FIELDS, max_part_size=_MAX_TEXT_BYTES
-    )
-    try:
-        form = await parser.parse()
-    except MultiPartException as error:
-        raise _unreadable(error.message, parser.part_name) from error
-    try:
-        parts = once(form.multi_items())
-        files = {name: await part.read() for name, part in parts.items() if isinstance(part, UploadFile)}
-    finally:
-        await form.close()
-    return files, {name: part for name, part in parts.items() if name not in files}
-
-
-def _unreadable(reason: str, part: str) -> MalformedBody:
-    if "maximum size" not in reason:
-        advice = f" {_ONE_FILE}" if "files" in reason else ""
-        return MalformedBody(f"The form cannot be read: {reason}{advice}")
-    limit = f"The text of the part '{part}' is longer than the {_MAX_TEXT_BYTES // 1024} KiB that a text part may have."
-    return MalformedBody(f"{limit} {AS_FILE if part == 'image' else 'Send a shorter one.'}", param=part)
-
-
-async def _once_only(body: bytes) -> AsyncGenerator[bytes, None]:
-    yield body
+    return b"".join([chunk async for chunk in request.stream()])
 
 
 def read_json(data: bytes) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from app.pixels import IMAGE_SIZE, OutputFormat
 from app.routes.webui.fields import Asked, aliases, parse_webui
 from app.routes.webui.runs import Runs
 from app.service import Service
-from app.web.bodies import base64_text, decode_base64, read_json
+from app.web.bodies import base64_text, decode_base64, read_body, read_json
 from app.web.requests import call_of, nothing_in_the_query, of_app, picture_headers, unless_disconnected
 
 # The web UI describes these itself.
@@ -24,7 +24,7 @@ router = APIRouter(prefix="/sdapi/v1", include_in_schema=False, dependencies=[De
 @router.post("/img2img", response_model=None)
 async def img2img(request: Request) -> Response:
     """Pictures as base64, the parameters as they were taken, and the web UI's `info`, JSON in a text."""
-    body = read_json(await request.body())
+    body = read_json(await read_body(request))
     service: Service = request.app.state.service
     asked = parse_webui(body, service.sampler)
     service.check_model(asked.model)
@@ -123,7 +123,7 @@ async def interrupt(request: Request) -> dict[str, Any]:
 @router.post("/png-info")
 async def png_info(request: Request) -> dict[str, Any]:
     """What a picture file says of how it was made."""
-    body = read_json(await request.body())
+    body = read_json(await read_body(request))
     if not isinstance(body.get("image"), str):
         raise InvalidParameter('Send {"image": "<base64 of the picture>"}.', param="image")
     service: Service = request.app.state.service
@@ -142,7 +142,7 @@ async def set_options(request: Request) -> None:
     """Takes what is so already: clients send all of them back, with another model's name or the same."""
     service: Service = request.app.state.service
     there = _options(service)
-    for name, value in read_json(await request.body()).items():
+    for name, value in read_json(await read_body(request)).items():
         if value is None or (name in there and value == there[name]):
             continue
         if name != "sd_model_checkpoint":
