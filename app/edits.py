@@ -6,6 +6,22 @@ from dataclasses import dataclass, field
 from app.pixels import OutputFormat
 
 
+class Upload:
+    """An uploaded file until it is decoded. The pixels are far smaller, and a request may wait for long after that.
+
+    Args:
+        data: the bytes of the file.
+        uses: how many edits take it; the last one leaves nothing behind.
+    """
+
+    def __init__(self, data: bytes, uses: int = 1) -> None:
+        self._left = [data] * uses
+
+    def take(self) -> bytes:
+        """The bytes, for one of the edits. Raises `IndexError` for one more than were announced."""
+        return self._left.pop()
+
+
 @dataclass(frozen=True, slots=True)
 class RequestInfo:
     """A request besides what it asks for.

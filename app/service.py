@@ -10,7 +10,7 @@ from functools import partial
 from typing import Literal, TypeVar
 
 from app import __version__
-from app.edits import EditedImage, Queued, RequestInfo, StepDone
+from app.edits import EditedImage, Queued, RequestInfo, StepDone, Upload
 from app.engine.engine import Engine
 from app.engine.messages import Job, Progress
 from app.errors import InvalidParameter, ModelNotFound, Unavailable
@@ -67,7 +67,7 @@ class Service:
 
     async def edit(
         self,
-        upload: bytes,
+        upload: Upload,
         request: Img2ImgRequest,
         call: RequestInfo,
         on_progress: Callable[[Progress], None] | None = None,
@@ -76,7 +76,7 @@ class Service:
         """Make one picture of an uploaded one.
 
         Args:
-            upload: a PNG, JPEG or WebP file.
+            upload: a PNG, JPEG or WebP file; it is let go once it is decoded.
             request: what to make of it; `output_format` None means PNG.
             call: whose request it is, and how long there is for it.
             on_progress: called on the event loop after each UNet call of this picture, and with each preview.
@@ -96,7 +96,7 @@ class Service:
             span.set_attributes({"img2img.seed": seed, "img2img.steps_run": request.steps_run})
             with self.engine.admit(request.unet_rows, call.caller, call.timeout) as deadline:
                 with tracing.stage("decode", seconds):
-                    pixels = await self._sandbox.decode(upload, request.fit, deadline, call.caller)
+                    pixels = await self._sandbox.decode(upload.take(), request.fit, deadline, call.caller)
                 job = _job(call.job_id, pixels, request, seed, deadline, previews)
                 with tracing.span("engine"):
                     result = await self.engine.run(job, on_progress, call.caller)
@@ -123,7 +123,7 @@ class Service:
 
     async def watch(
         self,
-        upload: bytes,
+        upload: Upload,
         request: Img2ImgRequest,
         call: RequestInfo,
         previews: frozenset[int] = frozenset(),

@@ -12,7 +12,7 @@ from typing import Any
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse
 
-from app.edits import RequestInfo
+from app.edits import RequestInfo, Upload
 from app.errors import DeadlineExceeded, EngineError, InvalidParameter, NotAcceptable, PredictionNotFound
 from app.pixels import OutputFormat
 from app.request import Img2ImgRequest, parse_request
@@ -95,12 +95,14 @@ async def _answer(request: Request, path_name: str | None) -> JSONResponse:
     call, body = call_of(request), read_json(await read_body(request))
     name = _name(body.get("id"), path_name)
     image, asked = parse_prediction(body)
+    # It holds the image as text.
+    del body
     predictions, service = of_app(request, Predictions), request.app.state.service
     # Whoever begins it has his time from the service, and is told at once if that is too short.
     seconds = call.timeout if predictions.find(call.caller, name) else None
     with predictions.waiting(call.caller, name, lambda: _predict(service, image, asked, call, name)) as task:
-        body, headers = await unless_disconnected(request, _outcome(task, name, seconds))
-    return JSONResponse(body, headers=headers)
+        prediction, headers = await unless_disconnected(request, _outcome(task, name, seconds))
+    return JSONResponse(prediction, headers=headers)
 
 
 def _name(sent: Any, path_name: str | None) -> str:
@@ -120,7 +122,7 @@ async def _outcome(task: "asyncio.Task[Outcome]", name: str, seconds: float | No
     return (_canceled(name), {}) if task.cancelled() else task.result()
 
 
-async def _predict(service: Service, image: bytes, asked: Img2ImgRequest, call: RequestInfo, name: str) -> Outcome:
+async def _predict(service: Service, image: Upload, asked: Img2ImgRequest, call: RequestInfo, name: str) -> Outcome:
     created = datetime.now(UTC)
     try:
         picture = await service.edit(image, asked, call)
@@ -149,7 +151,7 @@ def _moments(created: datetime) -> dict[str, Any]:
     return {**{name: moment.isoformat() for name, moment in moments.items()}, "metrics": {"predict_time": seconds}}
 
 
-def parse_prediction(body: Mapping[str, Any]) -> tuple[bytes, Img2ImgRequest]:
+def parse_prediction(body: Mapping[str, Any]) -> tuple[Upload, Img2ImgRequest]:
     """The picture, and what to make of it.
 
     Raises:
@@ -173,7 +175,7 @@ def parse_prediction(body: Mapping[str, Any]) -> tuple[bytes, Img2ImgRequest]:
         # Base64 has no colon.
         if not isinstance(image, str) or (":" in image[:16] and not is_data_url(image)):
             raise InvalidParameter("Send the image as a data: URL: no other address is read here.", param="image")
-        return decode_base64(image, "image"), parse_request(fields, ("image",))
+        return Upload(decode_base64(image, "image")), parse_request(fields, ("image",))
 
 
 @router.post("/predictions/{name}/cancel")

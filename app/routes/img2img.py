@@ -8,7 +8,7 @@ from urllib.parse import unquote_to_bytes
 from fastapi import APIRouter, Request
 from fastapi.responses import StreamingResponse
 
-from app.edits import Queued, RequestInfo, StepDone
+from app.edits import Queued, RequestInfo, StepDone, Upload
 from app.errors import InvalidParameter, UnsupportedMediaType
 from app.pixels import IMAGE_SIZE, OutputFormat
 from app.request import Img2ImgRequest, parse_request
@@ -64,7 +64,7 @@ async def img2img(request: Request) -> StreamingResponse:
 
 
 async def _events(
-    service: Service, upload: bytes, asked: Img2ImgRequest, call: RequestInfo, previews: bool
+    service: Service, upload: Upload, asked: Img2ImgRequest, call: RequestInfo, previews: bool
 ) -> AsyncGenerator[Event, None]:
     wanted = frozenset(range(1, asked.steps_run)) if previews else frozenset()
     async with aclosing(service.watch(upload, asked, call, wanted)) as watched:
@@ -81,7 +81,7 @@ async def _events(
                     yield Event("picture", {"image": data_url(seen.data, seen.output_format), **told}, last=True)
 
 
-async def _read(request: Request) -> tuple[bytes, dict[str, Any]]:
+async def _read(request: Request) -> tuple[Upload, dict[str, Any]]:
     """The picture's bytes and the fields, from whichever body this is; fields in the query are as good."""
     query = request.query_params.multi_items()
     try:
@@ -93,17 +93,17 @@ async def _read(request: Request) -> tuple[bytes, dict[str, Any]]:
         files, parts = await read_form(request)
         if "image" not in files:
             raise InvalidParameter(AS_FILE, param="image")
-        upload, fields = files["image"], once([*query, *parts.items()])
+        upload, fields = Upload(files["image"]), once([*query, *parts.items()])
         if "prompt" not in fields:
             raise InvalidParameter("Send a text field 'prompt'; it may be empty.", param="prompt")
         return upload, fields
     if media_type == "application/json":
-        upload, fields = parse_hugging_face(await read_body(request))
+        image, fields = parse_hugging_face(await read_body(request))
         said = {name: value for name, value in fields.items() if value is not None}
-        return upload, {"prompt": "", **once([*query, *said.items()])}
+        return Upload(image), {"prompt": "", **once([*query, *said.items()])}
     # Hugging Face's client names no type for bytes: what a picture is shows in its content anyway.
     if media_type.startswith("image/") or media_type in _RAW:
-        return await read_body(request), {"prompt": "", **once(query)}
+        return Upload(await read_body(request)), {"prompt": "", **once(query)}
     raise UnsupportedMediaType(
         f"Content-Type {media_type[:64]} is not taken here. Send multipart/form-data with a file 'image' "
         "and a text 'prompt', or a raw image/png, image/jpeg or image/webp body, or application/json."

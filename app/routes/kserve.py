@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse
 
-from app.edits import EditedImage, RequestInfo
+from app.edits import EditedImage, RequestInfo, Upload
 from app.errors import InvalidParameter, ServiceError
 from app.pixels import OutputFormat
 from app.request import Img2ImgRequest, parse_request
@@ -71,12 +71,12 @@ async def predict(request: Request) -> JSONResponse:
     return JSONResponse({"predictions": predictions}, headers=picture_headers(*pictures))
 
 
-async def _edit(service: Service, index: int, image: bytes, asked: Img2ImgRequest, call: RequestInfo) -> EditedImage:
+async def _edit(service: Service, index: int, image: Upload, asked: Img2ImgRequest, call: RequestInfo) -> EditedImage:
     with _instance_of(index):
         return await service.edit(image, asked, call)
 
 
-def parse_instances(body: dict[str, Any]) -> list[tuple[bytes, Img2ImgRequest]]:
+def parse_instances(body: dict[str, Any]) -> list[tuple[Upload, Img2ImgRequest]]:
     """The picture and what to make of it, of each instance; what `parameters` say holds for all that say nothing else.
 
     Raises:
@@ -116,7 +116,7 @@ def _instance_of(index: int) -> Iterator[None]:
             raise
 
 
-def _instance(instance: dict[str, Any], shared: dict[str, Any]) -> tuple[bytes, Img2ImgRequest]:
+def _instance(instance: dict[str, Any], shared: dict[str, Any]) -> tuple[Upload, Img2ImgRequest]:
     fields = {"prompt": "", "output_format": OutputFormat.PNG, **shared, **instance}
     image = fields.pop("image", None)
     if isinstance(image, dict):
@@ -124,7 +124,7 @@ def _instance(instance: dict[str, Any], shared: dict[str, Any]) -> tuple[bytes, 
         image = image.get("bytesBase64Encoded", image.get("b64"))
     if not isinstance(image, str):
         raise InvalidParameter('It needs an image: base64, or {"bytesBase64Encoded": "<base64>"}.', param="image")
-    return decode_base64(image, "image"), parse_request(fields, ("image",))
+    return Upload(decode_base64(image, "image")), parse_request(fields, ("image",))
 
 
 def _prediction(picture: EditedImage) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response
 
-from app.edits import EditedImage, StepDone
+from app.edits import EditedImage, StepDone, Upload
 from app.errors import InvalidParameter
 from app.pixels import IMAGE_SIZE, OutputFormat
 from app.request import Img2ImgRequest, in_a_row, parse_request
@@ -59,7 +59,7 @@ class Asked:
         partial_images: how many previews come before.
     """
 
-    image: bytes
+    image: Upload
     requests: tuple[Img2ImgRequest, ...]
     model: str | None
     url: bool
@@ -99,7 +99,7 @@ def parse_edit(files: Mapping[str, bytes], fields: Mapping[str, str]) -> Asked:
             )
     elif compressed:
         request = request.model_copy(update={"quality": max(1, compression)})
-    return Asked(image, in_a_row(request, count), model, url, stream, partial_images)
+    return Asked(Upload(image, count), in_a_row(request, count), model, url, stream, partial_images)
 
 
 def _image(files: Mapping[str, bytes], fields: Mapping[str, str]) -> bytes:
@@ -147,6 +147,7 @@ async def _answer(request: Request, *, prompt_needed: bool) -> Response:
     if prompt_needed and "prompt" not in fields:
         raise InvalidParameter("Send a text field 'prompt'; it may be empty.", param="prompt")
     asked = parse_edit(files, fields)
+    files.clear()
     service: Service = request.app.state.service
     service.check_model(asked.model)
     service.check_count(len(asked.requests), "n")

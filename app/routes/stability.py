@@ -6,7 +6,7 @@ from typing import Any
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response
 
-from app.edits import EditedImage
+from app.edits import EditedImage, Upload
 from app.errors import InvalidParameter
 from app.pixels import OutputFormat
 from app.request import Img2ImgRequest, parse_request
@@ -33,7 +33,7 @@ async def sd3(request: Request) -> Response:
     asked, model = parse_sd3(fields)
     service: Service = request.app.state.service
     service.check_model(model)
-    picture = await unless_disconnected(request, service.edit(files["image"], asked, call_of(request)))
+    picture = await unless_disconnected(request, service.edit(Upload(files.pop("image")), asked, call_of(request)))
     as_json = prefers(request.headers.get("accept", ""), "application/json", PICTURES)
     answer = _in_json(picture) if as_json else picture_response(picture)
     answer.headers["Seed"] = str(picture.seed)

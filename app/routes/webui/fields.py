@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from app.edits import Upload
 from app.errors import InvalidParameter
 from app.pixels import IMAGE_SIZE, Fit, OutputFormat
 from app.request import MAX_STEPS, Img2ImgRequest, Number, in_a_row, parse_request, smallest_steps, smallest_strength
@@ -68,7 +69,7 @@ class Asked:
         send_images: whether the answer is to hold the pictures.
     """
 
-    image: bytes
+    image: Upload
     requests: tuple[Img2ImgRequest, ...]
     taken: dict[str, Any]
     clamped: dict[str, tuple[Any, Any]]
@@ -124,7 +125,7 @@ def parse_webui(body: Mapping[str, Any], sampler: str) -> Asked:
         }
     )
     return Asked(
-        image=_image(body),
+        image=Upload(_image(body), size * rounds),
         requests=in_a_row(request, size * rounds),
         taken={
             "prompt": request.prompt,

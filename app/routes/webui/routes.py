@@ -27,6 +27,7 @@ async def img2img(request: Request) -> Response:
     body = read_json(await read_body(request))
     service: Service = request.app.state.service
     asked = parse_webui(body, service.sampler)
+    del body["init_images"]
     service.check_model(asked.model)
     service.check_count(len(asked.requests), "batch_size")
     steps = sum(one.steps_run for one in asked.requests)
@@ -37,7 +38,7 @@ async def img2img(request: Request) -> Response:
         ]
         pictures = await unless_disconnected(request, run.pictures(*watched))
     images = [base64_text(picture.data) for picture in pictures] if asked.send_images else []
-    sent = {name: value for name, value in body.items() if name != "init_images" and value is not None}
+    sent = {name: value for name, value in body.items() if value is not None}
     parameters = {**sent, **asked.taken}
     info = _info(service.model_name, request.app.version, asked, pictures)
     headers = picture_headers(*pictures)
