@@ -51,7 +51,7 @@ class _Parts:
         self._parser.write(chunk)
 
     def _begin(self) -> None:
-        self._headers: dict[bytes, bytes] = {}
+        self._head: dict[bytes, bytes] = {}
         self._header = (b"", b"")
         self._name, self._is_file = "", False
         # Not a list of chunks: a part of nothing but carriage returns comes in as many chunks as it has bytes.
@@ -65,11 +65,11 @@ class _Parts:
 
     def _header_end(self) -> None:
         name, value = self._header
-        self._headers[name.lower()] = value
+        self._head[name.lower()] = value
         self._header = (b"", b"")
 
     def _headers_end(self) -> None:
-        _, options = parse_options_header(self._headers.get(b"content-disposition", b""))
+        _, options = parse_options_header(self._head.get(b"content-disposition", b""))
         if b"name" not in options:
             raise _unreadable('The Content-Disposition header field "name" must be provided.')
         self._name = _text(options[b"name"])
@@ -82,7 +82,7 @@ class _Parts:
         self._fields += 1
         if self._fields > _MAX_FIELDS:
             raise _unreadable(f"Too many fields. Maximum number of fields is {_MAX_FIELDS}.")
-        _, options = parse_options_header(self._headers.get(b"content-type", b""))
+        _, options = parse_options_header(self._head.get(b"content-type", b""))
         if options.get(b"charset", b"utf-8").lower() not in _CHARSETS:
             raise _unreadable(f"The charset of the part '{self._name[:64]}' must be utf-8.")
 
