@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from fastapi import Request
 
-from app.errors import MalformedBody
+from app.errors import MalformedBody, UnsupportedMediaType
 from app.web.forms import read_form
 
 MIB = 2**20
@@ -15,13 +15,12 @@ HEAD = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r
 TAIL = b'\r\n--x\r\nContent-Disposition: form-data; name="prompt"\r\n\r\na wizard\r\n--x--\r\n'
 
 
-def request_of(chunks: Iterator[bytes]) -> Request:
+def request_of(chunks: Iterator[bytes], content_type: bytes = b"multipart/form-data; boundary=x") -> Request:
     async def receive() -> dict[str, object]:
         chunk = next(chunks, None)
         return {"type": "http.request", "body": chunk or b"", "more_body": chunk is not None}
 
-    headers = [(b"content-type", b"multipart/form-data; boundary=x")]
-    return Request({"type": "http", "method": "POST", "headers": headers}, receive)
+    return Request({"type": "http", "method": "POST", "headers": [(b"content-type", content_type)]}, receive)
 
 
 def upload(size: int, fill: bytes = b"\0") -> Iterator[bytes]:
@@ -66,3 +65,49 @@ def test_a_form_without_its_end_is_refused(missing: int) -> None:
 def test_text_behind_the_last_boundary_is_ignored() -> None:
     files, _ = asyncio.run(read_form(request_of(iter([HEAD, b"bytes", TAIL, b"epilogue " * 1000]))))
     assert files == {"image": b"bytes"}
+
+
+def text_part(disposition: bytes, text: bytes = b"a wizard", more: bytes = b"") -> bytes:
+    return b"--x\r\nContent-Disposition: form-data; " + disposition + b"\r\n" + more + b"\r\n" + text + b"\r\n"
+
+
+@pytest.mark.parametrize(
+    ("parts", "reason"),
+    [
+        ([text_part(b"filename=a")], 'field "name" must be provided'),
+        ([text_part(f"name=f{i}".encode()) for i in range(41)], "Too many fields. Maximum number of fields is 40"),
+        ([text_part(b"name=prompt", more=b"Content-Type: text/plain; charset=latin-1\r\n")], "'prompt' must be utf-8"),
+        ([text_part(b"name=prompt", b"gr\xfcn")], "'prompt' is not in UTF-8"),
+        ([text_part(b"name=prompt", b"x" * 65_537)], "longer than the 64 KiB"),
+        ([text_part(b"name=image", b"x" * 65_537)], "as a file part named 'image'"),
+        ([b"--y\r\n"], "Invalid multipart data"),
+    ],
+    ids=["name", "fields", "charset", "text", "long", "image", "boundary"],
+)
+def test_a_form_that_cannot_be_read_is_refused_with_the_reason(parts: list[bytes], reason: str) -> None:
+    with pytest.raises(MalformedBody, match=reason):
+        asyncio.run(read_form(request_of(iter([*parts, b"--x--\r\n"]))))
+
+
+@pytest.mark.parametrize(
+    ("content_type", "reason"),
+    [
+        (b"multipart/form-data", "Missing boundary"),
+        (b"multipart/form-data; boundary=x; charset=latin-1", "charset must be utf-8"),
+        (b"multipart/form-data; boundary=" + b"x" * 1000, "Invalid multipart data"),
+    ],
+    ids=["none", "charset", "long"],
+)
+def test_a_content_type_that_cannot_be_used_is_refused(content_type: bytes, reason: str) -> None:
+    with pytest.raises(MalformedBody, match=reason):
+        asyncio.run(read_form(request_of(iter([HEAD, TAIL]), content_type)))
+
+
+def test_an_image_as_text_and_a_name_in_latin_1_are_left_to_the_route() -> None:
+    form = [text_part(b"name=image", b"\x89PNG"), text_part(b'name="gr\xfcn"'), b"--x--\r\n"]
+    assert asyncio.run(read_form(request_of(iter(form)))) == ({}, {"image": "\x89PNG", "gr\xfcn": "a wizard"})
+
+
+def test_a_body_of_another_type_is_refused_with_the_type_to_send() -> None:
+    with pytest.raises(UnsupportedMediaType, match="Send multipart/form-data"):
+        asyncio.run(read_form(request_of(iter([b"{}"]), b"application/json")))
