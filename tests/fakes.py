@@ -26,7 +26,7 @@ from pathlib import Path
 
 from app.engine.messages import Fault, Job, ModelInfo, Result, Timings
 from app.errors import CheckpointError
-from app.model.devices import capacity
+from app.model.batch_limit import capacity
 from app.pixels import Pixels
 from app.settings import Settings
 from app.worker.protocols import Diffusion

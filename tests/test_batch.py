@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 
 from app.engine.messages import Job
-from app.model.devices import capacity
+from app.model.batch_limit import capacity
 from app.pixels import Pixels
 from app.worker.batch import Batch
 

@@ -42,6 +42,11 @@ def test_decoder_process_imports_little_besides_pillow() -> None:
     assert len(added) <= 60, sorted(added)
 
 
+@pytest.mark.parametrize("name", ["tests.fakes", "scripts.resilience.model"])
+def test_models_of_tests_load_no_torch(name: str) -> None:
+    assert not loaded_by(f"import app.worker.worker, {name}") & MODEL_LIBRARIES
+
+
 IMPORT_EACH = """
 import json, os, sys, threading
 

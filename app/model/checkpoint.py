@@ -18,7 +18,8 @@ from transformers.utils import logging as transformers_logging
 from app.engine.messages import ModelInfo
 from app.errors import CheckpointError
 from app.model import hub
-from app.model.devices import capacity, first_line, resolve_device, resolve_dtype
+from app.model.batch_limit import capacity
+from app.model.devices import first_line, resolve_device, resolve_dtype
 from app.model.packed import can_pack, channels_last, keep_stored, prepare
 from app.model.weights import place, stored_dtype
 from app.settings import Settings

@@ -1,8 +1,7 @@
-"""Which device and dtype a model runs on, and how many jobs share it there."""
+"""Which device and dtype a model runs on."""
 
 import os
 from pathlib import Path
-from typing import Literal
 
 import torch
 
@@ -74,17 +73,3 @@ def resolve_dtype(name: str, device: str) -> torch.dtype:
     if name == "auto":
         return torch.float16 if device.startswith("cuda") else torch.float32
     return _DTYPES[name]
-
-
-_SHARED = 4
-
-
-def capacity(max_batch: int | Literal["auto"], device: str, *, large: bool) -> int:
-    """Jobs on board at once, for the setting `max_batch`, a device's resolved name, and a model that is large or not.
-
-    Four small pictures together cost a CPU less than one by one; of a large model's, the first would be done with the
-    last, for nothing. A GPU is expected to gain with any. `scripts/bench --case load` and `--case batch` measure it.
-    """
-    if max_batch == "auto":
-        return 1 if large and device == "cpu" else _SHARED
-    return max_batch

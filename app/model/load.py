@@ -3,8 +3,8 @@
 import torch
 
 from app.model import checkpoint, devices
+from app.model.batch_limit import capacity
 from app.model.compiled import compile_parts, served_sizes
-from app.model.devices import capacity
 from app.model.diffusion import SdxlDiffusion
 from app.model.packed import is_large, pack_one_of_each
 from app.model.transfer import select

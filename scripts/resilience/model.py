@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from app.engine.messages import Fault, Job, ModelInfo, Result, Timings
-from app.model.devices import capacity
+from app.model.batch_limit import capacity
 from app.pixels import Pixels
 from app.settings import Settings
 from app.worker.protocols import Diffusion
