@@ -41,6 +41,10 @@ def cog(image: bytes) -> bytes:
     return json.dumps({"input": {"image": url, "prompt": "tick=9"}}).encode()
 
 
+def cog_with_one_id(image: bytes) -> bytes:
+    return json.dumps({"id": "one", **json.loads(cog(image))}).encode()
+
+
 async def send(app: FastAPI, path: str, media_type: str, body: bytes, read: asyncio.Semaphore) -> None:
     """One request, as a server hands it on: in chunks that nothing else refers to.
 
@@ -84,8 +88,9 @@ async def send(app: FastAPI, path: str, media_type: str, body: bytes, read: asyn
         ("/v2beta/stable-image/generate/sd3", FORM, lambda image: form(image, mode="image-to-image", strength="0.9")),
         ("/sdapi/v1/img2img", "application/json", web_ui),
         ("/predictions", "application/json", cog),
+        ("/predictions", "application/json", cog_with_one_id),
     ],
-    ids=["native", "openai", "stability", "webui", "cog"],
+    ids=["native", "openai", "stability", "webui", "cog", "cog with one id"],
 )
 def test_waiting_requests_hold_no_upload(path: str, media_type: str, body: Callable[[bytes], bytes]) -> None:
     image = saved(noise((1340, 1340)), "PNG")

@@ -99,7 +99,11 @@ async def _answer(request: Request, path_name: str | None) -> JSONResponse:
     del body
     predictions, service = of_app(request, Predictions), request.app.state.service
     # Whoever begins it has his time from the service, and is told at once if that is too short.
-    seconds = call.timeout if predictions.find(call.caller, name) else None
+    seconds = None
+    if predictions.find(call.caller, name):
+        seconds = call.timeout
+        # The prediction that runs has its own upload: this one is not decoded.
+        image.take()
     with predictions.waiting(call.caller, name, lambda: _predict(service, image, asked, call, name)) as task:
         prediction, headers = await unless_disconnected(request, _outcome(task, name, seconds))
     return JSONResponse(prediction, headers=headers)
