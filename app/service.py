@@ -13,6 +13,7 @@ from app import __version__
 from app.edits import EditedImage, Queued, RequestInfo, StepDone, Upload
 from app.engine.engine import Engine
 from app.engine.messages import Job, Progress
+from app.engine.supervisor import OnProgress
 from app.errors import InvalidParameter, ModelNotFound, Unavailable
 from app.imaging.c2pa import Signer
 from app.imaging.decoder_pool import Sandbox
@@ -26,9 +27,6 @@ from app.request import Img2ImgRequest, random_seed
 from app.settings import Settings
 
 T = TypeVar("T")
-
-_LOOK_SECONDS = 0.25
-"""How often it is looked at how many are before a request that waits."""
 
 
 class Service:
@@ -70,7 +68,7 @@ class Service:
         upload: Upload,
         request: Img2ImgRequest,
         call: RequestInfo,
-        on_progress: Callable[[Progress], None] | None = None,
+        on_progress: OnProgress | None = None,
         previews: frozenset[int] = frozenset(),
     ) -> EditedImage:
         """Make one picture of an uploaded one.
@@ -79,7 +77,8 @@ class Service:
             upload: a PNG, JPEG or WebP file; it is let go once it is decoded.
             request: what to make of it; `output_format` None means PNG.
             call: whose request it is, and how long there is for it.
-            on_progress: called on the event loop after each UNet call of this picture, and with each preview.
+            on_progress: called on the event loop with each new position in the queue, after each UNet call of this
+                image, and with each preview.
             previews: the numbers of the UNet calls after which there is to be one.
 
         Raises:
@@ -133,24 +132,16 @@ class Service:
 
         A request that is refused raises before anything has come.
         """
-        progress: asyncio.Queue[Progress | None] = asyncio.Queue()
+        progress: asyncio.Queue[Queued | Progress | None] = asyncio.Queue()
         task = asyncio.create_task(self.edit(upload, request, call, progress.put_nowait, previews))
         task.add_done_callback(lambda _: progress.put_nowait(None))
-        coming = asyncio.create_task(progress.get())
-        ahead: int | None = None
         done: set[tuple[int, bool]] = set()
         try:
-            while True:
-                if not (await asyncio.wait({coming}, timeout=_LOOK_SECONDS))[0]:
-                    before, ahead = ahead, self.engine.ahead(call.job_id)
-                    if ahead not in (None, before):
-                        yield Queued(ahead)
+            while (one := await progress.get()) is not None:
+                if isinstance(one, Queued):
+                    yield one
                     continue
-                one = coming.result()
-                if one is None:
-                    break
-                coming = asyncio.create_task(progress.get())
-                # What has to start anew has been shown up to there.
+                # A job that runs again repeats its steps: each is shown once.
                 if (key := (one.step, one.preview is not None)) in done:
                     continue
                 done.add(key)
@@ -161,7 +152,6 @@ class Service:
                 yield StepDone(one.step, one.steps, shown)
             yield task.result()
         finally:
-            coming.cancel()
             task.cancel()
             await asyncio.wait({task})
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from app.edits import Queued
 from app.engine.engine import Engine
 from app.engine.messages import Done, Failed, Job, Progress, Result, Start
 from app.engine.process import WorkerProcess
@@ -94,8 +95,9 @@ async def test_a_job_comes_back_as_its_picture_even_if_it_came_before_the_worker
 async def test_progress_is_reported_after_each_step() -> None:
     seen: list[tuple[int, int]] = []
 
-    def note(progress: Progress) -> None:
-        seen.append((progress.step, progress.steps))
+    def note(progress: Queued | Progress) -> None:
+        if isinstance(progress, Progress):
+            seen.append((progress.step, progress.steps))
 
     async with running() as engine:
         await engine.run(job(steps=3), note)

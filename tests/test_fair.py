@@ -68,6 +68,22 @@ def test_what_runs_again_goes_first_and_what_is_removed_is_gone() -> None:
     assert not len(queue)
 
 
+def test_queue_in_turn_lists_what_pop_returns_and_changes_nothing() -> None:
+    draw = random.Random(0)
+    for _ in range(50):
+        queue: FairQueue[int] = FairQueue()
+        for number in range(60):
+            # Few callers and few costs: many tags are equal.
+            queue.push(number, f"caller {draw.randrange(9)}", draw.randrange(1, 4))
+            if draw.random() < 0.3:
+                queue.push_first(queue.pop())
+            if draw.random() < 0.2:
+                queue.pop()
+        listed = list(queue.in_turn())
+        assert list(queue.in_turn()) == listed
+        assert [queue.pop() for _ in range(len(queue))] == listed
+
+
 def test_nothing_is_lost_or_doubled_and_no_caller_is_remembered_for_ever() -> None:
     draw = random.Random(0)
     queue: FairQueue[int] = FairQueue()

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from app.edits import Queued
 from app.engine.messages import Done, Job, Progress
 from app.model.diffusion import SdxlDiffusion
 from app.model.load import load
@@ -97,7 +98,7 @@ def test_one_that_cannot_be_made_fails_its_job_alone() -> None:
 
 @in_a_loop
 async def test_they_reach_whoever_waits_for_the_job() -> None:
-    seen: list[Progress] = []
+    seen: list[Queued | Progress] = []
     async with running() as engine:
         await engine.run(replace(engine_job(steps=4), previews=frozenset({2})), seen.append)
-    assert [message.step for message in seen if message.preview] == [2]
+    assert [message.step for message in seen if isinstance(message, Progress) and message.preview] == [2]

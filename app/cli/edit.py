@@ -136,7 +136,7 @@ async def _run_service(
     on_step: Callable[[int, int], None],
     loader: str | None,
 ) -> Edited:
-    from app.edits import RequestInfo, Upload
+    from app.edits import Queued, RequestInfo, Upload
     from app.engine.engine import LOADER
     from app.errors import EngineStopped
     from app.imaging.c2pa import signer
@@ -154,7 +154,10 @@ async def _run_service(
                 raise failures[0]
             await asyncio.sleep(0.02)
         picture = await service.edit(
-            Upload(data), request, RequestInfo(request_id), lambda done: on_step(done.step, done.steps)
+            Upload(data),
+            request,
+            RequestInfo(request_id),
+            lambda seen: None if isinstance(seen, Queued) else on_step(seen.step, seen.steps),
         )
     return Edited(
         data=picture.data,

@@ -28,7 +28,8 @@ from app.engine.messages import (
     Started,
     Ticked,
 )
-from app.engine.supervisor import Lane, Ticket
+from app.engine.positions import Positions
+from app.engine.supervisor import Lane, OnProgress, Ticket
 from app.errors import EngineStopped, ServiceError, WorkerLost
 from app.observability.metrics import Metrics
 from app.settings import Settings
@@ -68,6 +69,7 @@ class Engine:
         told = settings.model_copy(update={"api_keys": SecretStr("")})
         self._lanes = [Lane(Start(loader, device, told), metrics, self) for device in settings.devices.split(",")]
         self._waiting: FairQueue[Ticket] = FairQueue()
+        self._positions = Positions(self._waiting, self._lanes)
         self._tasks: list[asyncio.Task[None]] = []
         self._closed = False
         self._over = False
@@ -152,7 +154,7 @@ class Engine:
             if not self.admission.requests:
                 self._idle.set()
 
-    async def run(self, job: Job, on_progress: Callable[[Progress], None] | None = None, caller: str = "") -> Result:
+    async def run(self, job: Job, on_progress: OnProgress | None = None, caller: str = "") -> Result:
         """Run one job to its end. Cancelling the task that waits here cancels the job, wherever it is.
 
         Raises:
@@ -167,6 +169,7 @@ class Engine:
         loop = asyncio.get_running_loop()
         ticket = Ticket(job, loop.create_future(), on_progress, enqueued=time.monotonic())
         timer = loop.call_later(max(0.0, job.deadline - time.monotonic()), self._expire, ticket)
+        self._positions.add(ticket)
         self._waiting.push(ticket, caller, job.unet_rows + CODEC_ROWS)
         self._dispatch()
         try:
@@ -174,17 +177,6 @@ class Engine:
         finally:
             timer.cancel()
             self._forget(ticket)
-
-    def ahead(self, job_id: str) -> int | None:
-        """How many jobs are before one that waits, those that are being worked at too; None if it does not wait."""
-        waiting = [ticket.job.id for ticket in self._waiting.in_turn()]
-        if job_id in waiting:
-            return waiting.index(job_id) + sum(len(lane.tickets) for lane in self._lanes)
-        for lane in self._lanes:
-            if (ticket := lane.tickets.get(job_id)) and not ticket.started:
-                # Handed to a worker, behind what that has.
-                return list(lane.tickets).index(job_id)
-        return None
 
     def _dispatch(self) -> None:
         """Hand waiting jobs to the ready worker with the fewest; each may hold a second batch in reserve."""
@@ -200,6 +192,7 @@ class Engine:
             else:
                 min(ready, key=lambda lane: len(lane.tickets)).send(ticket)
         self._wake()
+        self._positions.changed()
         self._count()
 
     def _wake(self) -> None:
@@ -212,8 +205,10 @@ class Engine:
 
     def _forget(self, ticket: Ticket) -> None:
         """Nobody waits for this ticket any more: take it out of the queue, or off the worker."""
+        self._positions.remove(ticket)
         if ticket.lane is None:
             self._waiting.remove(ticket)
+            self._positions.changed()
         elif ticket.lane.withdraw(ticket):
             self._dispatch()
         self._count()
@@ -232,6 +227,7 @@ class Engine:
             if ticket.started:
                 ticket.deaths += 1
                 ticket.started = 0.0
+                ticket.ahead = None
                 ticket.job = replace(ticket.job, alone=True)
             if ticket.deaths >= 2:
                 ticket.refuse(WorkerLost("The worker process died twice with this request. Do not send it again."))

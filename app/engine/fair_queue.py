@@ -7,6 +7,7 @@ which is taken back costs it nothing.
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from heapq import heapify, heappop, heapreplace
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -36,13 +37,20 @@ class FairQueue(Generic[T]):
         for line in self._lines.values():
             yield from (item for _, item in line.items)
 
-    def in_turn(self) -> list[T]:
-        """All items in the order in which they leave, if nobody else comes."""
-        other: FairQueue[T] = FairQueue()
-        other._first = deque(self._first)
-        other._lines = {name: _Line(line.tag, deque(line.items)) for name, line in self._lines.items()}
-        other._now = self._now
-        return [other.pop() for _ in range(len(self))]
+    def in_turn(self) -> Iterator[T]:
+        """All items in the order in which they leave, if no other comes. The queue must not change meanwhile."""
+        yield from self._first
+        # The number decides between equal tags, as the order of the lines does in `pop`.
+        lines = [(line.tag, number, iter(line.items)) for number, line in enumerate(self._lines.values())]
+        heapify(lines)
+        while lines:
+            tag, number, items = lines[0]
+            if following := next(items, None):
+                cost, item = following
+                heapreplace(lines, (tag + cost, number, items))
+                yield item
+            else:
+                heappop(lines)
 
     def push(self, item: T, caller: str, cost: float) -> None:
         """Behind what the caller has waiting."""

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+from app.edits import Queued
 from app.engine.messages import Canary, Cancel, Job, ModelInfo, Progress, Ready, Result, Start, ToWorker
 from app.engine.process import WorkerProcess
 from app.observability.metrics import Metrics
@@ -33,6 +34,10 @@ _HANGING_TURN = 20
 """Likewise, it is killed then: soon enough for its jobs to be done by another before their deadlines."""
 
 
+OnProgress = Callable[[Queued | Progress], None]
+"""Called on the event loop with each new position of a job that waits, each step that is done, and each preview."""
+
+
 @dataclass(eq=False)
 class Ticket:
     """A job, and who waits for it. `enqueued` and `started` are readings of `time.monotonic()`; 0 is not yet.
@@ -40,15 +45,17 @@ class Ticket:
     Attributes:
         deaths: workers that died with it on board.
         lane: whose worker has it; None while it waits.
+        ahead: the position that was sent last; None if none was since it began to wait.
     """
 
     job: Job
     future: "asyncio.Future[Result]"
-    on_progress: Callable[[Progress], None] | None
+    on_progress: OnProgress | None
     enqueued: float
     started: float = 0.0
     deaths: int = 0
     lane: "Lane | None" = None
+    ahead: int | None = None
 
     def refuse(self, error: Exception) -> None:
         """Tell who waits that it failed; nothing if it is over already."""
