@@ -1,125 +1,134 @@
-"""What the API process holds for requests that wait: pixels, and no longer the file or the body they came from."""
+"""What the API process holds of an upload: nothing, once it is decoded and the request waits in the queue."""
 
-import asyncio
 import base64
 import gc
 import json
-import time
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
-from fastapi import FastAPI
 
-from app.main import create_app
-from app.settings import Settings
+from app.edits import Upload
+from tests.conftest import run_server
 from tests.pictures import noise, saved
+from tests.test_limits import connect, eventually, sample
 
 MIB = 2**20
-COUNT = 16
-LIMIT = 25 * MIB
-"""For all together: pixels are 0.75 MiB a request, files 5."""
-FORM = "multipart/form-data; boundary=x"
+PIXELS = 512 * 512 * 3
+"""Bytes of a decoded image, which a waiting request does hold."""
+
+Body = tuple[str, str, bytes]
+"""A path, a Content-Type, and a body."""
 
 
-def part(name: str, data: bytes, filename: str = "") -> bytes:
-    file = f'; filename="{filename}"' if filename else ""
-    return f'--x\r\nContent-Disposition: form-data; name="{name}"{file}\r\n\r\n'.encode() + data + b"\r\n"
+def form(path: str, image: bytes, **fields: str) -> Body:
+    texts = "".join(
+        f'--b\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n' for name, value in fields.items()
+    )
+    head = f'{texts}--b\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r\n\r\n'
+    return path, "multipart/form-data; boundary=b", head.encode() + image + b"\r\n--b--\r\n"
 
 
-def form(image: bytes, **fields: str) -> bytes:
-    texts = [part(name, value.encode()) for name, value in {"prompt": "tick=9", **fields}.items()]
-    return b"".join([part("image", image, "a.png"), *texts, b"--x--\r\n"])
+def as_json(path: str, body: dict[str, Any]) -> Body:
+    return path, "application/json", json.dumps(body).encode()
 
 
-def web_ui(image: bytes) -> bytes:
-    return json.dumps({"init_images": [base64.b64encode(image).decode()], "prompt": "tick=9"}).encode()
+BODIES: dict[str, Callable[[bytes, str], Body]] = {
+    "form": lambda image, _: form("/img2img", image, prompt="x"),
+    "raw": lambda image, _: ("/img2img", "image/png", image),
+    "hugging face": lambda _, text: as_json("/img2img", {"inputs": text}),
+    "stability": lambda image, _: form("/v2beta/stable-image/generate/sd3", image, prompt="x", mode="image-to-image"),
+    "openai": lambda image, _: form("/v1/images/edits", image, prompt="x"),
+    "openai, two images": lambda image, _: form("/v1/images/edits", image, prompt="x", n="2"),
+    "openai, stream": lambda image, _: form("/v1/images/edits", image, prompt="x", stream="true"),
+    "web ui": lambda _, text: as_json("/sdapi/v1/img2img", {"init_images": [text], "prompt": "x"}),
+    "cog": lambda _, text: as_json("/predictions", {"input": {"image": f"data:image/png;base64,{text}"}}),
+    "cog, one id": lambda _, text: as_json(
+        "/predictions", {"id": "one", "input": {"image": f"data:image/png;base64,{text}"}}
+    ),
+    "vertex": lambda _, text: as_json("/vertex", {"instances": [{"image": text}]}),
+}
 
 
-def cog(image: bytes) -> bytes:
-    url = f"data:image/png;base64,{base64.b64encode(image).decode()}"
-    return json.dumps({"input": {"image": url, "prompt": "tick=9"}}).encode()
+def send(url: str, body: Body, stack: ExitStack, accept: str = "*/*") -> None:
+    """Send a request, and keep its connection open without reading the answer."""
+    path, content_type, content = body
+    connection = stack.enter_context(connect(url))
+    head = (
+        f"POST {path} HTTP/1.1\r\nHost: {urlsplit(url).netloc}\r\nContent-Type: {content_type}\r\n"
+        f"Accept: {accept}\r\nContent-Length: {len(content)}\r\n\r\n"
+    )
+    connection.sendall(head.encode())
+    connection.sendall(content)
 
 
-def cog_with_one_id(image: bytes) -> bytes:
-    return json.dumps({"id": "one", **json.loads(cog(image))}).encode()
+@pytest.fixture(scope="module")
+def image() -> bytes:
+    """A PNG file of 5 MiB."""
+    data = saved(noise((1400, 1250)), "PNG")
+    assert 5 * MIB < len(data) < 5.5 * MIB
+    return data
 
 
-async def send(app: FastAPI, path: str, media_type: str, body: bytes, read: asyncio.Semaphore) -> None:
-    """One request, as a server hands it on: in chunks that nothing else refers to.
-
-    Releases `read` once all are taken.
-    """
-    chunks = [body[start : start + 65_536] for start in range(0, len(body), 65_536)][::-1]
-    del body
-    scope = {
-        "type": "http",
-        "method": "POST",
-        "path": path,
-        "raw_path": path.encode(),
-        "query_string": b"",
-        "headers": [(b"content-type", media_type.encode())],
-        "client": ("127.0.0.1", 1),
-        "server": ("host", 80),
-        "http_version": "1.1",
-        "scheme": "http",
-        "root_path": "",
-        "state": {},
-    }
-
-    async def receive() -> dict[str, object]:
-        if not chunks:
-            read.release()
-            await asyncio.Event().wait()
-        chunk = chunks.pop()
-        return {"type": "http.request", "body": chunk, "more_body": bool(chunks)}
-
-    async def ignore(message: object) -> None:
-        pass
-
-    await app(scope, receive, ignore)
+@pytest.fixture(scope="module")
+def busy_server(png: bytes) -> Iterator[str]:
+    """A server whose worker is at work for good and has a job in reserve: every other request waits in the queue."""
+    knobs: dict[str, Any] = {"max_batch": 1, "tick_timeout_seconds": 600, "deadline_seconds": 600}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AIP_PREDICT_ROUTE", "/vertex")
+        with run_server(**knobs) as url, ExitStack() as stack:
+            for _ in range(2):
+                send(url, form("/img2img", png, prompt="hang_at=0"), stack)
+            eventually(lambda: sample(url, "img2img_jobs_on_board") == 2)
+            yield url
 
 
-@pytest.mark.parametrize(
-    ("path", "media_type", "body"),
-    [
-        ("/img2img", FORM, form),
-        ("/v1/images/edits", FORM, form),
-        ("/v2beta/stable-image/generate/sd3", FORM, lambda image: form(image, mode="image-to-image", strength="0.9")),
-        ("/sdapi/v1/img2img", "application/json", web_ui),
-        ("/predictions", "application/json", cog),
-        ("/predictions", "application/json", cog_with_one_id),
-    ],
-    ids=["native", "openai", "stability", "webui", "cog", "cog with one id"],
-)
-def test_waiting_requests_hold_no_upload(path: str, media_type: str, body: Callable[[bytes], bytes]) -> None:
-    image = saved(noise((1340, 1340)), "PNG")
-    assert len(image) > 5 * MIB
+def held_while_waiting(url: str, body: Body, requests: int, jobs: int, accept: str = "*/*") -> int:
+    """Bytes that the process holds more than before while so many requests wait, with so many jobs in the queue."""
+    tracemalloc.start()
+    try:
+        with ExitStack() as stack:
+            gc.collect()
+            before, _ = tracemalloc.get_traced_memory()
+            for _ in range(requests):
+                send(url, body, stack, accept)
+            eventually(
+                lambda: (
+                    sample(url, "img2img_queue_depth") == jobs
+                    and sample(url, "img2img_inflight_requests") == requests + 2
+                )
+            )
+            gc.collect()
+            held = tracemalloc.get_traced_memory()[0] - before
+        eventually(lambda: sample(url, "img2img_queue_depth") == 0)
+        return held
+    finally:
+        tracemalloc.stop()
 
-    async def held() -> int:
-        app = create_app(Settings(devices="cpu", max_batch=1), "tests.fakes:load")
-        async with app.router.lifespan_context(app):
-            service = app.state.service
-            while service.status != "ready":  # noqa: ASYNC110
-                await asyncio.sleep(0.02)
-            tracemalloc.start()
-            read = asyncio.Semaphore(0)
-            waiting = [asyncio.create_task(send(app, path, media_type, body(image), read)) for _ in range(COUNT)]
-            try:
-                for _ in range(COUNT):
-                    await read.acquire()
-                ends, now = time.monotonic() + 30, LIMIT + 1
-                # Now all are decoded, one after the other.
-                while now > LIMIT and time.monotonic() < ends:
-                    await asyncio.sleep(0.1)
-                    gc.collect()
-                    now, _ = tracemalloc.get_traced_memory()
-                assert not any(task.done() for task in waiting)
-                return now
-            finally:
-                tracemalloc.stop()
-                for task in waiting:
-                    task.cancel()
-                await asyncio.wait(waiting)
 
-    assert asyncio.run(held()) <= LIMIT
+def test_16_waiting_forms_of_5_mib_are_held_as_pixels_only(busy_server: str, image: bytes) -> None:
+    held = held_while_waiting(busy_server, form("/img2img", image, prompt="x"), 16, 16)
+    assert 16 * PIXELS <= held < 25 * MIB
+
+
+@pytest.mark.parametrize("kind", BODIES)
+def test_waiting_body_of_any_dialect_is_held_as_pixels_only(busy_server: str, image: bytes, kind: str) -> None:
+    body = BODIES[kind](image, base64.b64encode(image).decode())
+    jobs = {"openai, two images": 6, "cog, one id": 1}.get(kind, 3)
+    assert jobs * PIXELS <= held_while_waiting(busy_server, body, 3, jobs) < jobs * PIXELS + 2 * MIB
+
+
+def test_waiting_event_stream_holds_pixels_only(busy_server: str, image: bytes) -> None:
+    body = form("/img2img", image, prompt="x")
+    held = held_while_waiting(busy_server, body, 3, 3, accept="text/event-stream")
+    assert 3 * PIXELS <= held < 3 * PIXELS + 2 * MIB
+
+
+def test_upload_of_two_edits_is_released_by_the_second() -> None:
+    upload = Upload(b"file", uses=2)
+    assert upload.take() == upload.take() == b"file"
+    with pytest.raises(IndexError):
+        upload.take()

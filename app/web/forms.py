@@ -22,16 +22,18 @@ class _Parts:
 
     Attributes:
         items: names and contents in their order: bytes of a file, text of a field.
-        complete: whether the form's last boundary has come.
+        begun: whether the first boundary has come.
+        complete: whether the last boundary has come.
     """
 
     def __init__(self, boundary: bytes, max_files: int) -> None:
         self.items: list[tuple[str, bytes | str]] = []
+        self.begun = False
         self.complete = False
         self._max_files = max_files
         self._files = 0
         self._fields = 0
-        self._begin()
+        self._reset()
         self._parser = MultipartParser(
             boundary,
             {
@@ -51,6 +53,10 @@ class _Parts:
         self._parser.write(chunk)
 
     def _begin(self) -> None:
+        self.begun = True
+        self._reset()
+
+    def _reset(self) -> None:
         self._head: dict[bytes, bytes] = {}
         self._header = (b"", b"")
         self._name, self._is_file = "", False
@@ -138,9 +144,9 @@ async def read_form(request: Request, max_files: int = 1) -> tuple[dict[str, byt
             pass
         if isinstance(error, MalformedBody):
             raise
-        raise _unreadable("Invalid multipart data.") from error
+        raise (_unreadable("Invalid multipart data.") if parts.begun else _incomplete()) from error
     if not parts.complete:
-        raise MalformedBody("The form's last boundary is missing: it was cut short on its way, or is no form.")
+        raise _incomplete()
     found = once(parts.items)
     files = {name: part for name, part in found.items() if isinstance(part, bytes)}
     return files, {name: part for name, part in found.items() if isinstance(part, str)}
@@ -151,8 +157,16 @@ def _started(content_type: str, max_files: int) -> _Parts:
     if options.get(b"charset", b"utf-8").lower() not in _CHARSETS:
         raise MalformedBody("The form's charset must be utf-8: leave it out of the Content-Type.")
     if not options.get(b"boundary"):
-        raise _unreadable("Missing boundary in multipart.")
-    return _Parts(options[b"boundary"], max_files)
+        raise _incomplete()
+    try:
+        return _Parts(options[b"boundary"], max_files)
+    except FormParserError as error:
+        # The boundary is too long.
+        raise _unreadable("Invalid multipart data.") from error
+
+
+def _incomplete() -> MalformedBody:
+    return MalformedBody("The form's last boundary is missing: it was cut short on its way, or is no form.")
 
 
 def _unreadable(reason: str) -> MalformedBody:
