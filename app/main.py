@@ -50,6 +50,7 @@ async def open_service(
     service = Service(settings, engine, metrics, signer)
     await engine.start()
     try:
+        await service.start()
         yield service
     finally:
         await engine.stop()

@@ -13,10 +13,10 @@ from app import __version__
 from app.edits import EditedImage, Queued, RequestInfo, StepDone, Upload
 from app.engine.engine import Engine
 from app.engine.messages import Job, Progress
-from app.engine.supervisor import OnProgress
+from app.engine.ticket import OnProgress
 from app.errors import InvalidParameter, ModelNotFound, Unavailable
 from app.imaging.c2pa import Signer
-from app.imaging.decoder_pool import Sandbox
+from app.imaging.decoder_pool import DecoderPool
 from app.imaging.encode import Marks, encode_image, encode_preview
 from app.infotext import infotext, sampler_name
 from app.observability import tracing
@@ -55,13 +55,17 @@ class Service:
         count = os.cpu_count() or 1
         self._writers = ThreadPoolExecutor(count, "writers")
         self._helpers = ThreadPoolExecutor(count, "helpers")
-        self._sandbox = Sandbox(settings.max_image_pixels, count, metrics.decoder_deaths.inc)
+        self._decoders = DecoderPool(settings.max_image_pixels, count, metrics.decoder_deaths.inc)
+
+    async def start(self) -> None:
+        """Start the decoder processes."""
+        await self._decoders.start()
 
     def close(self) -> None:
-        """Let the threads and the decoders go."""
+        """End the threads and the decoder processes."""
         for threads in (self._writers, self._helpers):
             threads.shutdown(wait=False, cancel_futures=True)
-        self._sandbox.close()
+        self._decoders.close()
 
     async def edit(
         self,
@@ -95,7 +99,7 @@ class Service:
             span.set_attributes({"img2img.seed": seed, "img2img.steps_run": request.steps_run})
             with self.engine.admit(request.unet_rows, call.caller, call.timeout) as deadline:
                 with tracing.stage("decode", seconds):
-                    pixels = await self._sandbox.decode(upload.take(), request.fit, deadline, call.caller)
+                    pixels = await self._decoders.decode(upload.take(), request.fit, deadline, call.caller)
                 job = _job(call.job_id, pixels, request, seed, deadline, previews)
                 with tracing.span("engine"):
                     result = await self.engine.run(job, on_progress, call.caller)
@@ -172,7 +176,7 @@ class Service:
         Raises:
             ServiceError: it cannot be read.
         """
-        return await self._sandbox.parameters(file, call.caller)
+        return await self._decoders.parameters(file, call.caller)
 
     async def drain(self) -> None:
         """Refuse new requests, let those that run finish, and return; the settings say how long either may take."""

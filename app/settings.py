@@ -55,8 +55,8 @@ def unknown_variables(environment: Iterable[str]) -> Iterator[str]:
             yield f"{name} is no setting, and has no effect{meant}"
 
 
-class Settings(BaseSettings):
-    """The service's settings. Raises pydantic's `ValidationError`, naming the variable, for a value out of bounds."""
+class WorkerSettings(BaseSettings):
+    """The settings that a worker process reads. It gets these and no others, so no API key among them."""
 
     model_config = SettingsConfigDict(
         env_prefix=_PREFIX,
@@ -80,16 +80,51 @@ class Settings(BaseSettings):
         description="`auto` (on CUDA in float16 `madebyollin/sdxl-vae-fp16-fix` where the checkpoint's own must run in "
         "float32, else `checkpoint`), `checkpoint`, `tiny` (TAESDXL: faster, coarser), a folder or a hub id.",
     )
+    dtype: Literal["auto", "float16", "bfloat16", "float32"] = Field(
+        "auto", description="`auto` is float16 on CUDA and float32 on the CPU."
+    )
+    offline: bool = Field(False, description="Never contact the model hub: fail if the files are not there.")
+    hub_cache: Path | None = Field(
+        None, description="Where downloaded weights are kept; by default the hub client's own cache (`HF_HOME`)."
+    )
+    max_batch: MaxBatch = Field(
+        "auto",
+        description="`auto` (4, but 1 for a large model on the CPU) or a number from 1 to 64: jobs that share a UNet "
+        "call, per device.",
+    )
+    compile: Literal["off", "default", "max"] = Field(
+        "off",
+        description="`default` compiles the model before it is ready, with CUDA graphs on CUDA; `max` tries more "
+        "kernels and takes longer. Both need a C++ compiler. For the CPU, `off` is best.",
+    )
+    compile_cache: Path | None = Field(
+        None, description="Where compiled code is kept for the next start; by default in a temporary folder."
+    )
+    fp16_accumulation: bool = Field(
+        False,
+        description="On CUDA, add up float16 products in float16: it may be faster on GPUs of the A10G's class, and is "
+        "less exact.",
+    )
+    cache_bytes: int = Field(
+        128 * 1024**2,
+        ge=0,
+        description="Bytes on each device for what was encoded: no prompt (0.3 MB) or picture is encoded twice soon.",
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="How much is logged.")
+    log_format: Literal["auto", "json", "console"] = Field(
+        "auto", description="`json` (a line of JSON each), `console`, or `auto`: JSON where nobody reads along."
+    )
+
+
+class Settings(WorkerSettings):
+    """The service's settings. Raises pydantic's `ValidationError`, naming the variable, for a value out of bounds."""
+
     devices: Annotated[str, AfterValidator(_each_once)] = Field(
         "auto",
         pattern=r"^(auto|(cpu|cuda(:\d+)?)(,(cpu|cuda(:\d+)?))*)$",
         description="`auto` (the first CUDA device, or the CPU where there is no GPU) or a list like `cuda:0,cuda:1`: "
         "one worker for each.",
     )
-    dtype: Literal["auto", "float16", "bfloat16", "float32"] = Field(
-        "auto", description="`auto` is float16 on CUDA and float32 on the CPU."
-    )
-    offline: bool = Field(False, description="Never contact the model hub: fail if the files are not there.")
     host: str = Field("127.0.0.1", description="The address that `img2img serve` listens on.")
     port: int = Field(
         8000,
@@ -128,33 +163,6 @@ class Settings(BaseSettings):
         "",
         description="Origins of web pages that may use the service from a browser, like `https://example.org`, "
         "separated by commas; its own may.",
-    )
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="How much is logged.")
-    log_format: Literal["auto", "json", "console"] = Field(
-        "auto", description="`json` (a line of JSON each), `console`, or `auto`: JSON where nobody reads along."
-    )
-    max_batch: MaxBatch = Field(
-        "auto",
-        description="`auto` (4, but 1 for a large model on the CPU) or a number from 1 to 64: jobs that share a UNet "
-        "call, per device.",
-    )
-    compile: Literal["off", "default", "max"] = Field(
-        "off",
-        description="`default` compiles the model before it is ready, with CUDA graphs on CUDA; `max` tries more "
-        "kernels and takes longer. Both need a C++ compiler. For the CPU, `off` is best.",
-    )
-    compile_cache: Path | None = Field(
-        None, description="Where compiled code is kept for the next start; by default in a temporary folder."
-    )
-    fp16_accumulation: bool = Field(
-        False,
-        description="On CUDA, add up float16 products in float16: it may be faster on GPUs of the A10G's class, and is "
-        "less exact.",
-    )
-    cache_bytes: int = Field(
-        128 * 1024**2,
-        ge=0,
-        description="Bytes on each device for what was encoded: no prompt (0.3 MB) or picture is encoded twice soon.",
     )
     queue_size: int = Field(64, ge=1, le=10_000, description="Requests that may wait or run; one more is refused.")
     deadline_seconds: float = Field(
@@ -213,6 +221,7 @@ class Settings(BaseSettings):
         "Needs the extra `c2pa`.",
     )
     c2pa_key: Path | None = Field(None, description="A PEM file with that certificate's private key, not encrypted.")
-    hub_cache: Path | None = Field(
-        None, description="Where downloaded weights are kept; by default the hub client's own cache (`HF_HOME`)."
-    )
+
+    def for_worker(self) -> WorkerSettings:
+        """The part that a worker process reads."""
+        return WorkerSettings.model_construct(**self.model_dump(include=set(WorkerSettings.model_fields)))

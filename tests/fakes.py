@@ -28,7 +28,7 @@ from app.engine.messages import Fault, Job, ModelInfo, Result, Timings
 from app.errors import CheckpointError
 from app.model.batch_limit import capacity
 from app.pixels import Pixels
-from app.settings import Settings
+from app.settings import WorkerSettings
 from app.worker.protocols import Diffusion
 
 
@@ -189,7 +189,7 @@ class FakeDiffusion:
         )
 
 
-def load(settings: Settings, device: str) -> Diffusion:
+def load(settings: WorkerSettings, device: str) -> Diffusion:
     """The words of `IMG2IMG_MODEL`: `broken`, `slow` (a second), `dies`, `until=PATH` (makes pictures while PATH is not
     there); anything else just works."""
     if settings.model == "broken":
@@ -205,14 +205,14 @@ def load(settings: Settings, device: str) -> Diffusion:
     return diffusion
 
 
-def lightning(settings: Settings, device: str) -> Diffusion:
+def lightning(settings: WorkerSettings, device: str) -> Diffusion:
     """A model with another scheduler."""
     diffusion = FakeDiffusion(device)
     diffusion.info = replace(diffusion.info, scheduler="EulerDiscreteScheduler")
     return diffusion
 
 
-def removable(settings: Settings, device: str) -> Diffusion:
+def removable(settings: WorkerSettings, device: str) -> Diffusion:
     """A model on a machine with a GPU for as long as there is the file that `IMG2IMG_MODEL` names."""
     present = Path(settings.model).exists()
     if device == "auto":
@@ -222,18 +222,18 @@ def removable(settings: Settings, device: str) -> Diffusion:
     return FakeDiffusion(device)
 
 
-def each(settings: Settings, device: str) -> Diffusion:
+def each(settings: WorkerSettings, device: str) -> Diffusion:
     """A model on a device of its own."""
     return FakeDiffusion(f"{device}:{os.getpid()}")
 
 
-def hang(settings: Settings, device: str) -> FakeDiffusion:
+def hang(settings: WorkerSettings, device: str) -> FakeDiffusion:
     """A model that never finishes loading."""
     time.sleep(3600)
     return FakeDiffusion(device)
 
 
-def babble(settings: Settings, device: str) -> FakeDiffusion:
+def babble(settings: WorkerSettings, device: str) -> FakeDiffusion:
     """A worker that writes over its own pipe."""
     os.write(int(sys.argv[1]), b"\0\0\0\4junk")
     time.sleep(3600)

@@ -14,9 +14,11 @@ import pytest
 
 from app.edits import Queued
 from app.engine.engine import Engine
+from app.engine.liveness import LivenessLimits
 from app.engine.messages import Done, Failed, Job, Progress, Result, Start
 from app.engine.process import WorkerProcess
-from app.engine.supervisor import Lane, Ticket
+from app.engine.supervisor import WorkerSupervisor
+from app.engine.ticket import Ticket
 from app.errors import (
     DeadlineExceeded,
     EngineError,
@@ -49,9 +51,9 @@ def in_a_loop(test: Test) -> Callable[..., None]:
 
 
 @asynccontextmanager
-async def running(loader: str = FAKE, **knobs: Any) -> AsyncIterator[Engine]:
+async def running(loader: str = FAKE, limits: LivenessLimits | None = None, **knobs: Any) -> AsyncIterator[Engine]:
     failures: list[EngineStopped] = []
-    engine = Engine(Settings(**{"devices": "cpu", **knobs}), Metrics(), loader, failures.append)
+    engine = Engine(Settings(**{"devices": "cpu", **knobs}), Metrics(), loader, failures.append, limits)
     await engine.start()
     try:
         yield engine
@@ -74,7 +76,7 @@ async def until(condition: Callable[[], Any]) -> None:
 
 
 def pid_of(engine: Engine) -> int:
-    pid = engine._lanes[0].pid
+    pid = engine.workers[0].pid
     assert pid is not None
     return pid
 
@@ -121,19 +123,19 @@ async def test_many_jobs_at_once_each_get_their_own_picture() -> None:
 @in_a_loop
 async def test_two_devices_share_the_work() -> None:
     async with running(devices="cpu,cpu", max_batch=1) as engine:
-        await until(lambda: all(lane.info for lane in engine._lanes))
+        await until(lambda: all(lane.info for lane in engine.workers))
         both = [asyncio.create_task(engine.run(job(f"j{i}", "tick=0.25", steps=2))) for i in range(2)]
-        await until(lambda: sum(len(lane.tickets) for lane in engine._lanes) == 2)
-        assert [len(lane.tickets) for lane in engine._lanes] == [1, 1]
+        await until(lambda: sum(len(lane.tickets) for lane in engine.workers) == 2)
+        assert [len(lane.tickets) for lane in engine.workers] == [1, 1]
         await asyncio.gather(*both)
-        assert len({lane.pid for lane in engine._lanes}) == 2
+        assert len({lane.pid for lane in engine.workers}) == 2
 
 
 @in_a_loop
 async def test_of_several_devices_the_one_without_a_worker_is_told() -> None:
     async with running("tests.fakes:each", devices="cpu,cpu") as engine:
-        await until(lambda: all(lane.info for lane in engine._lanes))
-        one, other = (f"cpu:{lane.pid}" for lane in engine._lanes)
+        await until(lambda: all(lane.info for lane in engine.workers))
+        one, other = (f"cpu:{lane.pid}" for lane in engine.workers)
 
         def sample(name: str, device: str, **labels: str) -> float | None:
             return engine.metrics.registry.get_sample_value(f"img2img_{name}", {"device": device, **labels})
@@ -142,10 +144,10 @@ async def test_of_several_devices_the_one_without_a_worker_is_told() -> None:
         facts |= {"scheduler": "EulerAncestralDiscreteScheduler", "compile": "off"}
         assert [sample("model_info", device, **facts) for device in (one, other)] == [1, 1]
         assert [sample("worker_ready", device) for device in (one, other)] == [1, 1]
-        engine._lanes[0].kill("test")
+        engine.workers[0].kill("test")
         await until(lambda: sample("worker_ready", one) == 0)
         assert sample("worker_ready", other) == 1
-        await until(lambda: sample("worker_ready", f"cpu:{engine._lanes[0].pid}") == 1)
+        await until(lambda: sample("worker_ready", f"cpu:{engine.workers[0].pid}") == 1)
 
 
 @in_a_loop
@@ -238,7 +240,7 @@ async def test_what_a_worker_says_of_jobs_that_nobody_waits_for_is_dropped() -> 
     async with running() as engine:
         result = await engine.run(job())
         for message in (Done("nobody", result, 1), Failed("nobody", "error"), Progress("nobody", 1, 2)):
-            engine.received(engine._lanes[0], message)
+            engine.received(engine.workers[0], message)
         assert engine.metrics.registry.get_sample_value("img2img_images_total") == 1
 
 
@@ -246,8 +248,8 @@ async def test_what_a_worker_says_of_jobs_that_nobody_waits_for_is_dropped() -> 
 async def test_a_job_that_the_worker_found_expired_is_refused_as_too_late() -> None:
     async with running() as engine:
         task = asyncio.create_task(engine.run(job("late", "tick=0.1", steps=50)))
-        await until(lambda: engine._lanes[0].tickets)
-        engine.received(engine._lanes[0], Failed("late", "expired"))
+        await until(lambda: engine.workers[0].tickets)
+        engine.received(engine.workers[0], Failed("late", "expired"))
         with pytest.raises(DeadlineExceeded):
             await task
 
@@ -256,7 +258,7 @@ async def test_a_job_that_the_worker_found_expired_is_refused_as_too_late() -> N
 async def test_a_lane_without_a_worker_takes_and_gives_back_tickets() -> None:
     """As while its worker is dying."""
     async with running() as engine:
-        lane = Lane(Start(FAKE, "cpu", engine.settings), engine.metrics, engine)
+        lane = WorkerSupervisor(Start(FAKE, "cpu", engine.settings), engine.metrics, engine, LivenessLimits())
         ticket = Ticket(job(), asyncio.get_running_loop().create_future(), None, 0.0)
         lane.send(ticket)
         lane.kill("test")
@@ -271,7 +273,7 @@ async def test_a_lane_without_a_worker_takes_and_gives_back_tickets() -> None:
 
 @in_a_loop
 async def test_a_word_to_a_worker_that_has_gone_is_lost_without_harm() -> None:
-    process = await WorkerProcess.spawn(Start(FAKE, "cpu", Settings()))
+    process = await WorkerProcess.spawn(Start(FAKE, "cpu", Settings().for_worker()))
     await process.stop()
     process.send(job())
     process.kill()
@@ -282,8 +284,8 @@ async def test_a_word_to_a_worker_that_has_gone_is_lost_without_harm() -> None:
 async def test_a_machine_without_room_for_a_process_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
     async with running() as engine:
         await until(lambda: engine.ready)
-        monkeypatch.setattr("app.engine.process.sys.executable", "/nowhere/python")
-        engine._lanes[0].kill("test")
+        monkeypatch.setattr("app.subprocesses.sys.executable", "/nowhere/python")
+        engine.workers[0].kill("test")
         await until(lambda: deaths(engine, "spawn"))
         assert not engine.ready
         monkeypatch.undo()
@@ -292,7 +294,7 @@ async def test_a_machine_without_room_for_a_process_is_asked_again(monkeypatch: 
 
 @in_a_loop
 async def test_a_machine_that_never_has_room_for_a_process_ends_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.engine.process.sys.executable", "/nowhere/python")
+    monkeypatch.setattr("app.subprocesses.sys.executable", "/nowhere/python")
     async with running(max_worker_deaths=2) as engine:
         with pytest.raises(Unavailable):
             await engine.run(job())
@@ -306,8 +308,8 @@ async def test_an_error_of_the_engine_s_own_ends_it_and_nobody_waits_in_vain(
     async with running() as engine:
         await until(lambda: engine.ready)
         waiting = asyncio.create_task(engine.run(job(prompt="tick=9")))
-        await until(lambda: engine._lanes[0].tickets)
-        monkeypatch.setattr(engine._lanes[0], "check", 3)
+        await until(lambda: engine.workers[0].tickets)
+        monkeypatch.setattr(engine.workers[0], "check", 3)
         with pytest.raises(Unavailable, match="about to restart"):
             await waiting
         assert "TypeError" in str(engine.failure)
@@ -318,9 +320,9 @@ async def test_an_error_of_the_engine_s_own_ends_it_and_nobody_waits_in_vain(
 @in_a_loop
 async def test_who_is_cancelled_just_when_a_worker_has_ended_is_cancelled(turns: int) -> None:
     # Python 3.11's `wait_for` forgets it then: the lane went on to start workers, and the engine's end never came.
-    process = await WorkerProcess.spawn(Start(FAKE, "cpu", Settings()))
+    process = await WorkerProcess.spawn(Start(FAKE, "cpu", Settings().for_worker()))
     task = asyncio.create_task(process.stop())
-    while process._process.returncode is None:  # noqa: ASYNC110  each turn of the loop is looked at
+    while process._child.exit_code is None:  # noqa: ASYNC110  each turn of the loop is looked at
         await asyncio.sleep(0)
     for _ in range(turns):
         await asyncio.sleep(0)
@@ -339,7 +341,7 @@ def test_bytes_that_are_no_picture_of_that_size_are_refused() -> None:
 async def test_a_cancelled_job_makes_room_and_is_never_finished() -> None:
     async with running(max_batch=1) as engine:
         task = asyncio.create_task(engine.run(job("gone", "tick=0.05", steps=50)))
-        await until(lambda: engine._lanes[0].tickets)
+        await until(lambda: engine.workers[0].tickets)
         await asyncio.sleep(0.1)
         task.cancel()
         await engine.run(job("next", steps=1))
@@ -411,10 +413,10 @@ async def test_a_worker_ends_when_its_engine_is_gone() -> None:
     async with running() as engine:
         await until(lambda: engine.info)
         pid = pid_of(engine)
-        process = engine._lanes[0]._process
+        process = engine.workers[0]._process
         assert process is not None
         process._transport.close()
-        await until(lambda: engine._lanes[0].pid != pid)
+        await until(lambda: engine.workers[0].pid != pid)
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
 

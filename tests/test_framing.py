@@ -9,7 +9,7 @@ import pytest
 from app.engine.framing import HEADER, Receiver, pack, unpack
 from app.engine.messages import Done, Progress, Result, Started
 from app.pixels import Pixels
-from app.subprocesses import BUFFER_BYTES, enlarge_buffers
+from app.subprocesses import BUFFER_BYTES, enlarge_buffer
 
 SMALL = [Started("a"), Progress("a", 1, 3), Progress("a", 2, 3)]
 
@@ -91,7 +91,7 @@ def test_the_last_words_of_one_that_has_died_are_heard_though_it_could_not_be_to
 ) -> None:
     async def go() -> list[object]:
         ours, theirs = socket.socketpair()
-        enlarge_buffers(theirs)
+        enlarge_buffer(theirs)
         transport, receiver = await asyncio.get_running_loop().create_unix_connection(lambda: Receiver(ours), sock=ours)
         theirs.sendall(left)
         theirs.close()

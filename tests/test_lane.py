@@ -15,7 +15,9 @@ from typing import Any
 import pytest
 
 from app.engine.engine import Engine
+from app.engine.liveness import LivenessLimits
 from app.engine.messages import Cancel, Done, Job, ModelInfo, Ready, Result, Started
+from app.engine.supervisor import WorkerState
 from app.errors import DeadlineExceeded, OutOfMemory, ShuttingDown, Unavailable, WorkerLost
 from app.observability.metrics import Metrics
 from app.pixels import Pixels
@@ -40,12 +42,9 @@ class TestCanary:
             assert deaths(engine, "hang") == 1
 
     @in_a_loop
-    async def test_a_worker_that_answers_but_makes_no_pictures_is_replaced(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr("app.engine.supervisor.CANARY_SECONDS", 0.3)
+    async def test_a_worker_that_answers_but_makes_no_pictures_is_replaced(self, tmp_path: Path) -> None:
         broken = tmp_path / "broken"
-        async with running(model=f"until={broken}") as engine:
+        async with running(limits=LivenessLimits(canary=0.3), model=f"until={broken}") as engine:
             await until(lambda: engine.ready)
             broken.touch()
             await until(lambda: not engine.ready)
@@ -54,41 +53,32 @@ class TestCanary:
             assert deaths(engine, "canary") >= 1
 
     @in_a_loop
-    async def test_an_idle_worker_that_computes_is_left_alone(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("app.engine.supervisor.CANARY_SECONDS", 0.05)
-        monkeypatch.setattr("app.engine.engine._WATCH_SECONDS", 0.02)
-        async with running() as engine:
+    async def test_an_idle_worker_that_computes_is_left_alone(self) -> None:
+        async with running(limits=LivenessLimits(canary=0.05, watch=0.02)) as engine:
             await until(lambda: engine.ready)
             pid = pid_of(engine)
             for _ in range(20):
                 await asyncio.sleep(0.1)
                 assert engine.ready
             assert pid_of(engine) == pid
-            assert engine._lanes[0].deaths_in_a_row == 0
+            assert engine.workers[0].deaths_in_a_row == 0
 
     @in_a_loop
-    async def test_a_busy_worker_that_falls_silent_is_not_ready_though_its_job_may_still_come(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr("app.engine.supervisor._SILENCE_SECONDS", 0.3)
-        async with running() as engine:
+    async def test_a_busy_worker_that_falls_silent_is_not_ready_though_its_job_may_still_come(self) -> None:
+        async with running(limits=LivenessLimits(silence=0.3, watch=0.05)) as engine:
             await until(lambda: engine.ready)
             task = asyncio.create_task(engine.run(job(prompt="tick=1.5", steps=1, seed=1)))
             await until(lambda: not engine.ready)
             assert (await task).pixels.data[0] == 2
             assert engine.ready
-            assert engine._lanes[0].deaths_in_a_row == 0
+            assert engine.workers[0].deaths_in_a_row == 0
 
     @in_a_loop
-    async def test_a_silence_in_which_this_process_did_not_run_itself_is_no_fault_of_the_worker(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr("app.engine.engine._LATE_SECONDS", 0.5)
-        monkeypatch.setattr("app.engine.engine._WATCH_SECONDS", 0.1)
-        async with running(tick_timeout_seconds=1.2) as engine:
+    async def test_a_silence_in_which_this_process_did_not_run_itself_is_no_fault_of_the_worker(self) -> None:
+        async with running(limits=LivenessLimits(late=0.5, watch=0.1), tick_timeout_seconds=1.2) as engine:
             await until(lambda: engine.ready)
             task = asyncio.create_task(engine.run(job(prompt="tick=2", steps=1)))
-            await until(lambda: engine._lanes[0].tickets)
+            await until(lambda: engine.workers[0].tickets)
             await asyncio.sleep(0.1)
             time.sleep(1.4)  # noqa: ASYNC251  as if the whole machine had been suspended
             await task
@@ -96,10 +86,9 @@ class TestCanary:
 
     @in_a_loop
     async def test_a_call_that_hangs_costs_no_request_under_the_settings_that_everybody_has(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, tmp_path: Path
     ) -> None:
-        monkeypatch.setattr("app.engine.supervisor._HANG_SECONDS", 0.5)
-        async with running() as engine:
+        async with running(limits=LivenessLimits(hang=0.5)) as engine:
             await until(lambda: engine.ready)
             assert engine.settings.tick_timeout_seconds > engine.settings.deadline_seconds
             result = await engine.run(job(prompt=f"hang_at=2 once={tmp_path / 'hung'}", seed=4))
@@ -107,16 +96,12 @@ class TestCanary:
             assert deaths(engine, "hang") == 1
 
     @in_a_loop
-    async def test_a_worker_that_stands_still_is_noticed_though_nobody_waits_long_for_it(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr("app.engine.supervisor._SILENCE_SECONDS", 1.0)
-        monkeypatch.setattr("app.engine.supervisor._HANG_SECONDS", 2.5)
-        async with running() as engine:
+    async def test_a_worker_that_stands_still_is_noticed_though_nobody_waits_long_for_it(self) -> None:
+        async with running(limits=LivenessLimits(silence=1.0, hang=2.5)) as engine:
             await until(lambda: engine.ready)
             pid, seen = pid_of(engine), set()
             os.kill(pid, signal.SIGSTOP)
-            while engine._lanes[0].pid == pid:
+            while engine.workers[0].pid == pid:
                 with suppress(DeadlineExceeded):
                     await engine.run(job(f"j{time.monotonic()}", seconds=0.3))
                 seen.add(engine.ready)
@@ -125,10 +110,8 @@ class TestCanary:
             assert deaths(engine, "hang") == 1
 
     @in_a_loop
-    async def test_a_job_that_was_taken_back_at_once_is_no_hang(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("app.engine.supervisor._SILENCE_SECONDS", 0.5)
-        monkeypatch.setattr("app.engine.engine._WATCH_SECONDS", 0.05)
-        async with running() as engine:
+    async def test_a_job_that_was_taken_back_at_once_is_no_hang(self) -> None:
+        async with running(limits=LivenessLimits(silence=0.5, watch=0.05)) as engine:
             await until(lambda: engine.ready)
             for number in range(20):
                 task = asyncio.create_task(engine.run(job(f"j{number}")))
@@ -152,9 +135,9 @@ class TestTrouble:
             assert limit in (1, 2)
             # Under the next worker too.
             os.kill(pid_of(engine), signal.SIGKILL)
-            await until(lambda: not engine._lanes[0].info)
+            await until(lambda: not engine.workers[0].takes_jobs)
             await until(lambda: engine.ready)
-            assert sample(engine, "img2img_batch_limit", device="cpu") == engine._lanes[0].capacity == limit
+            assert sample(engine, "img2img_batch_limit", device="cpu") == engine.workers[0].capacity == limit
 
     @in_a_loop
     async def test_a_job_for_which_there_is_never_enough_memory_is_refused_but_may_be_sent_again(self) -> None:
@@ -163,7 +146,7 @@ class TestTrouble:
                 await engine.run(job(prompt="oom_at=1"))
             assert (error.value.status, error.value.retryable) == (503, True)
             assert (await engine.run(job(seed=1))).pixels.data[0] == 1 + 4
-            assert engine._lanes[0].deaths_in_a_row == 0
+            assert engine.workers[0].deaths_in_a_row == 0
 
     @in_a_loop
     async def test_a_lost_device_costs_the_worker_and_only_time(self, tmp_path: Path) -> None:
@@ -198,7 +181,7 @@ class TestDevice:
         gpu = tmp_path / "gpu"
         gpu.touch()
         async with running("tests.fakes:removable", devices="auto", model=str(gpu), idle_unload_seconds=0.3) as engine:
-            await until(lambda: engine._lanes[0].asleep)
+            await until(lambda: engine.workers[0].asleep)
             gpu.unlink()
             with pytest.raises(Unavailable, match="stopped"):
                 await engine.run(job())
@@ -224,7 +207,7 @@ class TestSleep:
         async with running(idle_unload_seconds=0.3) as engine:
             await until(lambda: engine.ready)
             pid = pid_of(engine)
-            lane = engine._lanes[0]
+            lane = engine.workers[0]
             await until(lambda: lane.asleep and not Path(f"/proc/{pid}").exists())
             assert engine.ready, "it can still be asked"
             assert engine.info
@@ -238,7 +221,7 @@ class TestSleep:
     @in_a_loop
     async def test_one_that_wakes_up_is_ready_for_those_who_would_turn_away(self) -> None:
         async with running(idle_unload_seconds=0.3) as engine:
-            await until(lambda: engine._lanes[0].asleep)
+            await until(lambda: engine.workers[0].asleep)
             task = asyncio.create_task(engine.run(job(seed=1)))
             await asyncio.sleep(0)
             while not task.done():
@@ -249,9 +232,9 @@ class TestSleep:
     @in_a_loop
     async def test_one_that_dies_when_it_wakes_up_is_not(self) -> None:
         async with running(idle_unload_seconds=0.3) as engine:
-            await until(lambda: engine._lanes[0].asleep and not engine._lanes[0].pid)
+            await until(lambda: engine.workers[0].asleep and not engine.workers[0].pid)
             task = asyncio.create_task(engine.run(job(seed=1)))
-            await until(lambda: engine._lanes[0].pid)
+            await until(lambda: engine.workers[0].pid)
             os.kill(pid_of(engine), signal.SIGKILL)
             await until(lambda: not engine.ready)
             assert (await task).pixels.data[0] == 1 + 4
@@ -267,7 +250,7 @@ class TestSleep:
     @in_a_loop
     async def test_only_as_many_wake_as_are_needed(self) -> None:
         async with running(idle_unload_seconds=0.3, devices="cpu,cpu", max_batch=1) as engine:
-            first, second = engine._lanes
+            first, second = engine.workers
             await until(lambda: first.asleep and second.asleep)
             await engine.run(job("one", seed=1))
             assert [first.asleep, second.asleep] == [False, True]
@@ -278,7 +261,7 @@ class TestSleep:
     @in_a_loop
     async def test_a_sleeping_engine_ends_like_any_other(self) -> None:
         async with running(idle_unload_seconds=0.2) as engine:
-            await until(lambda: engine._lanes[0].asleep)
+            await until(lambda: engine.workers[0].asleep)
 
 
 class TestDrain:
@@ -381,6 +364,7 @@ def test_no_request_is_lost_in_ten_thousand_random_moments_around_the_worker_s_g
     loop, draw = VirtualTime(), random.Random(0)
     clock = SimpleNamespace(monotonic=loop.time)
     monkeypatch.setattr("app.engine.supervisor.time", clock)
+    monkeypatch.setattr("app.engine.liveness.time", clock)
     monkeypatch.setattr("app.engine.engine.time", clock)
 
     class Spawner:
@@ -432,6 +416,7 @@ def test_a_mute_worker_is_killed_in_time_under_the_default_settings(
     loop, draw, settings = VirtualTime(), random.Random(0), Settings(devices="cpu")
     clock = SimpleNamespace(monotonic=loop.time)
     monkeypatch.setattr("app.engine.supervisor.time", clock)
+    monkeypatch.setattr("app.engine.liveness.time", clock)
     monkeypatch.setattr("app.engine.engine.time", clock)
 
     class Spawner:
@@ -448,7 +433,7 @@ def test_a_mute_worker_is_killed_in_time_under_the_default_settings(
         start, pid = loop.time(), pid_of(engine)
         asked = Job("job", Pixels(1, 1, bytes(3)), "", None, 1, 1.0, 0.0, 0, start + settings.deadline_seconds)
         task = asyncio.create_task(engine.run(asked)) if busy else None
-        await until(lambda: engine._lanes[0].pid != pid)
+        await until(lambda: engine.workers[0].pid != pid)
         seconds = loop.time() - start
         if task:
             task.cancel()
@@ -493,12 +478,13 @@ async def test_a_timeout_of_the_caller_ends_its_job() -> None:
 @in_a_loop
 async def test_a_word_to_a_lane_that_sleeps_is_lost_without_harm() -> None:
     async with running(idle_unload_seconds=0.2) as engine:
-        lane = engine._lanes[0]
+        lane = engine.workers[0]
         await until(lambda: lane.asleep and lane.pid is None)
-        lane._tell(Cancel("nobody"))
-        lane.shrink(2)
-        lane.rest(0.0)
+        lane._send(Cancel("nobody"))
+        lane.lower_capacity(2)
+        lane.unload_if_idle(0.0)
         lane.check(0.0, 0.0)
+        assert lane.state is WorkerState.ASLEEP
         assert deaths(engine, "hang") == 0
 
 
@@ -510,3 +496,29 @@ async def test_a_job_that_cannot_be_done_in_what_is_left_of_its_time_never_costs
         with pytest.raises(DeadlineExceeded):
             await engine.run(job("late", seconds=20))
         assert sample(engine, "img2img_tick_duration_seconds_count") == 0
+
+
+@in_a_loop
+async def test_the_state_of_a_worker_over_its_life_is_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("DEBUG", "app.engine.supervisor")
+    async with running(idle_unload_seconds=0.3) as engine:
+        worker = engine.workers[0]
+        await until(lambda: worker.state is WorkerState.ASLEEP)
+        await engine.run(job())
+        os.kill(pid_of(engine), signal.SIGKILL)
+        await until(lambda: deaths(engine, "exit"))
+        await until(lambda: worker.state is WorkerState.READY)
+    assert worker.state is WorkerState.STOPPED
+    changes = [record.getMessage().partition(": ")[2] for record in caplog.records if record.levelname == "DEBUG"]
+    assert changes == [
+        "starting -> ready",
+        "ready -> unloading",
+        "unloading -> asleep",
+        "asleep -> waking",
+        "waking -> ready",
+        "ready -> dead",
+        "dead -> starting",
+        "starting -> ready",
+        "ready -> dead",
+        "dead -> stopped",
+    ]

@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from app.edits import Queued
 from app.engine.engine import Engine
 from app.engine.fair_queue import FairQueue
+from app.engine.liveness import LivenessLimits
 from app.engine.messages import Progress, Start
 from app.engine.positions import PASS_SECONDS, Positions
-from app.engine.supervisor import Lane, Ticket
+from app.engine.supervisor import WorkerSupervisor
+from app.engine.ticket import Ticket
 from app.errors import EngineStopped
 from app.observability.metrics import Metrics
 from app.settings import Settings
@@ -39,7 +41,7 @@ class Crowd:
 
     queue: CountingQueue = field(default_factory=CountingQueue)
     seen: dict[str, list[int]] = field(default_factory=dict)
-    lanes: list[Lane] = field(default_factory=list)
+    lanes: list[WorkerSupervisor] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.positions = Positions(self.queue, self.lanes)
@@ -112,7 +114,8 @@ async def test_positions_without_a_waiting_watcher_take_no_pass() -> None:
 async def test_positions_count_the_tickets_of_workers_first() -> None:
     failures: list[EngineStopped] = []
     metrics, settings = Metrics(), Settings(devices="cpu")
-    lane = Lane(Start(FAKE, "cpu", settings), metrics, Engine(settings, metrics, FAKE, failures.append))
+    engine = Engine(settings, metrics, FAKE, failures.append)
+    lane = WorkerSupervisor(Start(FAKE, "cpu", settings.for_worker()), metrics, engine, LivenessLimits())
     crowd = Crowd(lanes=[lane])
     for name in ("running", "handed over", "waiting"):
         crowd.join(name)
@@ -154,7 +157,7 @@ async def test_engine_sends_the_position_again_after_a_worker_died() -> None:
         task = asyncio.create_task(engine.run(job(prompt="tick=0.3"), seen.append))
         await until(lambda: any(isinstance(message, Progress) for message in seen))
         assert seen[:2] == [Queued(0), Progress("job", 1, 4)]
-        engine._lanes[0].kill("test")
+        engine.workers[0].kill("test")
         await task
         assert deaths(engine, "test") == 1
     assert seen.count(Queued(0)) == 2

@@ -19,7 +19,7 @@ from PIL import Image
 from app.errors import DeadlineExceeded, ImageTooLarge, InvalidImage, ServiceError, Unavailable, UnsupportedImageFormat
 from app.imaging import decoder_pool, decoder_process
 from app.imaging.decode import decode_image
-from app.imaging.decoder_pool import Sandbox
+from app.imaging.decoder_pool import DecoderPool
 from app.pixels import Fit, Pixels
 from tests.pictures import LIMIT, chunk, every_format, noise, orientation, png, saved, webp_bomb
 from tests.test_img2img import post, problem
@@ -40,13 +40,14 @@ def others() -> set[int]:
 
 
 @pytest.fixture
-def box(deaths: list[int], others: set[int]) -> Iterator[Sandbox]:
-    box = Sandbox(LIMIT, 1, lambda: deaths.append(1))
+def box(deaths: list[int], others: set[int]) -> Iterator[DecoderPool]:
+    box = DecoderPool(LIMIT, 1, lambda: deaths.append(1))
+    asyncio.run(box.start())
     yield box
     box.close()
 
 
-def decode(box: Sandbox, data: bytes, fit: Fit = Fit.STRETCH, deadline: float = math.inf) -> Pixels:
+def decode(box: DecoderPool, data: bytes, fit: Fit = Fit.STRETCH, deadline: float = math.inf) -> Pixels:
     return asyncio.run(box.decode(data, fit, deadline))
 
 
@@ -68,7 +69,7 @@ def decoders() -> list[int]:
 @pytest.mark.parametrize("fit", list(Fit))
 @every_format
 def test_it_gives_the_very_pixels_that_decoding_here_gives(
-    make: Callable[[Image.Image], bytes], fit: Fit, box: Sandbox
+    make: Callable[[Image.Image], bytes], fit: Fit, box: DecoderPool
 ) -> None:
     data = make(noise((700, 300)))
     assert decode(box, data, fit) == decode_image(data, fit, LIMIT)
@@ -84,7 +85,7 @@ def test_it_gives_the_very_pixels_that_decoding_here_gives(
     ],
 )
 def test_it_refuses_what_decoding_here_refuses_in_the_same_words(
-    data: bytes, error: type[ServiceError], box: Sandbox, deaths: list[int]
+    data: bytes, error: type[ServiceError], box: DecoderPool, deaths: list[int]
 ) -> None:
     with pytest.raises(error) as here:
         decode_image(data, Fit.STRETCH, LIMIT)
@@ -100,7 +101,7 @@ def slow_picture() -> bytes:
     return png((side, side), 8, 2, bytes((1 + 3 * side) * side))
 
 
-def reading(box: Sandbox, data: bytes | None = None) -> tuple[threading.Thread, list[object]]:
+def reading(box: DecoderPool, data: bytes | None = None) -> tuple[threading.Thread, list[object]]:
     """A thread that has a slow picture decoded, or something else, and where it puts what comes of that."""
     outcome: list[object] = []
 
@@ -115,7 +116,7 @@ def reading(box: Sandbox, data: bytes | None = None) -> tuple[threading.Thread, 
     return thread, outcome
 
 
-def killed(box: Sandbox, others: set[int], times: int, number: signal.Signals = signal.SIGKILL) -> list[object]:
+def killed(box: DecoderPool, others: set[int], times: int, number: signal.Signals = signal.SIGKILL) -> list[object]:
     """What becomes of a slow picture if so many decoders are killed while they have it."""
     thread, outcome = reading(box)
     seen = set(others)
@@ -135,14 +136,14 @@ def at_work(pid: int) -> bool:
 
 
 def test_a_decoder_that_something_else_killed_is_replaced_and_nobody_notices(
-    box: Sandbox, others: set[int], deaths: list[int]
+    box: DecoderPool, others: set[int], deaths: list[int]
 ) -> None:
     assert killed(box, others, 1) == [decode_image(slow_picture(), Fit.STRETCH, LIMIT)]
     assert deaths == [1]
 
 
 def test_a_picture_at_which_two_decoders_crash_is_refused_and_the_next_one_is_read(
-    box: Sandbox, others: set[int], deaths: list[int]
+    box: DecoderPool, others: set[int], deaths: list[int]
 ) -> None:
     (refused,) = killed(box, others, 2, signal.SIGSEGV)
     assert isinstance(refused, InvalidImage)
@@ -152,7 +153,7 @@ def test_a_picture_at_which_two_decoders_crash_is_refused_and_the_next_one_is_re
 
 
 def test_a_picture_whose_decoders_something_else_killed_twice_is_not_blamed_for_it(
-    box: Sandbox, others: set[int], deaths: list[int]
+    box: DecoderPool, others: set[int], deaths: list[int]
 ) -> None:
     (refused,) = killed(box, others, 2)
     assert isinstance(refused, Unavailable)
@@ -161,7 +162,7 @@ def test_a_picture_whose_decoders_something_else_killed_twice_is_not_blamed_for_
 
 
 def test_a_decoder_that_hangs_is_killed_and_its_picture_not_tried_again(
-    box: Sandbox, others: set[int], deaths: list[int], monkeypatch: pytest.MonkeyPatch
+    box: DecoderPool, others: set[int], deaths: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("app.imaging.decoder_pool.DECODE_SECONDS", 3.0)
     (refused,) = killed(box, others, 1, signal.SIGSTOP)
@@ -171,7 +172,7 @@ def test_a_decoder_that_hangs_is_killed_and_its_picture_not_tried_again(
 
 
 def test_those_that_were_ended_while_they_waited_cost_no_request(
-    box: Sandbox, others: set[int], deaths: list[int]
+    box: DecoderPool, others: set[int], deaths: list[int]
 ) -> None:
     (pid,) = set(decoders()) - others
     os.kill(pid, signal.SIGKILL)
@@ -181,7 +182,7 @@ def test_those_that_were_ended_while_they_waited_cost_no_request(
 
 
 def test_a_picture_is_not_decoded_for_longer_than_its_caller_waits(
-    box: Sandbox, others: set[int], deaths: list[int]
+    box: DecoderPool, others: set[int], deaths: list[int]
 ) -> None:
     before = set(decoders()) - others
     with pytest.raises(DeadlineExceeded):
@@ -192,7 +193,7 @@ def test_a_picture_is_not_decoded_for_longer_than_its_caller_waits(
     assert deaths == [], "that is no fault of theirs"
 
 
-def test_nor_for_a_caller_who_has_gone(box: Sandbox, others: set[int], deaths: list[int]) -> None:
+def test_nor_for_a_caller_who_has_gone(box: DecoderPool, others: set[int], deaths: list[int]) -> None:
     (pid,) = set(decoders()) - others
 
     async def go() -> None:
@@ -209,7 +210,7 @@ def test_nor_for_a_caller_who_has_gone(box: Sandbox, others: set[int], deaths: l
     assert deaths == []
 
 
-def test_a_caller_with_many_slow_pictures_does_not_keep_another_waiting(box: Sandbox) -> None:
+def test_a_caller_with_many_slow_pictures_does_not_keep_another_waiting(box: DecoderPool) -> None:
     async def go() -> int:
         slow = slow_picture()
         greedy = [asyncio.create_task(box.decode(slow, Fit.STRETCH, caller="greedy")) for _ in range(6)]
@@ -223,7 +224,7 @@ def test_a_caller_with_many_slow_pictures_does_not_keep_another_waiting(box: San
 
 
 def test_a_picture_that_takes_too_much_of_the_processor_is_refused_and_not_tried_again(
-    box: Sandbox, others: set[int], deaths: list[int]
+    box: DecoderPool, others: set[int], deaths: list[int]
 ) -> None:
     (refusal,) = killed(box, others, 1, signal.SIGXCPU)
     assert isinstance(refusal, InvalidImage)
@@ -232,7 +233,7 @@ def test_a_picture_that_takes_too_much_of_the_processor_is_refused_and_not_tried
 
 
 def test_a_decoder_that_dies_before_it_has_all_of_a_picture_is_replaced(
-    box: Sandbox, others: set[int], deaths: list[int]
+    box: DecoderPool, others: set[int], deaths: list[int]
 ) -> None:
     (pid,) = set(decoders()) - others
     os.kill(pid, signal.SIGSTOP)
@@ -246,7 +247,7 @@ def test_a_decoder_that_dies_before_it_has_all_of_a_picture_is_replaced(
 
 @pytest.mark.parametrize("patience", [0.0, 5.0])
 def test_an_answer_that_makes_no_sense_is_not_believed(
-    box: Sandbox, deaths: list[int], monkeypatch: pytest.MonkeyPatch, patience: float
+    box: DecoderPool, deaths: list[int], monkeypatch: pytest.MonkeyPatch, patience: float
 ) -> None:
     monkeypatch.setattr(decoder_pool, "_PIXELS_LENGTH", 3)
     monkeypatch.setattr(decoder_pool, "_LAST_SECONDS", patience)
@@ -255,7 +256,7 @@ def test_an_answer_that_makes_no_sense_is_not_believed(
     assert deaths == [1, 1]
 
 
-def test_decoders_are_confined_and_end_with_the_box(box: Sandbox, others: set[int]) -> None:
+def test_decoders_are_confined_and_end_with_the_box(box: DecoderPool, others: set[int]) -> None:
     decode(box, saved(noise((8, 8)), "PNG"))
     pids = set(decoders()) - others
     assert len(pids) == 1
@@ -274,7 +275,7 @@ def test_decoders_are_confined_and_end_with_the_box(box: Sandbox, others: set[in
 
 
 def test_the_largest_pictures_that_are_allowed_fit_into_what_a_decoder_may_have(
-    box: Sandbox, deaths: list[int]
+    box: DecoderPool, deaths: list[int]
 ) -> None:
     """With transparency and turned, so that as many copies are made as there can be."""
     side = 7000
@@ -293,7 +294,8 @@ def test_a_picture_says_nothing_in_the_log() -> None:
     before = os.dup(2)
     try:
         os.dup2(write, 2)
-        box = Sandbox(LIMIT, 1, lambda: None)
+        box = DecoderPool(LIMIT, 1, lambda: None)
+        asyncio.run(box.start())
     finally:
         os.dup2(before, 2)
         os.close(before)

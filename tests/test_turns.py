@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from app.imaging.fair_slots import Turns
+from app.imaging.fair_slots import FairSlots
 from tests.test_engine import in_a_loop
 
 
@@ -12,7 +12,7 @@ class Visitors:
     """Tasks that take a place and stay until they are told to go."""
 
     def __init__(self, places: int) -> None:
-        self.turns = Turns(places)
+        self.turns = FairSlots(places)
         self.inside: list[str] = []
         self.doors: dict[str, asyncio.Event] = {}
         self.tasks: dict[str, asyncio.Task[None]] = {}
@@ -33,7 +33,7 @@ class Visitors:
         return await self._inside()
 
     async def _visit(self, name: str) -> None:
-        async with self.turns.turn(name[0]):
+        async with self.turns.slot(name[0]):
             self.inside.append(name)
             try:
                 await self.doors[name].wait()
@@ -98,8 +98,8 @@ async def test_who_is_cancelled_in_the_moment_in_which_a_place_is_free_does_not_
 
 @in_a_loop
 async def test_an_error_inside_frees_the_place() -> None:
-    turns = Turns(2)
+    turns = FairSlots(2)
     for _ in range(3):
         with pytest.raises(ValueError, match="inside"):
-            async with turns.turn("a"):
+            async with turns.slot("a"):
                 raise ValueError("inside")

@@ -8,11 +8,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from typing import Any
 
-from pydantic import SecretStr
-
 from app.engine.admission import CODEC_ROWS, Admission
 from app.engine.failures import closing, failed, gone, too_late
 from app.engine.fair_queue import FairQueue
+from app.engine.liveness import LivenessLimits
 from app.engine.messages import (
     Broken,
     Done,
@@ -29,16 +28,13 @@ from app.engine.messages import (
     Ticked,
 )
 from app.engine.positions import Positions
-from app.engine.supervisor import Lane, OnProgress, Ticket
+from app.engine.supervisor import WorkerSupervisor
+from app.engine.ticket import OnProgress, Ticket
 from app.errors import EngineStopped, ServiceError, WorkerLost
 from app.observability.metrics import Metrics
 from app.settings import Settings
 
 logger = logging.getLogger(__name__)
-
-_WATCH_SECONDS = 0.5
-_LATE_SECONDS = 2.0
-"""A watch that comes so late was not run itself: the machine slept, or its processors were wanted elsewhere."""
 
 LOADER = "app.model.load:load"
 """`module:function` that a worker calls with the settings and its device; a string, so that torch stays out of here."""
@@ -52,6 +48,7 @@ class Engine:
         metrics: where its counts go.
         loader: what a worker calls to get its model.
         on_failure: called once if the engine gives up; every job has then been refused.
+        limits: how long a worker may be silent.
     """
 
     def __init__(
@@ -60,16 +57,21 @@ class Engine:
         metrics: Metrics,
         loader: str,
         on_failure: Callable[[EngineStopped], None],
+        limits: LivenessLimits | None = None,
     ) -> None:
         self.settings = settings
         self.metrics = metrics
         self.admission = Admission(settings.queue_size, settings.deadline_seconds)
         self.failure: EngineStopped | None = None
         self._on_failure = on_failure
-        told = settings.model_copy(update={"api_keys": SecretStr("")})
-        self._lanes = [Lane(Start(loader, device, told), metrics, self) for device in settings.devices.split(",")]
+        limits = self._limits = limits or LivenessLimits()
+        self.workers = [
+            WorkerSupervisor(Start(loader, device, settings.for_worker()), metrics, self, limits)
+            for device in settings.devices.split(",")
+        ]
+        """One for each device."""
         self._waiting: FairQueue[Ticket] = FairQueue()
-        self._positions = Positions(self._waiting, self._lanes)
+        self._positions = Positions(self._waiting, self.workers)
         self._tasks: list[asyncio.Task[None]] = []
         self._closed = False
         self._over = False
@@ -80,12 +82,12 @@ class Engine:
     @property
     def info(self) -> ModelInfo | None:
         """What the workers loaded; None until one has."""
-        return next((lane.info or lane.last_info for lane in self._lanes if lane.last_info), None)
+        return next((worker.info for worker in self.workers if worker.info), None)
 
     @property
     def ready(self) -> bool:
         """Whether a picture can be asked for now and made soon."""
-        return not self.failure and not self._closed and any(lane.able for lane in self._lanes)
+        return not self.failure and not self._closed and any(worker.available for worker in self.workers)
 
     @property
     def draining(self) -> bool:
@@ -94,7 +96,7 @@ class Engine:
 
     async def start(self) -> None:
         """Start the workers and return at once: jobs wait until one is ready."""
-        self._tasks = [asyncio.create_task(lane.run()) for lane in self._lanes]
+        self._tasks = [asyncio.create_task(worker.run()) for worker in self.workers]
         self._tasks.append(asyncio.create_task(self._watch()))
         for task in self._tasks:
             task.add_done_callback(self._ended)
@@ -122,7 +124,7 @@ class Engine:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await asyncio.gather(*(lane.close() for lane in self._lanes))
+        await asyncio.gather(*(worker.close() for worker in self.workers))
 
     def _end(self) -> None:
         self._closed = self._over = True
@@ -143,8 +145,9 @@ class Engine:
         """
         if self.failure or self._closed:
             raise closing()
-        # A worker that sleeps has to load first; how long one takes that never did is not known.
-        delay = 0.0 if any(lane.info for lane in self._lanes) else min(lane.start_seconds for lane in self._lanes)
+        # An unloaded worker has to load first. How long a first load takes is not known.
+        loading = not any(worker.takes_jobs for worker in self.workers)
+        delay = min(worker.start_seconds for worker in self.workers) if loading else 0.0
         seconds = self.admission.admit(unet_rows, caller, timeout, delay)
         self._idle.clear()
         try:
@@ -182,7 +185,7 @@ class Engine:
         """Hand waiting jobs to the ready worker with the fewest; each may hold a second batch in reserve."""
         now = time.monotonic()
         while self._waiting:
-            ready = [lane for lane in self._lanes if lane.info and len(lane.tickets) < 2 * lane.capacity]
+            ready = [worker for worker in self.workers if worker.has_room]
             if not ready:
                 break
             ticket = self._waiting.pop()
@@ -190,26 +193,26 @@ class Engine:
                 # Before it costs a tick, which those behind it could still use.
                 self._expire(ticket)
             else:
-                min(ready, key=lambda lane: len(lane.tickets)).send(ticket)
+                min(ready, key=lambda worker: len(worker.tickets)).send(ticket)
         self._wake()
         self._positions.changed()
         self._count()
 
     def _wake(self) -> None:
         """As many of the sleeping workers as are needed for what waits."""
-        room = sum(2 * lane.capacity for lane in self._lanes if not lane.asleep)
-        for lane in self._lanes:
-            if lane.asleep and len(self._waiting) > room:
-                lane.wake()
-                room += 2 * lane.capacity
+        room = sum(2 * worker.capacity for worker in self.workers if not worker.asleep)
+        for worker in self.workers:
+            if worker.asleep and len(self._waiting) > room:
+                worker.wake()
+                room += 2 * worker.capacity
 
     def _forget(self, ticket: Ticket) -> None:
         """Nobody waits for this ticket any more: take it out of the queue, or off the worker."""
         self._positions.remove(ticket)
-        if ticket.lane is None:
+        if ticket.worker is None:
             self._waiting.remove(ticket)
             self._positions.changed()
-        elif ticket.lane.withdraw(ticket):
+        elif ticket.worker.withdraw(ticket):
             self._dispatch()
         self._count()
 
@@ -217,13 +220,13 @@ class Engine:
         ticket.refuse(too_late(ticket.job.deadline - ticket.enqueued))
 
     def _refuse_all(self, error: ServiceError) -> None:
-        for ticket in (*self._waiting, *(t for lane in self._lanes for t in lane.tickets.values())):
+        for ticket in (*self._waiting, *(t for worker in self.workers for t in worker.tickets.values())):
             ticket.refuse(error)
 
-    def died(self, lane: Lane, tickets: list[Ticket]) -> None:
+    def died(self, worker: WorkerSupervisor, tickets: list[Ticket]) -> None:
         """A worker died unasked: its jobs go back to the front of the queue, and those on board run alone."""
         for ticket in reversed(tickets):
-            ticket.lane = None
+            ticket.worker = None
             if ticket.started:
                 ticket.deaths += 1
                 ticket.started = 0.0
@@ -233,8 +236,10 @@ class Engine:
                 ticket.refuse(WorkerLost("The worker process died twice with this request. Do not send it again."))
             else:
                 self._waiting.push_first(ticket)
-        if lane.deaths_in_a_row >= self.settings.max_worker_deaths:
-            self._give_up(EngineStopped(f"{lane.deaths_in_a_row} workers in a row died on {lane.device}; see the log."))
+        if worker.deaths_in_a_row >= self.settings.max_worker_deaths:
+            self._give_up(
+                EngineStopped(f"{worker.deaths_in_a_row} workers in a row died on {worker.device}; see the log.")
+            )
         else:
             self._dispatch()
 
@@ -250,24 +255,24 @@ class Engine:
         """Look after silent workers and idle ones, often enough for the shortest limit."""
         tick, load = self.settings.tick_timeout_seconds, self.settings.load_timeout_seconds
         idle = self.settings.idle_unload_seconds
-        pause = min(_WATCH_SECONDS, tick / 4, load / 4)
+        pause = min(self._limits.watch, tick / 4, load / 4)
         while True:
             before = time.monotonic()
             await asyncio.sleep(pause)
-            late = time.monotonic() - before - pause > _LATE_SECONDS
-            for lane in self._lanes:
+            late = time.monotonic() - before - pause > self._limits.late
+            for worker in self.workers:
                 if late:
-                    lane.excuse()
-                lane.check(tick, load)
+                    worker.reset_liveness()
+                worker.check(tick, load)
                 if idle:
-                    lane.rest(idle)
+                    worker.unload_if_idle(idle)
             self._count()
 
-    def received(self, lane: Lane, message: Any) -> None:
+    def received(self, worker: WorkerSupervisor, message: Any) -> None:
         """One message of a worker. Those about jobs that nobody waits for any more are dropped."""
         match message:
             case Ready():
-                lane.ready(message)
+                worker.loaded(message)
                 facts = {**asdict(message.info), "compile": self.settings.compile}
                 self.metrics.model.labels(facts.pop("device")).info(facts)
                 if not self.admission.seconds_per_row:
@@ -275,33 +280,33 @@ class Engine:
                 logger.info("the worker on %s is ready", message.info.device)
                 self._dispatch()
             case Shrunk():
-                lane.shrink(message.capacity)
+                worker.lower_capacity(message.capacity)
             case Sick():
-                lane.kill(message.cause)
+                worker.kill(message.cause)
             case Broken():
-                before = f"The worker on {lane.device} cannot be replaced: " if lane.last_info else ""
+                before = f"The worker on {worker.device} cannot be replaced: " if worker.info else ""
                 self._give_up(EngineStopped(before + message.message))
-            case Started() if ticket := lane.tickets.get(message.job_id):
+            case Started() if ticket := worker.tickets.get(message.job_id):
                 ticket.started = time.monotonic()
             case Ticked():
                 self.metrics.batch_size.observe(message.jobs)
                 self.metrics.tick_seconds.observe(message.seconds)
-            case Progress() if (ticket := lane.tickets.get(message.job_id)) and ticket.on_progress:
+            case Progress() if (ticket := worker.tickets.get(message.job_id)) and ticket.on_progress:
                 ticket.on_progress(message)
             case Done():
-                self._done(lane, message)
-            case Failed() if ticket := lane.tickets.pop(message.job_id, None):
+                self._done(worker, message)
+            case Failed() if ticket := worker.tickets.pop(message.job_id, None):
                 ticket.refuse(failed(message, ticket.job.deadline - ticket.enqueued))
                 self._dispatch()
 
-    def _done(self, lane: Lane, message: Done) -> None:
+    def _done(self, worker: WorkerSupervisor, message: Done) -> None:
         now = time.monotonic()
-        lane.deaths_in_a_row = 0
-        device = lane.info.device if lane.info else lane.device
+        worker.deaths_in_a_row = 0
+        device = worker.info.device if worker.info else worker.device
         self.metrics.worker_memory.labels(device).set(message.peak_memory)
         for kind, size in message.device_memory.items():
             self.metrics.device_memory.labels(device, kind).set(size)
-        ticket = lane.tickets.pop(message.job_id, None)
+        ticket = worker.tickets.pop(message.job_id, None)
         self._dispatch()
         if ticket is None or ticket.future.done():
             return
@@ -315,7 +320,7 @@ class Engine:
 
     def _count(self) -> None:
         self.metrics.waiting.set(len(self._waiting))
-        self.metrics.on_board.set(sum(len(lane.tickets) for lane in self._lanes))
-        for lane in self._lanes:
-            if lane.last_info:
-                self.metrics.worker_ready.labels(lane.last_info.device).set(self.ready and lane.able)
+        self.metrics.on_board.set(sum(len(worker.tickets) for worker in self.workers))
+        for worker in self.workers:
+            if worker.info:
+                self.metrics.worker_ready.labels(worker.info.device).set(self.ready and worker.available)

@@ -9,7 +9,7 @@ from typing import Literal
 
 from app.pixels import Pixels
 from app.request import steps_run, unet_rows
-from app.settings import Settings
+from app.settings import WorkerSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ class Start:
 
     loader: str
     device: str
-    settings: Settings
+    settings: WorkerSettings
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from app.edits import Queued
 from app.engine.fair_queue import FairQueue
-from app.engine.supervisor import Lane, Ticket
+from app.engine.supervisor import WorkerSupervisor
+from app.engine.ticket import Ticket
 
 PASS_SECONDS = 0.25
 """All changes within this time share one pass over the queue."""
@@ -23,12 +24,12 @@ class Positions:
 
     Args:
         waiting: the tickets that no worker has.
-        lanes: the workers, with their tickets.
+        workers: the workers, with their tickets.
     """
 
-    def __init__(self, waiting: FairQueue[Ticket], lanes: Sequence[Lane]) -> None:
+    def __init__(self, waiting: FairQueue[Ticket], workers: Sequence[WorkerSupervisor]) -> None:
         self._waiting = waiting
-        self._lanes = lanes
+        self._workers = workers
         self._watched: set[Ticket] = set()
         self._timer: asyncio.TimerHandle | None = None
 
@@ -51,10 +52,10 @@ class Positions:
         waiting = [ticket for ticket in self._watched if not ticket.started]
         if not waiting:
             return
-        for lane in self._lanes:
-            for ahead, ticket in enumerate(lane.tickets.values()):
+        for worker in self._workers:
+            for ahead, ticket in enumerate(worker.tickets.values()):
                 self._send(ticket, ahead)
-        on_board = sum(len(lane.tickets) for lane in self._lanes)
+        on_board = sum(len(worker.tickets) for worker in self._workers)
         for ahead, ticket in enumerate(self._waiting.in_turn(), on_board):
             self._send(ticket, ahead)
         if any(ticket.ahead is None for ticket in waiting):

@@ -1,161 +1,151 @@
-"""One device: a worker process that is kept running, or sleeps, and the tickets in that worker's hands."""
+"""Keeps one worker process running on a device and tracks its jobs."""
 
 import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from enum import StrEnum
 from typing import Any, Protocol
 
-from app.edits import Queued
-from app.engine.messages import Canary, Cancel, Job, ModelInfo, Progress, Ready, Result, Start, ToWorker
+from app.engine.liveness import Liveness, LivenessLimits
+from app.engine.messages import Canary, Cancel, ModelInfo, Ready, Start, ToWorker
 from app.engine.process import WorkerProcess
+from app.engine.ticket import Ticket
 from app.observability.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
 _MAX_BACKOFF = 30.0
 
-CANARY_SECONDS = 4.0
-"""So long a worker without work is left alone before it has to show that it still computes, and so long it has for it:
-one that does not is not ready any more within ten seconds."""
 
-_SLOWEST_CANARY = 50
-"""How many times as long as at the start an answer may take, where that is more: others may want the processor too."""
+class WorkerState(StrEnum):
+    """What the worker on one device is doing.
 
-_SILENCE_SECONDS = 8.0
-_SLOWEST_TURN = 4
-"""A worker that owes an answer and says nothing for so long, or for so many times the time of its jobs' single pass, is
-not ready."""
-
-_HANG_SECONDS = 30.0
-_HANGING_TURN = 20
-"""Likewise, it is killed then: soon enough for its jobs to be done by another before their deadlines."""
-
-
-OnProgress = Callable[[Queued | Progress], None]
-"""Called on the event loop with each new position of a job that waits, each step that is done, and each preview."""
-
-
-@dataclass(eq=False)
-class Ticket:
-    """A job, and who waits for it. `enqueued` and `started` are readings of `time.monotonic()`; 0 is not yet.
-
-    Attributes:
-        deaths: workers that died with it on board.
-        lane: whose worker has it; None while it waits.
-        ahead: the position that was sent last; None if none was since it began to wait.
+    STARTING -> READY <-> SILENT
+                READY  -> UNLOADING -> ASLEEP -> WAKING -> READY
+    any of them -> DEAD -> STARTING
+    any of them -> STOPPED
     """
 
-    job: Job
-    future: "asyncio.Future[Result]"
-    on_progress: OnProgress | None
-    enqueued: float
-    started: float = 0.0
-    deaths: int = 0
-    lane: "Lane | None" = None
-    ahead: int | None = None
+    STARTING = "starting"
+    """A process starts and loads the model."""
+    READY = "ready"
+    """It takes jobs."""
+    SILENT = "silent"
+    """It has jobs and has sent nothing for too long; it may still recover."""
+    UNLOADING = "unloading"
+    """It was idle for long enough, and its process is ending."""
+    ASLEEP = "asleep"
+    """There is no process until a job needs one."""
+    WAKING = "waking"
+    """As STARTING, after ASLEEP."""
+    DEAD = "dead"
+    """The process ended, and the next one starts after a pause."""
+    STOPPED = "stopped"
+    """The supervisor is closed."""
 
-    def refuse(self, error: Exception) -> None:
-        """Tell who waits that it failed; nothing if it is over already."""
-        if not self.future.done():
-            self.future.set_exception(error)
+
+_TAKES_JOBS = {WorkerState.READY, WorkerState.SILENT}
+_AVAILABLE = {WorkerState.READY, WorkerState.UNLOADING, WorkerState.ASLEEP, WorkerState.WAKING}
 
 
 class Owner(Protocol):
-    """Who is told of what happens to a lane."""
+    """Handles what happens to a worker."""
 
-    def received(self, lane: "Lane", message: Any) -> None: ...
-    def died(self, lane: "Lane", tickets: list[Ticket]) -> None: ...
+    def received(self, worker: "WorkerSupervisor", message: Any) -> None: ...
+    def died(self, worker: "WorkerSupervisor", tickets: list[Ticket]) -> None: ...
 
 
-class Lane:
-    """Keeps one worker running on its device, whatever happens to it, except while it is told to sleep.
+class WorkerSupervisor:
+    """Keeps one worker process running on a device, except while it is unloaded, and tracks its jobs.
 
     Args:
-        start: what each new worker is told first.
+        start: the first message to each new process.
         metrics: where deaths are counted.
         owner: gets every message, and the tickets of a worker that died.
+        limits: how long a worker may be silent.
     """
 
-    def __init__(self, start: Start, metrics: Metrics, owner: Owner) -> None:
+    def __init__(self, start: Start, metrics: Metrics, owner: Owner, limits: LivenessLimits) -> None:
         self.start = start
         self.device = start.device
+        self.state = WorkerState.STARTING
+        """Changed by `_enter` alone; health, metrics, dispatch and shutdown read it."""
         self.info: ModelInfo | None = None
-        """Of a worker that takes jobs; None at any other time."""
-        self.last_info: ModelInfo | None = None
+        """What the last worker that became ready has loaded; None before that."""
         self.capacity = 1
         self.start_seconds = 0.0
-        """How long the last worker took until it was ready."""
+        """Seconds from the start of the last worker until it was ready."""
         self.tickets: dict[str, Ticket] = {}
         self.deaths_in_a_row = 0
         self._metrics = metrics
         self._owner = owner
+        self._liveness = Liveness(limits)
         self._starting: asyncio.Task[WorkerProcess] | None = None
         self._process: WorkerProcess | None = None
-        self._awake = asyncio.Event()
-        self._awake.set()
-        self._sent_to_sleep = False
-        self._waking = False
-        self._born = 0.0
-        self._heard = 0.0
-        self._owing = False
-        """Whether the worker was given something since it last said a word, and has to say one."""
-        self._used = 0.0
-        self._asked = 0.0
-        self._canary_limit = CANARY_SECONDS
-        self._turn_seconds = 0.0
+        self._wanted = asyncio.Event()
+        self._wanted.set()
+        self._started_at = 0.0
+        self._last_busy_at = 0.0
         self._kill_cause = ""
 
     @property
     def pid(self) -> int | None:
-        """The worker's, while one runs."""
+        """The process id of the worker, while one runs."""
         return self._process.pid if self._process else None
 
     @property
+    def takes_jobs(self) -> bool:
+        """Whether `send` may be called now."""
+        return self.state in _TAKES_JOBS
+
+    @property
+    def has_room(self) -> bool:
+        """Whether it takes one job more: it may hold a second batch in reserve."""
+        return self.takes_jobs and len(self.tickets) < 2 * self.capacity
+
+    @property
     def asleep(self) -> bool:
-        """Whether there is no worker, because there was nothing to do for it."""
-        return not self._awake.is_set()
+        """Whether `wake` is needed before a job can run."""
+        return not self._wanted.is_set()
 
     @property
-    def able(self) -> bool:
-        """Whether a job that is sent now can be expected to be done: a worker is ready and speaks, or sleeps, or wakes.
+    def available(self) -> bool:
+        """Whether a job that is sent now can be expected to be done.
 
-        One that wakes up has made pictures before: to count it as gone would turn away those for whom it was woken.
+        An unloaded worker counts, so that requests can wake it; so does one that wakes.
         """
-        if self._owing and self.info:
-            return self._silence < max(_SILENCE_SECONDS, _SLOWEST_TURN * self._turn_seconds)
-        return self.asleep or self._waking or self.info is not None
+        return self.state in _AVAILABLE
 
-    @property
-    def _silence(self) -> float:
-        """Seconds since the worker last said a word, or was given something while it owed none."""
-        return time.monotonic() - self._heard
+    def _enter(self, state: WorkerState) -> None:
+        logger.debug("worker on %s: %s -> %s", self.device, self.state, state)
+        self.state = state
 
     async def run(self) -> None:
-        """Start worker after worker, each once the one before has died, until this task is cancelled."""
+        """Run worker after worker, each after the end of the one before, until this task is cancelled."""
         while True:
             exit_code = await self._run_worker()
-            if self._sent_to_sleep:
-                self._sent_to_sleep, self._kill_cause = False, ""
-                await self._awake.wait()
-                continue
             cause, self._kill_cause = self._kill_cause or "exit", ""
+            if self.state is WorkerState.UNLOADING:
+                self._enter(WorkerState.ASLEEP)
+                await self._wanted.wait()
+                self._enter(WorkerState.WAKING)
+                continue
             self.deaths_in_a_row += 1
             self._metrics.worker_deaths.labels(cause).inc()
             tickets, self.tickets = list(self.tickets.values()), {}
-            self._waking = False
             logger.error(
                 "worker on %s died (%s, exit code %s) with %d jobs", self.device, cause, exit_code, len(tickets)
             )
             self._owner.died(self, tickets)
             await asyncio.sleep(min(_MAX_BACKOFF, 0.5 * 2 ** (self.deaths_in_a_row - 1) - 0.5))
+            self._enter(WorkerState.STARTING)
 
     async def _run_worker(self) -> int | None:
-        """One worker from start to end; its exit code, or None if it could not be started.
+        """Run one worker from start to end, in state DEAD or UNLOADING then.
 
-        After cancelling it, `close` sees that end through.
+        Returns its exit code, or None if it could not be started. After a cancellation, `close` ends the process.
         """
         self._starting = asyncio.create_task(WorkerProcess.spawn(self.start))
         try:
@@ -163,122 +153,124 @@ class Lane:
         except OSError:
             logger.exception("no worker can be started on %s", self.device)
             self._kill_cause = "spawn"
+            self._enter(WorkerState.DEAD)
             return None
-        self._heard = self._born = time.monotonic()
-        self._asked, self._owing = 0.0, False
+        self._started_at = time.monotonic()
+        self._liveness.started()
         logger.info("worker %d starts on %s", process.pid, self.device)
         try:
             async for message in process.messages():
-                self._heard, self._asked = time.monotonic(), 0.0
+                self._liveness.received()
+                if self.state is WorkerState.SILENT:
+                    self._enter(WorkerState.READY)
                 self._owner.received(self, message)
-                self._owing = bool(self.tickets)
+                self._liveness.replied(more=bool(self.tickets))
         except Exception:
-            logger.exception("worker %d sent something that cannot be read", process.pid)
+            logger.exception("malformed message from worker %d", process.pid)
             self.kill("garbage")
         finally:
-            self._process, self.info = None, None
+            self._process = None
+            if self.state is not WorkerState.UNLOADING:
+                self._enter(WorkerState.DEAD)
         return await process.stop()
 
     async def close(self) -> None:
-        """End the worker, wherever in its life it is; `run` must have been cancelled before."""
+        """End the worker, whatever its state; `run` must have been cancelled before."""
         if self._starting:
             with contextlib.suppress(OSError):
                 await (await self._starting).stop()
+        self._enter(WorkerState.STOPPED)
 
-    def ready(self, message: Ready) -> None:
-        """The worker has loaded and takes jobs. Each worker to come has to run on the device that this one found.
+    def loaded(self, message: Ready) -> None:
+        """The worker has loaded and takes jobs. Each later worker has to run on the device that this one found.
 
-        What else is `auto` (model, VAE, dtype) follows from the device.
+        Whatever else is `auto` (model, VAE, dtype) follows from the device.
         """
-        self.info = self.last_info = message.info
+        self._enter(WorkerState.READY)
+        self.info = message.info
         if self.device == "auto":
             self.device = message.info.device
             self.start = replace(self.start, device=self.device)
         self.capacity = message.capacity
-        self._waking = False
-        self._used = time.monotonic()
-        self.start_seconds = self._used - self._born
-        self._canary_limit = max(CANARY_SECONDS, _SLOWEST_CANARY * message.canary_seconds)
-        self._turn_seconds = message.pass_seconds * message.capacity
+        self._last_busy_at = time.monotonic()
+        self.start_seconds = self._last_busy_at - self._started_at
+        self._liveness.loaded(message.canary_seconds, message.pass_seconds * message.capacity)
         self._metrics.batch_limit.labels(message.info.device).set(message.capacity)
 
-    def shrink(self, capacity: int) -> None:
-        """The device has room for no more jobs at once, neither now nor under a worker to come."""
+    def lower_capacity(self, capacity: int) -> None:
+        """The device has memory for this many jobs at once; that holds for later workers too."""
         self.capacity = capacity
         self.start = replace(self.start, settings=self.start.settings.model_copy(update={"max_batch": capacity}))
         if self.info:
             self._metrics.batch_limit.labels(self.info.device).set(capacity)
 
     def send(self, ticket: Ticket) -> None:
-        """Hand a job to the worker, which must be ready."""
-        ticket.lane = self
-        if not self._owing:
-            # It had nothing to say until now: its silence counts from here. What was taken back from it before it said
-            # a word does not change that it owes one.
-            self._heard, self._owing = time.monotonic(), True
+        """Send a job to the worker, which must take jobs."""
+        ticket.worker = self
+        self._liveness.job_sent()
         self.tickets[ticket.job.id] = ticket
-        self._tell(ticket.job)
+        self._send(ticket.job)
 
     def withdraw(self, ticket: Ticket) -> bool:
-        """Take a job off the worker; False if it is not there any more."""
+        """Take a job off the worker; False if it is no longer there."""
         if self.tickets.pop(ticket.job.id, None) is None:
             return False
-        self._tell(Cancel(ticket.job.id))
+        self._send(Cancel(ticket.job.id))
         return True
 
-    def _tell(self, message: ToWorker) -> None:
-        # One that is just dying needs no word: its tickets are about to go back.
+    def _send(self, message: ToWorker) -> None:
+        # A worker that has just ended needs no message: its tickets are about to go back to the queue.
         if self._process:
             self._process.send(message)
 
     def check(self, tick_timeout: float, load_timeout: float) -> None:
-        """See whether the worker lives, and have one that has had nothing to do for a while show that it computes.
+        """Kill a worker that has been silent for too long, since only that frees a device that hangs.
 
-        One that has been silent for too long is killed: only its end frees a device that hangs.
+        An idle worker gets a canary from time to time.
+
+        Args:
+            tick_timeout: seconds of silence that a worker with jobs may take at most.
+            load_timeout: likewise, while it loads.
         """
-        if not self._process:
+        if not self._process or self.state is WorkerState.UNLOADING:
             return
-        now = time.monotonic()
-        silent = self._silence
-        if self.tickets:
-            self._used = now
-        if not self.info:
-            limit = load_timeout
+        if not self.takes_jobs:
+            silence = self._liveness.silence
+            silence = silence if silence > load_timeout else 0.0
         elif self.tickets:
-            limit = min(tick_timeout, max(_HANG_SECONDS, _HANGING_TURN * self._turn_seconds))
-        elif self._asked:
-            limit, silent = self._canary_limit, now - self._asked
-        else:
-            if self._owing or silent > CANARY_SECONDS:
-                self._asked = now
-                self._tell(Canary())
+            self._last_busy_at = time.monotonic()
+            silence = self._liveness.hangs(tick_timeout)
+        elif self._liveness.canary_due():
+            self._send(Canary())
             return
-        if silent > limit:
-            logger.error("worker %s on %s has been silent for %.3g s", self.pid, self.device, silent)
+        else:
+            silence = self._liveness.canary_missed()
+        if silence:
+            logger.error("worker %s on %s has been silent for %.3g s", self.pid, self.device, silence)
             self.kill("hang")
+        elif self.state is WorkerState.READY and self._liveness.silent:
+            self._enter(WorkerState.SILENT)
 
-    def excuse(self) -> None:
-        """This process did not run for a while, and so heard nothing: that is no fault of the worker."""
-        self._heard = time.monotonic()
-        self._asked = 0.0
+    def reset_liveness(self) -> None:
+        """Forgive the silence so far: this process did not run, and so received nothing."""
+        self._liveness.reset()
 
-    def rest(self, idle_seconds: float) -> None:
-        """End the worker if it has had nothing to do for so long; `wake` starts another."""
-        if self._process and self.info and not self.tickets and time.monotonic() - self._used > idle_seconds:
-            logger.info("nothing to do on %s for %g s: its memory is let go", self.device, idle_seconds)
-            # From this line on no job is sent to it, and it has none: there is no moment in which one could be lost.
-            self.info = None
-            self._sent_to_sleep = True
-            self._awake.clear()
+    def unload_if_idle(self, idle_seconds: float) -> None:
+        """End a worker that has been idle for so long; `wake` starts another."""
+        idle = time.monotonic() - self._last_busy_at
+        if self._process and self.state is WorkerState.READY and not self.tickets and idle > idle_seconds:
+            logger.info("worker on %s idle for %g s: unloading", self.device, idle_seconds)
+            # No job is sent from here on, and it has none: none can be lost.
+            self._enter(WorkerState.UNLOADING)
+            self._wanted.clear()
             self._process.close()
 
     def wake(self) -> None:
-        """Start a worker again, if none is there because there was nothing to do."""
-        self._waking = self.asleep
-        self._awake.set()
+        """Start a worker again if it was unloaded."""
+        self._wanted.set()
 
     def kill(self, cause: str) -> None:
-        """End the worker at once; the cause is counted. Nothing if none runs."""
+        """End the worker at once and count the cause; no effect if none runs."""
         if self._process:
             self._kill_cause = cause
             self._process.kill()

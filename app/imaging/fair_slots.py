@@ -1,4 +1,4 @@
-"""Lets so many in at once. Callers take turns, and the last place is for somebody who has none."""
+"""A semaphore whose slots are shared fairly between callers."""
 
 import asyncio
 from collections import Counter, deque
@@ -6,50 +6,50 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 
-class Turns:
-    """Places that callers take for a while. Lives on one event loop.
+class FairSlots:
+    """Slots that callers hold for a while; one is reserved for callers that hold none. Lives on one event loop.
 
     Args:
-        places: how many there are; one caller alone gets all but one of them.
+        count: the number of slots; a caller alone gets all but one of them.
     """
 
-    def __init__(self, places: int) -> None:
-        self._free = places
-        self._inside: Counter[str] = Counter()
+    def __init__(self, count: int) -> None:
+        self._free = count
+        self._held: Counter[str] = Counter()
         self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
 
     @asynccontextmanager
-    async def turn(self, caller: str) -> AsyncIterator[None]:
-        """Hold a place, as soon as there is one for this caller."""
-        mine = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(caller, deque()).append(mine)
-        self._let_in()
+    async def slot(self, caller: str) -> AsyncIterator[None]:
+        """Hold a slot, as soon as there is one for this caller."""
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(caller, deque()).append(waiter)
+        self._grant()
         try:
-            await mine
+            await waiter
             yield
         finally:
-            if mine.cancelled():
-                self._forget(caller, mine)
+            if waiter.cancelled():
+                self._forget(caller, waiter)
             else:
                 self._free += 1
-                self._inside -= Counter([caller])
-                self._let_in()
+                self._held -= Counter([caller])
+                self._grant()
 
-    def _let_in(self) -> None:
-        """Whoever has least inside comes next; of several the one who came, or was let in, the longest time ago."""
+    def _grant(self) -> None:
+        """Give free slots to the callers that hold the fewest; among equals, to the one that waits the longest."""
         while self._waiting:
-            caller = min(self._waiting, key=self._inside.__getitem__)
-            if self._free < (2 if self._inside[caller] else 1):
+            caller = min(self._waiting, key=self._held.__getitem__)
+            if self._free < (2 if self._held[caller] else 1):
                 return
             line = self._waiting[caller]
             if line[0].cancelled():
-                # In this very moment: it has not yet come to take itself out.
+                # Just now: its own task has not run yet, and so has not removed it.
                 self._forget(caller, line[0])
                 continue
             self._free -= 1
-            self._inside[caller] += 1
+            self._held[caller] += 1
             line.popleft().set_result(None)
-            # Behind the others.
+            # The caller moves behind the others.
             del self._waiting[caller]
             if line:
                 self._waiting[caller] = line

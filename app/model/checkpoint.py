@@ -22,7 +22,7 @@ from app.model.batch_limit import capacity
 from app.model.devices import first_line, resolve_device, resolve_dtype
 from app.model.packed import can_pack, channels_last, keep_stored, prepare
 from app.model.weights import place, stored_dtype
-from app.settings import Settings
+from app.settings import Settings, WorkerSettings
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class Source:
             return "embedded"
         return str(self.folder) if self.folder else self.hub_id
 
-    def fetch(self, wanted: Callable[[list[str]], list[str]], settings: Settings) -> Path:
+    def fetch(self, wanted: Callable[[list[str]], list[str]], settings: WorkerSettings) -> Path:
         """The folder that holds the `wanted` of the source's files, downloaded if need be.
 
         Raises:
@@ -117,7 +117,7 @@ def _from_hub(name: str, reason: str) -> Source:
     return Source(reason, hub_id=hub_id, revision=revision)
 
 
-def fetch(settings: Settings, device: str) -> tuple[Path, Path | None, ModelInfo]:
+def fetch(settings: WorkerSettings, device: str) -> tuple[Path, Path | None, ModelInfo]:
     """Bring exactly the files that would be loaded on `device` onto the disk: the checkpoint, and its other VAE if any.
 
     Raises:
@@ -146,7 +146,7 @@ def fetch(settings: Settings, device: str) -> tuple[Path, Path | None, ModelInfo
     return folder, vae_folder, info
 
 
-def load_pipeline(settings: Settings, device: str) -> tuple[StableDiffusionXLImg2ImgPipeline, ModelInfo]:
+def load_pipeline(settings: WorkerSettings, device: str) -> tuple[StableDiffusionXLImg2ImgPipeline, ModelInfo]:
     """Load the checkpoint that the settings name onto a device (`cpu` or `cuda:N`).
 
     Raises:

@@ -8,10 +8,10 @@ from app.model.compiled import compile_parts, served_sizes
 from app.model.diffusion import SdxlDiffusion
 from app.model.packed import is_large, pack_one_of_each
 from app.model.transfer import select
-from app.settings import Settings
+from app.settings import WorkerSettings
 
 
-def load(settings: Settings, device: str) -> SdxlDiffusion:
+def load(settings: WorkerSettings, device: str) -> SdxlDiffusion:
     """Load the checkpoint that the settings name onto a device (`auto`, `cpu`, `cuda`, `cuda:N`).
 
     Raises:

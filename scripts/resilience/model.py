@@ -14,7 +14,7 @@ from pathlib import Path
 from app.engine.messages import Fault, Job, ModelInfo, Result, Timings
 from app.model.batch_limit import capacity
 from app.pixels import Pixels
-from app.settings import Settings
+from app.settings import WorkerSettings
 from app.worker.protocols import Diffusion
 
 TICK_SECONDS = 0.004
@@ -143,7 +143,7 @@ def misbehave(folder: Path, model: Faulty | None) -> None:
             os.write(int(sys.argv[1]), b"\0\0\0\4junk")
 
 
-def load(settings: Settings, device: str) -> Diffusion:
+def load(settings: WorkerSettings, device: str) -> Diffusion:
     """What a worker calls."""
     folder = Path(settings.model)
     misbehave(folder, None)

@@ -1,0 +1,20 @@
+"""A worker gets the settings that it reads, and no others."""
+
+import pickle
+
+import pytest
+
+from app.engine.messages import Start
+from app.settings import Settings, WorkerSettings
+
+
+def test_worker_settings_hold_the_values_and_nothing_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Settings(model="a/b", max_batch=3, api_keys="hidden-key", cors_origins="https://example.org")
+    # What is set in the environment of the worker has no effect there.
+    monkeypatch.setenv("IMG2IMG_MODEL", "another")
+    sent = pickle.dumps(Start("loader", "cpu", settings.for_worker()))
+    received = pickle.loads(sent)
+    assert (received.settings.model, received.settings.max_batch) == ("a/b", 3)
+    assert b"hidden-key" not in sent
+    assert b"example.org" not in sent
+    assert set(vars(received.settings)) == set(WorkerSettings.model_fields)
