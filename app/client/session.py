@@ -9,7 +9,7 @@ from typing import Any, BinaryIO, NoReturn
 
 import httpx2
 
-from app.client.responses import (
+from .responses import (
     EVENT_NAMES,
     EVENTS,
     Edited,

@@ -7,8 +7,8 @@ from typing import Any, Self
 
 import httpx2
 
-from app.client.responses import Edited, NoService, Progress, events_of, in_events
-from app.client.session import POLL_SECONDS, Edit, Picture, Wire
+from .responses import Edited, NoService, Progress, events_of, in_events
+from .session import POLL_SECONDS, Edit, Picture, Wire
 
 
 class Img2Img:

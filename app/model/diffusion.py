@@ -131,7 +131,7 @@ class SdxlDiffusion:
 
     def free(self) -> None:
         """Give back what memory can be had again: after a call that found too little."""
-        self.encoders.forget()
+        self.encoders.clear_cache()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()  # pragma: no cover
 
@@ -248,7 +248,7 @@ class SdxlDiffusion:
             state.redecoded = True
             rgb, finite = self._decode_in_float32(state.latents)
         if not finite.item():
-            self.encoders.forget()
+            self.encoders.clear_cache()
             return None
         return self._result(state, rgb.cpu(), start, end)
 

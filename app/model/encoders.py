@@ -1,13 +1,18 @@
-"""What the models make of a prompt and of a picture, each computed once: no random draw has a part in it."""
+"""Encodes prompts and images, and caches the results: no random draw has a part in them."""
 
 import hashlib
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
+from cachetools import LRUCache
 from diffusers import StableDiffusionXLImg2ImgPipeline
 
-from app.model.lru import Cache
 from app.pixels import Pixels
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -38,12 +43,15 @@ class Encoders:
         self.pipe = pipe
         self.device = device
         # Half of it for each: a prompt takes five times the room of a picture, and would push many out.
-        self._prompts = Cache[Prompt](cache_bytes // 2, lambda prompt: prompt.hidden.nbytes + prompt.pooled.nbytes)
-        self._images = Cache[torch.Tensor](cache_bytes // 2, lambda moments: moments.nbytes)
+        self._prompts = LRUCache[bytes, Prompt](
+            cache_bytes // 2, lambda prompt: prompt.hidden.nbytes + prompt.pooled.nbytes
+        )
+        self._images = LRUCache[bytes, torch.Tensor](cache_bytes // 2, lambda moments: moments.nbytes)
 
     def prompt(self, prompt: str) -> tuple[Prompt, bool]:
         """A prompt's embeddings, and whether they were there already."""
-        return self._prompts.get(_digest(prompt.encode(errors="surrogatepass")), lambda: self._encode_prompt(prompt))
+        key = _digest(prompt.encode(errors="surrogatepass"))
+        return cached(self._prompts, key, lambda: self._encode_prompt(prompt))
 
     def image(self, pixels: Pixels) -> tuple[torch.Tensor, bool]:
         """A picture's moments, and whether they were there already.
@@ -51,10 +59,10 @@ class Encoders:
         They are the parameters of the VAE's posterior, `[1, 2c, height / f, width / f]`, or a tiny one's latents, which
         have half of the channels.
         """
-        return self._images.get(_digest(pixels.data), lambda: self._encode_image(pixels))
+        return cached(self._images, _digest(pixels.data), lambda: self._encode_image(pixels))
 
-    def forget(self) -> None:
-        """Keep nothing of what was made so far: some of it may be broken."""
+    def clear_cache(self) -> None:
+        """Drop all cached values: some may be broken."""
         self._prompts.clear()
         self._images.clear()
 
@@ -77,6 +85,17 @@ class Encoders:
         encoded = vae.encode(image.to(device=self.device, dtype=self.pipe.unet.dtype).to(vae.dtype))
         moments: torch.Tensor = encoded.latent_dist.parameters if hasattr(encoded, "latent_dist") else encoded.latents
         return moments
+
+
+def cached(cache: "LRUCache[bytes, Value]", key: bytes, make: Callable[[], Value]) -> tuple[Value, bool]:
+    """The value of `key`, and whether it was in the cache. Otherwise `make` makes it; an error of `make` is raised."""
+    if key in cache:
+        return cache[key], True
+    value = make()
+    # A value that is larger than the whole cache is not kept.
+    with suppress(ValueError):
+        cache[key] = value
+    return value, False
 
 
 def _digest(data: bytes) -> bytes:
