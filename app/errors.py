@@ -10,6 +10,8 @@
     ├── MalformedBody           400  malformed_body
     ├── ModelNotFound           404  model_not_found
     ├── PredictionNotFound      404  prediction_not_found
+    ├── RouteNotFound           404  not_found
+    ├── MethodNotAllowed        405  method_not_allowed
     ├── NotAcceptable           406  not_acceptable
     ├── BodyTooLarge            413  body_too_large
     ├── ImageTooLarge           413  image_too_large
@@ -32,6 +34,7 @@ A message says what to do, and never holds a prompt, a picture or a traceback.
 """
 
 from collections.abc import Iterator
+from typing import Self
 
 CLIENT_CLOSED_REQUEST = 499
 """What the log and the metrics say, as nginx does, where the caller hung up; nobody is there to see it."""
@@ -53,9 +56,24 @@ class ServiceError(Exception):
 
     def __init__(self, message: str, *, param: str | None = None, retry_after: float | None = None) -> None:
         super().__init__(message)
-        self.message = message
-        self.param = param
+        self.message = _encodable(message)
+        self.param = None if param is None else _encodable(param)
         self.retry_after = retry_after
+
+    def at(self, where: str, prefix: str = "") -> Self:
+        """The same error for a field that is inside another one: `input.seed`.
+
+        Args:
+            where: the outer field.
+            prefix: goes before the message.
+        """
+        retry = {} if self.retry_after is None else {"retry_after": self.retry_after}
+        return type(self)(f"{prefix}{self.message}", param=f"{where}.{self.param}", **retry)
+
+
+def _encodable(text: str) -> str:
+    """The text without lone surrogates, which JSON can bring in, but UTF-8 cannot encode."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _below(parent: type[ServiceError]) -> Iterator[type[ServiceError]]:
@@ -116,6 +134,18 @@ class PredictionNotFound(ServiceError):
     """No prediction of the caller's runs under this id."""
 
     status, code = 404, "prediction_not_found"
+
+
+class RouteNotFound(ServiceError):
+    """There is no such path."""
+
+    status, code = 404, "not_found"
+
+
+class MethodNotAllowed(ServiceError):
+    """The path takes another method."""
+
+    status, code = 405, "method_not_allowed"
 
 
 class NotAcceptable(ServiceError):
@@ -211,8 +241,8 @@ class TooManyRequests(Unavailable):
     status, code = 429, "too_many_requests"
 
 
-CODES = ("not_found", "method_not_allowed", *sorted({ServiceError.code, *(one.code for one in _below(ServiceError))}))
-"""Every code that an answer can have: two of the framework's own, and those of the tree."""
+CODES = tuple(sorted({ServiceError.code, *(one.code for one in _below(ServiceError))}))
+"""Every code that an answer can have."""
 
 
 class CheckpointError(Exception):

@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI, Request, Response
@@ -10,26 +10,31 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
-from starlette.routing import Match
 
 from app import __version__
 from app.engine.engine import LOADER, Engine
-from app.errors import CLIENT_CLOSED_REQUEST, EngineStopped, InvalidParameter, Misconfigured, ServiceError
+from app.errors import (
+    CLIENT_CLOSED_REQUEST,
+    EngineStopped,
+    InvalidParameter,
+    MethodNotAllowed,
+    RouteNotFound,
+    ServiceError,
+)
 from app.imaging import c2pa
 from app.imaging.c2pa import Signer
 from app.observability import tracing
 from app.observability.metrics import Metrics
-from app.routes import cog, img2img, kserve, openai, stability, system
-from app.routes.webui import routes
+from app.routes import DIALECTS
 from app.service import Service
 from app.settings import Settings
-from app.web.access import OPEN_PATHS, Gate
+from app.web.access import Gate
 from app.web.api_keys import Keys
+from app.web.app_state import AppState, keep_app_state
+from app.web.dialects import Dialect, Dialects
+from app.web.error_responses import ErrorResponses
 from app.web.openapi import EXPOSED_HEADERS
-from app.web.problems import refusal, where_pictures_go
 from app.web.request_context import BodyLimits, RequestContext
-
-_ROOMS = (img2img, openai, routes, stability, cog, kserve, system)
 
 
 def end_process(failure: EngineStopped) -> None:
@@ -61,22 +66,24 @@ def create_app(
     settings: Settings | None = None,
     loader: str = LOADER,
     on_failure: Callable[[EngineStopped], None] = end_process,
+    dialects: Sequence[Dialect] = DIALECTS,
 ) -> FastAPI:
-    """The whole service as an ASGI app.
+    """The service as an ASGI app.
 
     Args:
         settings: read from the environment if None.
         loader: `module:function` that a worker calls to get its model.
         on_failure: called once if no worker can be kept running.
+        dialects: the wire formats that it serves.
 
     Raises:
-        Misconfigured: the API keys, the certificate that is to sign, or a path that is to be served cannot be used.
+        Misconfigured: the API keys, the certificate for signing, or a path in the settings cannot be used.
     """
     settings = settings or Settings()
     metrics = Metrics()
     signer = c2pa.signer(settings)
-    open_paths = OPEN_PATHS | ({settings.health_route} if settings.health_route else set())
-    quiet = open_paths | {"/metrics", "/sdapi/v1/progress"}
+    served = Dialects(dialects, settings)
+    errors = ErrorResponses(served, metrics)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -91,16 +98,13 @@ def create_app(
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
-        telemetry=tracing.config(exclude=lambda scope: scope["path"] in quiet),
+        telemetry=tracing.config(exclude=lambda scope: scope["path"] in served.quiet_paths),
     )
     origins = frozenset(filter(None, settings.cors_origins.split(",")))
     # The last one added is the first that a request meets.
     max_bytes, seconds = settings.max_body_bytes, settings.body_timeout_seconds
     app.add_middleware(BodyLimits, metrics=metrics, max_bytes=max_bytes, seconds=seconds)
-    own_paths = frozenset((settings.health_route, settings.predict_route))
-    app.add_middleware(
-        Gate, keys=Keys(settings), origins=origins, metrics=metrics, open_paths=open_paths, own_paths=own_paths
-    )
+    app.add_middleware(Gate, keys=Keys(settings), origins=origins, errors=errors, open_paths=served.open_paths)
     if origins:
         app.add_middleware(
             CORSMiddleware,
@@ -110,61 +114,46 @@ def create_app(
             allow_headers=["*"],
             expose_headers=EXPOSED_HEADERS,
         )
-    app.add_middleware(RequestContext, metrics=metrics, quiet=quiet, health_route=settings.health_route)
-    _handle_errors(app, metrics, own_paths)
-    app.state.metrics = metrics
-    app.state.kept = {}
-    _add_named_routes(app, settings)
-    for room in _ROOMS:
-        app.include_router(room.router)
+    app.add_middleware(RequestContext, metrics=metrics, quiet=served.quiet_paths, counted_as=served.counted_as)
+    _handle_errors(app, errors, served)
+    keep_app_state(app, AppState(errors, served.states()))
+    served.add_to(app)
     return app
 
 
-def _add_named_routes(app: FastAPI, settings: Settings) -> None:
-    """The paths that a platform chose. Raises `Misconfigured` if one of them is something else already."""
-    taken = [*app.routes, *(route for room in _ROOMS for route in room.router.routes)]
-    for name, method, endpoint in (("health", "GET", system.ready), ("predict", "POST", kserve.predict)):
-        path = getattr(settings, f"{name}_route")
-        scope = {"type": "http", "path": path, "method": method, "headers": []}
-        there = [r for r in taken if getattr(r, "path", "") == path or r.matches(scope)[0] is Match.FULL]
-        if not path or any(getattr(route, "endpoint", None) is endpoint for route in there):
-            continue
-        if there or (name == "predict" and path == settings.health_route):
-            raise Misconfigured(f"IMG2IMG_{name.upper()}_ROUTE: {path} is the path of something else. Choose another.")
-        app.add_api_route(path, endpoint, methods=[method], include_in_schema=False)
-
-
-def _handle_errors(app: FastAPI, metrics: Metrics, own_paths: frozenset[str]) -> None:
-    """Every error becomes a problem document, or what the path's dialect has for it."""
-
-    def answer(request: Request, error: ServiceError) -> Response:
-        metrics.refuse(error.code)
-        return refusal(error, request.state.request_id, request.url.path, own_paths)
+def _handle_errors(app: FastAPI, errors: ErrorResponses, dialects: Dialects) -> None:
+    """Answer every error in the shape of the path's dialect."""
 
     @app.exception_handler(ServiceError)
-    async def expected(request: Request, error: ServiceError) -> Response:
-        return answer(request, error)
+    async def service_error(request: Request, error: ServiceError) -> Response:
+        return errors.response(error, request.scope)
 
-    @app.exception_handler(HTTPException)
-    async def from_framework(request: Request, error: HTTPException) -> Response:
-        path = request.url.path
-        hint = f" {where_pictures_go(path)}" if error.status_code == 404 else ""
-        other = ServiceError(f"{request.method} {path[:100]}: {error.detail}.{hint}")
-        other.status, other.code = error.status_code, str(error.detail).lower().replace(" ", "_")
-        response = answer(request, other)
+    @app.exception_handler(404)
+    async def not_found(request: Request, error: HTTPException) -> Response:
+        hint = f"A picture and a prompt go to POST {dialects.edit_path(request.url.path)}."
+        return errors.response(RouteNotFound(f"{_described(request, error)} {hint}"), request.scope)
+
+    @app.exception_handler(405)
+    async def method_not_allowed(request: Request, error: HTTPException) -> Response:
+        response = errors.response(MethodNotAllowed(_described(request, error)), request.scope)
         response.headers.update(error.headers or {})
         return response
 
     @app.exception_handler(RequestValidationError)
-    async def of_a_route(request: Request, error: RequestValidationError) -> Response:
+    async def invalid_parameter(request: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
         name = str(first["loc"][-1])
-        return answer(request, InvalidParameter(f"{name}: {first['msg']}.", param=name))
+        return errors.response(InvalidParameter(f"{name}: {first['msg']}.", param=name), request.scope)
 
     @app.exception_handler(ClientDisconnect)
-    async def nobody_there(request: Request, error: ClientDisconnect) -> Response:
+    async def client_disconnect(request: Request, error: ClientDisconnect) -> Response:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
 
     @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> Response:
-        return answer(request, ServiceError("Internal error. The log has more, under the request id."))
+        internal = ServiceError("Internal error. The log has more, under the request id.")
+        return errors.response(internal, request.scope)
+
+
+def _described(request: Request, error: HTTPException) -> str:
+    return f"{request.method} {request.url.path[:100]}: {error.detail}."

@@ -140,12 +140,15 @@ def smallest_steps(strength: float) -> int | None:
     return next((steps for steps in range(1, MAX_STEPS + 1) if steps_run(steps, strength) >= 1), None)
 
 
-def parse_request(fields: Mapping[str, Any], besides: Iterable[str] = ()) -> Img2ImgRequest:
+def parse_request(
+    fields: Mapping[str, Any], besides: Iterable[str] = (), names: Mapping[str, str] | None = None
+) -> Img2ImgRequest:
     """Fields as text (forms, queries) or JSON values to a request.
 
     Args:
         fields: by their names here.
-        besides: names that the dialect takes, too; whoever misspells one is told of them.
+        besides: further names that the dialect takes: a misspelled field is compared with them, too.
+        names: what the dialect calls fields that have another name here; errors say that.
 
     Raises:
         InvalidParameter: names the first field at fault and what it may be.
@@ -161,7 +164,8 @@ def parse_request(fields: Mapping[str, Any], besides: Iterable[str] = ()) -> Img
         first = error.errors(include_url=False, include_input=False)[0]
         if first["type"] == "too_few_steps":
             raise InvalidParameter(first["msg"], param="strength") from None
-        name = str(first["loc"][0])
+        field = str(first["loc"][0])
+        name = (names or {}).get(field, field)
         raise InvalidParameter(f"{name}: {first['msg']}.", param=name) from None
 
 

@@ -178,6 +178,10 @@ class Service:
         """
         return await self._decoders.parameters(file, call.caller)
 
+    def render_metrics(self) -> bytes:
+        """All series in Prometheus' text format."""
+        return self.metrics.render()
+
     async def drain(self) -> None:
         """Refuse new requests, let those that run finish, and return; the settings say how long either may take."""
         await asyncio.gather(

@@ -21,12 +21,19 @@ from app.client import Img2Img, Img2ImgError
 from app.errors import Misconfigured
 from app.main import create_app
 from app.observability.metrics import Metrics
+from app.routes import DIALECTS
 from app.settings import Settings
-from app.web.access import OPEN_PATHS, Gate
+from app.web.access import Gate
 from app.web.api_keys import Keys
+from app.web.dialects import Dialects
+from app.web.error_responses import ErrorResponses
+from app.web.request_state import request_state
 from tests.conftest import FAKE
 from tests.test_img2img import post, problem
 from tests.test_limits import eventually, sample
+
+OPEN_PATHS = Dialects(DIALECTS, Settings()).open_paths
+ERRORS = ErrorResponses(Dialects(DIALECTS, Settings()), Metrics())
 
 StartServer = Callable[..., AbstractContextManager[str]]
 
@@ -295,7 +302,7 @@ def test_a_websocket_without_a_key_is_never_accepted() -> None:
     def knock(**headers: str) -> list[str]:
         sent.clear()
         raw = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
-        gate = Gate(behind, Keys(Settings(api_keys=KEYS)), frozenset({"https://friend.org"}), Metrics())
+        gate = Gate(behind, Keys(Settings(api_keys=KEYS)), frozenset({"https://friend.org"}), ERRORS, OPEN_PATHS)
         scope = {"type": "websocket", "path": "/health", "headers": raw, "client": ("::1", 1)}
         asyncio.run(gate(scope, receive, send))
         return list(sent)
@@ -397,12 +404,12 @@ def test_callers_are_told_apart_by_key_then_by_address_of_ipv6_by_network() -> N
     seen: list[str] = []
 
     async def behind(scope: Any, receive: Any, send: Any) -> None:
-        seen.append(scope["state"]["caller"])
+        seen.append(request_state(scope).caller)
 
     def caller(address: str, keys: str = "", **headers: str) -> str:
         raw = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
-        scope = {"type": "http", "method": "GET", "path": "/x", "headers": raw, "client": (address, 1), "state": {}}
-        gate = Gate(behind, Keys(Settings(api_keys=keys)), frozenset(), Metrics())
+        scope = {"type": "http", "method": "GET", "path": "/x", "headers": raw, "client": (address, 1)}
+        gate = Gate(behind, Keys(Settings(api_keys=keys)), frozenset(), ERRORS, OPEN_PATHS)
         asyncio.run(gate(scope, None, None))  # type: ignore[arg-type]
         return seen[-1]
 

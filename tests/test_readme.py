@@ -25,8 +25,7 @@ from app.errors import ServiceError
 from app.main import create_app
 from app.observability.metrics import Metrics
 from app.request import Img2ImgRequest, steps_run
-from app.routes import cog, img2img, kserve, openai, stability, system
-from app.routes.webui import routes
+from app.routes import DIALECTS
 from app.settings import Settings
 from app.web.openapi import IMG2IMG_RESPONSES
 from scripts import demo
@@ -134,8 +133,7 @@ class TestTables:
         described = {f"{method.upper()} {path}" for path, item in app.openapi()["paths"].items() for method in item}
         plain = {f"GET {route.path}" for route in app.routes if hasattr(route, "path")}
         # Other platforms' names for the same are not in the schema, lest generated clients have each call twice.
-        rooms = (cog, img2img, openai, kserve, stability, system, routes)
-        own = [route for room in rooms for route in room.router.routes]
+        own = [route for dialect in DIALECTS for route in dialect.router.routes]
         plain |= {
             f"{method} {route.path}" for route in own if isinstance(route, APIRoute) for method in route.methods or ()
         }

@@ -14,6 +14,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from app import malloc
+from app.engine.engine import LOADER
 from app.errors import EngineStopped, Misconfigured
 from app.main import create_app
 from app.observability.logs import configure
@@ -101,8 +102,7 @@ def serve(settings: Settings, loader: str | None = None) -> int:
         failures.append(failure)
         server.should_exit = True
 
-    arguments = {"loader": loader} if loader else {}
-    app = create_app(settings, on_failure=give_up, **arguments)
+    app = create_app(settings, loader or LOADER, give_up)
     warn_if_open(settings)
     config = uvicorn.Config(
         app,

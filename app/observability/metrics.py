@@ -12,7 +12,6 @@ from prometheus_client import (
 
 from app import __version__
 from app.errors import CODES
-from app.observability.logs import note
 
 _SECONDS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 
@@ -116,11 +115,6 @@ class Metrics:
         for kind in ("prompt", "image"):
             for result in ("hit", "miss"):
                 self.cache.labels(kind, result)
-
-    def refuse(self, code: str) -> None:
-        """Count a request that is answered with an error, and have its line in the log say so."""
-        self.rejected.labels(code).inc()
-        note(error=code)
 
     def render(self) -> bytes:
         """All series in Prometheus' text format."""

@@ -11,19 +11,34 @@ from typing import Any
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 
 from app.edits import RequestInfo, Upload
-from app.errors import DeadlineExceeded, EngineError, InvalidParameter, NotAcceptable, PredictionNotFound
+from app.errors import (
+    DeadlineExceeded,
+    EngineError,
+    InvalidParameter,
+    NotAcceptable,
+    PredictionNotFound,
+    QueueFull,
+    ServiceError,
+    TooManyRequests,
+)
 from app.pixels import OutputFormat
 from app.request import Img2ImgRequest, parse_request
+from app.routes.dependencies import service_of
 from app.service import Service
-from app.web.bodies import data_url, decode_base64, is_data_url, read_body, read_json, within
+from app.web.app_state import app_singleton, app_state
+from app.web.bodies import data_url, decode_base64, is_data_url, prefix_param, read_body, read_json
+from app.web.dialects import Dialect
+from app.web.error_responses import ErrorResponses
 from app.web.negotiation import prefers
-from app.web.requests import call_of, nothing_in_the_query, of_app, picture_headers, unless_disconnected
+from app.web.request_state import request_state
+from app.web.requests import picture_headers, reject_query_fields, request_info, unless_disconnected
 from app.web.sse import EVENTS
 
 # Cog describes these itself.
-router = APIRouter(include_in_schema=False, dependencies=[Depends(nothing_in_the_query)])
+router = APIRouter(include_in_schema=False, dependencies=[Depends(reject_query_fields)])
 
 _NEVER_SENT = ("webhook", "webhook_events_filter", "output_file_prefix")
 """What would have the service send something to an address that a caller names: it never does."""
@@ -92,19 +107,19 @@ async def create_once(request: Request, name: str) -> JSONResponse:
 async def _answer(request: Request, path_name: str | None) -> JSONResponse:
     if prefers(request.headers.get("accept", ""), EVENTS, ("application/json",)):
         raise NotAcceptable("Predictions come whole: for events ask POST /img2img.", param="Accept")
-    call, body = call_of(request), read_json(await read_body(request))
+    call, body = request_info(request), read_json(await read_body(request))
     name = _name(body.get("id"), path_name)
     image, asked = parse_prediction(body)
     # It holds the image as text.
     del body
-    predictions, service = of_app(request, Predictions), request.app.state.service
+    predictions, service, errors = app_singleton(request, Predictions), service_of(request), app_state(request).errors
     # Whoever begins it has his time from the service, and is told at once if that is too short.
     seconds = None
     if predictions.find(call.caller, name):
         seconds = call.timeout
         # The prediction that runs has its own upload: this one is not decoded.
         image.take()
-    with predictions.waiting(call.caller, name, lambda: _predict(service, image, asked, call, name)) as task:
+    with predictions.waiting(call.caller, name, lambda: _predict(service, errors, image, asked, call, name)) as task:
         prediction, headers = await unless_disconnected(request, _outcome(task, name, seconds))
     return JSONResponse(prediction, headers=headers)
 
@@ -126,12 +141,14 @@ async def _outcome(task: "asyncio.Task[Outcome]", name: str, seconds: float | No
     return (_canceled(name), {}) if task.cancelled() else task.result()
 
 
-async def _predict(service: Service, image: Upload, asked: Img2ImgRequest, call: RequestInfo, name: str) -> Outcome:
+async def _predict(
+    service: Service, errors: ErrorResponses, image: Upload, asked: Img2ImgRequest, call: RequestInfo, name: str
+) -> Outcome:
     created = datetime.now(UTC)
     try:
         picture = await service.edit(image, asked, call)
     except EngineError as error:
-        service.metrics.refuse(error.code)
+        errors.count(error)
         return {"id": name, "status": "failed", "output": None, "error": error.message, **_moments(created)}, {}
     prediction = {
         "id": name,
@@ -175,7 +192,7 @@ def parse_prediction(body: Mapping[str, Any]) -> tuple[Upload, Img2ImgRequest]:
         raise InvalidParameter('Send {"input": {"image": "data:…", "prompt": "…"}}.', param="input")
     fields = {"prompt": "", "output_format": OutputFormat.PNG, **fields}
     image = fields.pop("image", None)
-    with within("input"):
+    with prefix_param("input"):
         # Base64 has no colon.
         if not isinstance(image, str) or (":" in image[:16] and not is_data_url(image)):
             raise InvalidParameter("Send the image as a data: URL: no other address is read here.", param="image")
@@ -185,7 +202,7 @@ def parse_prediction(body: Mapping[str, Any]) -> tuple[Upload, Img2ImgRequest]:
 @router.post("/predictions/{name}/cancel")
 async def cancel(request: Request, name: str) -> dict[str, Any]:
     """Ends a prediction of the caller's own."""
-    task = of_app(request, Predictions).find(request.state.caller, name)
+    task = app_singleton(request, Predictions).find(request_state(request.scope).caller, name)
     if task is None:
         raise PredictionNotFound("No prediction of yours runs under this id.", param="id")
     task.cancel()
@@ -195,8 +212,41 @@ async def cancel(request: Request, name: str) -> dict[str, Any]:
 @router.get("/health-check")
 async def health_check(request: Request) -> dict[str, Any]:
     """Always 200; the `status` says whether a picture can be made now."""
-    service: Service = request.app.state.service
+    service = service_of(request)
     status = {"ready": "READY", "starting": "STARTING", "draining": "DEFUNCT", "unsigned": "DEFUNCT"}[service.status]
     started = datetime.fromtimestamp(service.started, UTC).isoformat()
     setup = {"started_at": started, "status": "starting" if status == "STARTING" else "succeeded", "logs": ""}
     return {"status": status, "setup": setup, "version": {"img2img": request.app.version}}
+
+
+class CogInputError(BaseModel):
+    """A field of the input that cannot be used."""
+
+    loc: list[str]
+    msg: str
+    type: str
+
+
+class CogError(BaseModel):
+    """An error: a list of what is wrong with the input, or a sentence."""
+
+    detail: str | list[CogInputError]
+
+
+def _render_error(error: ServiceError, request_id: str) -> tuple[int, CogError]:
+    if error.status == 422:
+        where = (error.param or "input").split(".", 1)
+        return 422, CogError(detail=[CogInputError(loc=["body", *where], msg=error.message, type=error.code)])
+    # Cog's own answer where all places are taken is 409.
+    status = 409 if isinstance(error, QueueFull | TooManyRequests) else error.status
+    return status, CogError(detail=error.message)
+
+
+DIALECT = Dialect(
+    router=router,
+    prefixes=("/predictions",),
+    edit_path="/predictions",
+    render_error=_render_error,
+    open_paths=("/health-check",),
+    state=(Predictions,),
+)

@@ -12,12 +12,14 @@ from app.edits import Queued, RequestInfo, StepDone, Upload
 from app.errors import InvalidParameter, UnsupportedMediaType
 from app.pixels import IMAGE_SIZE, OutputFormat
 from app.request import Img2ImgRequest, parse_request
+from app.routes.dependencies import service_of
 from app.service import Service
 from app.web.bodies import data_url, decode_base64, mapping, once, read_body, read_json, switch
+from app.web.dialects import Dialect
 from app.web.forms import AS_FILE, read_form
 from app.web.negotiation import PICTURES, acceptable, prefers
 from app.web.openapi import IMG2IMG_OPENAPI, IMG2IMG_RESPONSES, KEYS
-from app.web.requests import call_of, picture_response, unless_disconnected
+from app.web.requests import picture_response, request_info, unless_disconnected
 from app.web.sse import EVENTS, Event, event_stream
 
 router = APIRouter()
@@ -46,10 +48,10 @@ async def img2img(request: Request) -> StreamingResponse:
     `step` with `step` of `steps`, and `picture`; the header `X-Previews: 1` puts a preview, as a data: URL, into those
     of steps.
     """
-    call = call_of(request)
+    call = request_info(request)
     upload, fields = await _read(request)
     asked = parse_request(fields, ("image", "target_size"))
-    service: Service = request.app.state.service
+    service = service_of(request)
     accept = request.headers.get("accept") or "*/*"
     as_events = prefers(accept, EVENTS, PICTURES)
     if asked.output_format is None:
@@ -128,3 +130,6 @@ def parse_hugging_face(data: bytes) -> tuple[bytes, dict[str, Any]]:
     if size not in (None, {"width": IMAGE_SIZE, "height": IMAGE_SIZE}):
         raise InvalidParameter(f"Only pictures of {IMAGE_SIZE}x{IMAGE_SIZE} are made here.", param="target_size")
     return decode_base64(body["inputs"], "inputs"), fields
+
+
+DIALECT = Dialect(router=router, edit_path="/img2img")

@@ -8,19 +8,22 @@ from typing import Any
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response
+from pydantic import BaseModel
 
 from app.edits import EditedImage, StepDone, Upload
-from app.errors import InvalidParameter
+from app.errors import InvalidParameter, ServiceError
 from app.pixels import IMAGE_SIZE, OutputFormat
 from app.request import Img2ImgRequest, in_a_row, parse_request
+from app.routes.dependencies import service_of
 from app.service import Service
 from app.web.bodies import base64_text, data_url, whole
+from app.web.dialects import Dialect
 from app.web.forms import read_form
-from app.web.requests import call_of, nothing_in_the_query, picture_headers, together, unless_disconnected
+from app.web.requests import gather_or_cancel, picture_headers, reject_query_fields, request_info, unless_disconnected
 from app.web.sse import Event, event_stream
 
 # OpenAI describes these itself.
-router = APIRouter(prefix="/v1", include_in_schema=False, dependencies=[Depends(nothing_in_the_query)])
+router = APIRouter(prefix="/v1", include_in_schema=False, dependencies=[Depends(reject_query_fields)])
 
 _SIZE = f"{IMAGE_SIZE}x{IMAGE_SIZE}"
 _MAX_PICTURES = 10
@@ -148,13 +151,13 @@ async def _answer(request: Request, *, prompt_needed: bool) -> Response:
         raise InvalidParameter("Send a text field 'prompt'; it may be empty.", param="prompt")
     asked = parse_edit(files, fields)
     files.clear()
-    service: Service = request.app.state.service
+    service = service_of(request)
     service.check_model(asked.model)
     service.check_count(len(asked.requests), "n")
     if asked.stream:
         return await event_stream(request, _events(service, request, asked))
-    work = (service.edit(asked.image, one, call_of(request)) for one in asked.requests)
-    pictures = await unless_disconnected(request, together(*work))
+    work = (service.edit(asked.image, one, request_info(request)) for one in asked.requests)
+    pictures = await unless_disconnected(request, gather_or_cancel(*work))
     return JSONResponse(
         {
             "created": int(time.time()),
@@ -171,7 +174,7 @@ async def _events(service: Service, request: Request, asked: Asked) -> AsyncGene
     previews = spread(one.steps_run, asked.partial_images)
     output_format = one.output_format or OutputFormat.PNG
     index = 0
-    async with aclosing(service.watch(asked.image, one, call_of(request), previews, output_format)) as watched:
+    async with aclosing(service.watch(asked.image, one, request_info(request), previews, output_format)) as watched:
         async for seen in watched:
             match seen:
                 case StepDone(preview=bytes(preview)):
@@ -216,17 +219,49 @@ def _datum(picture: EditedImage, *, url: bool) -> dict[str, Any]:
 @router.get("/models")
 async def models(request: Request) -> dict[str, Any]:
     """The one model that is served."""
-    service: Service = request.app.state.service
+    service = service_of(request)
     return {"object": "list", "data": [_model(service, service.model_name)]}
 
 
 @router.get("/models/{name:path}")
 async def model(request: Request, name: str) -> dict[str, Any]:
     """By its name, or one that requests may give for it."""
-    service: Service = request.app.state.service
+    service = service_of(request)
     service.check_model(name)
     return _model(service, name)
 
 
 def _model(service: Service, name: str) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": service.started, "owned_by": "img2img"}
+
+
+class OpenAIErrorDetail(BaseModel):
+    """What is wrong."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class OpenAIError(BaseModel):
+    """An error."""
+
+    error: OpenAIErrorDetail
+
+
+def _render_error(error: ServiceError, request_id: str) -> tuple[int, OpenAIError]:
+    # All invalid requests have status 400: OpenAI's SDKs have a class for that one.
+    status = 400 if error.status in (406, 415, 422) else error.status
+    kind = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}.get(status)
+    return status, OpenAIError(
+        error=OpenAIErrorDetail(
+            message=error.message,
+            type=kind or ("server_error" if status >= 500 else "invalid_request_error"),
+            param=error.param,
+            code="invalid_api_key" if status == 401 else error.code,
+        )
+    )
+
+
+DIALECT = Dialect(router=router, prefixes=("/v1/",), edit_path="/v1/images/edits", render_error=_render_error)

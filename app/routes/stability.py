@@ -5,19 +5,21 @@ from typing import Any
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response
+from pydantic import BaseModel
 
 from app.edits import EditedImage, Upload
-from app.errors import InvalidParameter
+from app.errors import InvalidParameter, ServiceError
 from app.pixels import OutputFormat
 from app.request import Img2ImgRequest, parse_request
-from app.service import Service
+from app.routes.dependencies import service_of
 from app.web.bodies import base64_text
+from app.web.dialects import Dialect
 from app.web.forms import AS_FILE, read_form
 from app.web.negotiation import PICTURES, prefers
-from app.web.requests import call_of, nothing_in_the_query, picture_headers, picture_response, unless_disconnected
+from app.web.requests import picture_headers, picture_response, reject_query_fields, request_info, unless_disconnected
 
 # Stability AI describes this itself.
-router = APIRouter(prefix="/v2beta/stable-image", include_in_schema=False, dependencies=[Depends(nothing_in_the_query)])
+router = APIRouter(prefix="/v2beta/stable-image", include_in_schema=False, dependencies=[Depends(reject_query_fields)])
 
 _MODE = "image-to-image"
 _FIELDS = ("image", "mode", "model", "cfg_scale")
@@ -31,9 +33,9 @@ async def sd3(request: Request) -> Response:
     if "image" not in files:
         raise InvalidParameter(AS_FILE, param="image")
     asked, model = parse_sd3(fields)
-    service: Service = request.app.state.service
+    service = service_of(request)
     service.check_model(model)
-    picture = await unless_disconnected(request, service.edit(Upload(files.pop("image")), asked, call_of(request)))
+    picture = await unless_disconnected(request, service.edit(Upload(files.pop("image")), asked, request_info(request)))
     as_json = prefers(request.headers.get("accept", ""), "application/json", PICTURES)
     answer = _in_json(picture) if as_json else picture_response(picture)
     answer.headers["Seed"] = str(picture.seed)
@@ -68,13 +70,7 @@ def parse_sd3(fields: Mapping[str, str]) -> tuple[Img2ImgRequest, str | None]:
             "cfg_scale was sent twice: guidance_scale is the same. Leave one out.", param="cfg_scale"
         )
     left["guidance_scale"] = left.pop("cfg_scale")
-    try:
-        return parse_request(left, _FIELDS), model
-    except InvalidParameter as error:
-        if error.param != "guidance_scale":
-            raise
-        # By the name that the caller knows.
-        raise InvalidParameter(error.message.replace("guidance_scale", "cfg_scale"), param="cfg_scale") from None
+    return parse_request(left, _FIELDS, {"guidance_scale": "cfg_scale"}), model
 
 
 def _in_json(picture: EditedImage) -> JSONResponse:
@@ -83,3 +79,23 @@ def _in_json(picture: EditedImage) -> JSONResponse:
     return JSONResponse(
         body, headers={"Content-Type": media_type, "Cache-Control": "no-store", **picture_headers(picture)}
     )
+
+
+class StabilityError(BaseModel):
+    """An error."""
+
+    id: str
+    name: str
+    errors: list[str]
+
+
+def _render_error(error: ServiceError, request_id: str) -> tuple[int, StabilityError]:
+    return error.status, StabilityError(id=request_id, name=error.code, errors=[error.message])
+
+
+DIALECT = Dialect(
+    router=router,
+    prefixes=("/v2beta/",),
+    edit_path="/v2beta/stable-image/generate/sd3",
+    render_error=_render_error,
+)

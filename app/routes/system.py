@@ -1,10 +1,11 @@
-"""Health and metrics, for whoever runs the service."""
+"""Health, metrics and the description of the API, for operators."""
 
 from fastapi import APIRouter, Request, Response
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import HTMLResponse, JSONResponse
 
-from app.service import Service
+from app.routes.dependencies import service_of
+from app.web.dialects import Dialect, SettingRoute
 from app.web.openapi import KEYS, METRICS_RESPONSES
 
 router = APIRouter(tags=["system"])
@@ -32,7 +33,7 @@ async def ready(request: Request) -> JSONResponse:
     503 before, while none makes pictures, and once the service is told to end. A worker that was let go because there
     was nothing to do counts as ready.
     """
-    service: Service = request.app.state.service
+    service = service_of(request)
     if service.status != "ready":
         return JSONResponse({"status": service.status}, 503, headers={"Retry-After": "1"})
     return JSONResponse({"status": "ready", "model": service.model})
@@ -47,8 +48,8 @@ async def ready(request: Request) -> JSONResponse:
 )
 async def metrics(request: Request) -> Response:
     """All series in Prometheus' text format."""
-    service: Service = request.app.state.service
-    return Response(service.metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
+    service = service_of(request)
+    return Response(service.render_metrics(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 @router.get("/docs", include_in_schema=False)
@@ -57,3 +58,20 @@ async def docs(request: Request) -> HTMLResponse:
     page = get_swagger_ui_html(openapi_url=request.app.openapi_url, title=request.app.title)
     page.headers["Content-Security-Policy"] = _DOCS_POLICY
     return page
+
+
+DIALECT = Dialect(
+    router=router,
+    open_paths=("/health", "/health/live", "/health/ready", "/ping"),
+    quiet_paths=("/metrics",),
+    setting_routes=(
+        SettingRoute(
+            "health_route",
+            "GET",
+            ready,
+            open=True,
+            counted_as="/health/ready",
+            options={"include_in_schema": False},
+        ),
+    ),
+)

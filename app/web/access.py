@@ -1,7 +1,7 @@
-"""Who may come in: API keys, and the origins that browsers name. Pure ASGI, in front of routing.
+"""Authentication by API key, and the check of browsers' origins. Pure ASGI, in front of routing.
 
-Closed is what is not listed here, whatever routes there are: a route that is added later needs a key, and so does a
-path that no route has.
+Every path needs a key unless its dialect lists it as open: a route that is added later needs one, and so does a path
+without a route.
 """
 
 import ipaddress
@@ -11,17 +11,9 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.errors import OriginNotAllowed, ServiceError, Unauthorized
-from app.observability.metrics import Metrics
 from app.web.api_keys import Keys, sent_key
-from app.web.problems import refusal
-
-OPEN_PATHS = frozenset(
-    (
-        *("/health", "/health/live", "/health/ready", "/health-check", "/ping"),
-        *("/v2/health/live", "/v2/health/ready"),
-    )
-)
-"""What whoever supervises the service asks without a key."""
+from app.web.error_responses import ErrorResponses
+from app.web.request_state import request_state
 
 _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 _POLICY_VIOLATION = 1008
@@ -32,15 +24,14 @@ _PRIVATE = (".localhost", ".local", ".internal", ".home.arpa", ".test")
 class Gate:
     """Refuses requests without a key, where keys are set, and those that a web page of a foreign origin sends.
 
-    Who comes in is known to the routes as `request.state.caller`: by the key, else by the address.
+    Routes find the client as `RequestState.caller`: its key, else its address.
 
     Args:
-        app: what lies behind.
-        keys: none means that anybody may come in.
-        origins: those that may send requests besides the service's own, as browsers write them.
-        metrics: where refusals are counted.
-        open_paths: those that need no key to be read.
-        own_paths: those whose errors are problem documents, whatever they begin with.
+        app: the next ASGI app.
+        keys: if there are none, every request passes.
+        origins: may send requests besides the service's own origin, as browsers write them.
+        errors: answers the requests that are refused.
+        open_paths: can be read without a key.
     """
 
     def __init__(
@@ -48,36 +39,33 @@ class Gate:
         app: ASGIApp,
         keys: Keys,
         origins: frozenset[str],
-        metrics: Metrics,
-        open_paths: frozenset[str] = OPEN_PATHS,
-        own_paths: frozenset[str] = frozenset(),
+        errors: ErrorResponses,
+        open_paths: frozenset[str],
     ) -> None:
         self.app = app
         self.keys = keys
         self.origins = origins
-        self.metrics = metrics
+        self.errors = errors
         self.open_paths = open_paths
-        self.own_paths = own_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
             await self.app(scope, receive, send)
             return
         try:
-            scope.setdefault("state", {})["caller"] = self._admit(scope)
+            request_state(scope).caller = self._admit(scope)
         except ServiceError as error:
-            self.metrics.refuse(error.code)
             if scope["type"] == "websocket":
+                self.errors.count(error)
                 # Before it is accepted, that is a 403 on the wire.
                 await send({"type": "websocket.close", "code": _POLICY_VIOLATION, "reason": error.message})
             else:
-                answer = refusal(error, scope["state"]["request_id"], scope["path"], self.own_paths)
-                await answer(scope, receive, send)
+                await self.errors.response(error, scope)(scope, receive, send)
             return
         await self.app(scope, receive, send)
 
     def _admit(self, scope: Scope) -> str:
-        """The caller's name. Raises `Unauthorized` or `OriginNotAllowed`."""
+        """The client's key or address. Raises `Unauthorized` or `OriginNotAllowed`."""
         headers = Headers(scope=scope)
         changes = scope["type"] == "websocket" or scope["method"] not in _SAFE_METHODS
         if changes and not self._welcome(headers.get("origin"), headers.get("host", "")):

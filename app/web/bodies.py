@@ -72,14 +72,14 @@ def whole(value: Any, name: str, least: int, most: int | None = None) -> int:
 
 
 @contextmanager
-def within(where: str) -> Iterator[None]:
-    """Says of what is wrong with a field where in the body it stands: `input.seed`."""
+def prefix_param(where: str, message_prefix: str = "") -> Iterator[None]:
+    """Turns the error of a field into that of a field inside another one: `input.seed`."""
     try:
         yield
     except ServiceError as error:
-        if error.param:
-            error.param = f"{where}.{error.param}"
-        raise
+        if error.param is None:
+            raise
+        raise error.at(where, message_prefix) from error
 
 
 def switch(value: Any, name: str) -> bool:

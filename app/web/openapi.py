@@ -4,29 +4,10 @@ from typing import Any
 
 from fastapi import Security
 from fastapi.security import APIKeyHeader, HTTPBearer
-from pydantic import BaseModel, Field
 
 from app.pixels import OutputFormat
 from app.request import Img2ImgRequest
-
-
-class Problem(BaseModel):
-    """An error, as RFC 9457 has it (`application/problem+json`)."""
-
-    type: str = Field(examples=["about:blank"])
-    title: str = Field(examples=["Unprocessable Content"])
-    status: int = Field(examples=[422])
-    detail: str = Field(
-        description="What is wrong, and what to do.",
-        examples=[
-            "num_inference_steps x strength must be at least 1, but 4 x 0.2 would run no step: for 4 steps send a "
-            "strength of at least 0.25, or for strength 0.2 at least 5 steps."
-        ],
-    )
-    code: str = Field(description="The same for the same kind of error, for programs.", examples=["invalid_parameter"])
-    request_id: str = Field(examples=["3f1c0b6a9d0e4c5f8a7b6c5d4e3f2a1b"])
-    param: str | None = Field(None, description="The field at fault, if one is.", examples=["strength"])
-    retry_after: int | None = Field(None, description="Seconds, with 503.", examples=[2])
+from app.web.problems import PROBLEM_TYPE, Problem
 
 
 def _body() -> dict[str, Any]:
@@ -98,7 +79,7 @@ KEYS = [
 
 IMG2IMG_OPENAPI: dict[str, Any] = {"requestBody": _body()}
 
-_PROBLEM = {"application/problem+json": {"schema": Problem.model_json_schema()}}
+_PROBLEM = {PROBLEM_TYPE: {"schema": Problem.model_json_schema()}}
 _NO_KEY = "An API key is needed, or another one."
 
 METRICS_RESPONSES: dict[int | str, dict[str, Any]] = {401: {"description": _NO_KEY, "content": _PROBLEM}}

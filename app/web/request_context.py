@@ -8,6 +8,7 @@ import logging
 import re
 import secrets
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -18,6 +19,7 @@ from app.observability import tracing
 from app.observability.logs import facts, note
 from app.observability.metrics import Metrics
 from app.web.problems import SECURITY_HEADERS
+from app.web.request_state import begin_request
 
 logger = logging.getLogger(__name__)
 
@@ -31,17 +33,21 @@ class RequestContext:
     Args:
         app: what lies behind.
         metrics: where requests are counted.
-        quiet: paths that are asked for every few seconds, by probes: not worth a line each.
-        health_route: one that a platform chose; it is counted as `/health/ready`, which it means.
+        quiet: paths that probes ask for every few seconds: logged at debug level, and not counted as in flight.
+        counted_as: the route that stands for another one in metrics and log lines.
     """
 
     def __init__(
-        self, app: ASGIApp, metrics: Metrics, quiet: frozenset[str] = frozenset(), health_route: str = ""
+        self,
+        app: ASGIApp,
+        metrics: Metrics,
+        quiet: frozenset[str] = frozenset(),
+        counted_as: Mapping[str, str] | None = None,
     ) -> None:
         self.app = app
         self.metrics = metrics
         self.quiet = quiet
-        self.health_route = health_route
+        self.counted_as = counted_as or {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -54,7 +60,7 @@ class RequestContext:
         headers = Headers(scope=scope)
         sent = headers.get("x-request-id", "")
         request_id = sent if _REQUEST_ID.fullmatch(sent) else secrets.token_hex(16)
-        scope.setdefault("state", {})["request_id"] = request_id
+        state = begin_request(scope, request_id)
         start, status = time.perf_counter(), 500
         told: dict[str, Any] = {"request_id": request_id, "method": method}
         if trace_id := tracing.begin(headers, request_id, query=bool(scope["query_string"])):
@@ -79,18 +85,16 @@ class RequestContext:
             seconds = time.perf_counter() - start
             # The route's own template, never the path that was asked for: that could be anything, without end.
             route = getattr(scope.get("route"), "path", "unmatched")
-            if route == self.health_route:
-                route = "/health/ready"
-            # Of events, the status has been sent before anybody knew how it would end.
-            status = scope["state"].get("outcome", status)
+            route = self.counted_as.get(route, route)
+            status = status if state.outcome is None else state.outcome
             self.metrics.requests.labels(route, str(status)).inc()
             self.metrics.request_seconds.labels(route, "success" if status < 400 else "error").observe(seconds)
             self.metrics.in_flight.dec(not probe)
             facts.reset(before)
             level = logging.DEBUG if probe else logging.WARNING if status >= 500 else logging.INFO
             told |= {"route": route, "status": status, "milliseconds": round(seconds * 1000, 1)}
-            if str(caller := scope["state"].get("caller", "")).startswith("key "):
-                told["key"] = caller.removeprefix("key ")
+            if state.caller.startswith("key "):
+                told["key"] = state.caller.removeprefix("key ")
             words = "%(method)s %(route)s %(status)d %(milliseconds).1f ms id=%(request_id)s"
             logger.log(level, words, told, extra={"facts": told})
 

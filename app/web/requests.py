@@ -1,7 +1,7 @@
 """What every dialect shares: cancelling for a caller who left, how long he waits, and a picture as an HTTP answer."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Request
@@ -13,6 +13,7 @@ from starlette.types import Receive, Scope, Send
 from app.edits import EditedImage, RequestInfo
 from app.errors import InvalidParameter
 from app.request import Img2ImgRequest, Number
+from app.web.request_state import request_state
 
 T = TypeVar("T")
 
@@ -40,7 +41,7 @@ async def unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) ->
             await asyncio.wait({task})
 
 
-async def together(*work: Coroutine[Any, Any, T]) -> list[T]:
+async def gather_or_cancel(*work: Coroutine[Any, Any, T]) -> list[T]:
     """All results, or the first error; then the others are cancelled."""
     tasks = [asyncio.ensure_future(one) for one in work]
     try:
@@ -56,14 +57,8 @@ async def _disconnected(request: Request) -> None:
     await request.receive()
 
 
-def of_app(request: Request, kind: Callable[[], T]) -> T:
-    """The app's one object of a class, made when it is first asked for."""
-    kept: dict[Any, T] = request.app.state.kept
-    return kept.setdefault(kind, kind())
-
-
-def call_of(request: Request) -> RequestInfo:
-    """Whose request it is, and how long the caller will wait: `X-Request-Timeout`, in seconds.
+def request_info(request: Request) -> RequestInfo:
+    """The id and the client of a request, and how long the client will wait: `X-Request-Timeout`, in seconds.
 
     Raises:
         InvalidParameter: that is no finite decimal number above 0.
@@ -77,16 +72,15 @@ def call_of(request: Request) -> RequestInfo:
             raise InvalidParameter(
                 "X-Request-Timeout must be a number of seconds above 0, like 2.5.", param="X-Request-Timeout"
             ) from None
-    return RequestInfo(request.state.request_id, request.state.caller, timeout)
+    state = request_state(request.scope)
+    return RequestInfo(state.request_id, state.caller, timeout)
 
 
-async def nothing_in_the_query(request: Request) -> None:
-    """For routes that take their fields from the body: what is meant for them and would be overlooked is refused.
-
-    It waits for nothing; a dependency that is no coroutine function would be run in a thread.
+async def reject_query_fields(request: Request) -> None:
+    """A dependency of routes that read their fields from the body. A coroutine, since FastAPI runs others in a thread.
 
     Raises:
-        InvalidParameter: a field stands in the query. What else does, concerns nobody here: some clients add a version.
+        InvalidParameter: a field is in the query. Other names are ignored: some clients add a version.
     """
     for name in request.query_params:
         if name in Img2ImgRequest.model_fields:

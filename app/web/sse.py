@@ -11,8 +11,8 @@ from fastapi.responses import StreamingResponse
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 
 from app.errors import CLIENT_CLOSED_REQUEST, ServiceError
-from app.observability.metrics import Metrics
-from app.web.problems import error_body
+from app.web.app_state import app_state
+from app.web.request_state import request_state
 from app.web.requests import unless_disconnected
 
 EVENTS = "text/event-stream"
@@ -57,26 +57,23 @@ async def _next(events: AsyncGenerator[Event, None]) -> Event | None:
 async def _lines(
     request: Request, first: Event | None, events: AsyncGenerator[Event, None]
 ) -> AsyncGenerator[bytes, None]:
-    event, coming = first, None
-    # What the answer's status would have been: the log and the metrics say that.
-    request.state.outcome = CLIENT_CLOSED_REQUEST
+    event, coming, state = first, None, request_state(request.scope)
+    state.outcome = CLIENT_CLOSED_REQUEST
     try:
         while event:
             yield _line(event)
             if event.last:
-                request.state.outcome = 200
+                state.outcome = 200
             coming = asyncio.create_task(_next(events))
             while not (await asyncio.wait({coming}, timeout=KEEPALIVE_SECONDS))[0]:
                 yield KEEPALIVE_COMMENT
             event = coming.result()
     except ServiceError as error:
-        metrics: Metrics = request.app.state.metrics
-        metrics.refuse(error.code)
-        request.state.outcome, body = error_body(error, request.state.request_id, request.url.path)
+        state.outcome, body = app_state(request).errors.event(error, request.scope)
         yield _line(Event("error", body))
     except Exception:
-        # No fault of the caller's, who is cut off.
-        request.state.outcome = 500
+        # The stream is cut off.
+        state.outcome = 500
         raise
     finally:
         if coming and not coming.done():

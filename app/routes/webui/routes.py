@@ -6,35 +6,40 @@ from typing import Any
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
+from pydantic import BaseModel
 
 from app.edits import EditedImage
-from app.errors import InvalidParameter
+from app.errors import InvalidParameter, ServiceError
 from app.infotext import parse_infotext
 from app.pixels import IMAGE_SIZE, OutputFormat
+from app.routes.dependencies import service_of
 from app.routes.webui.fields import Asked, aliases, parse_webui
 from app.routes.webui.runs import Runs
 from app.service import Service
+from app.web.app_state import app_singleton
 from app.web.bodies import base64_text, decode_base64, read_body, read_json
-from app.web.requests import call_of, nothing_in_the_query, of_app, picture_headers, unless_disconnected
+from app.web.dialects import Dialect
+from app.web.request_state import request_state
+from app.web.requests import picture_headers, reject_query_fields, request_info, unless_disconnected
 
 # The web UI describes these itself.
-router = APIRouter(prefix="/sdapi/v1", include_in_schema=False, dependencies=[Depends(nothing_in_the_query)])
+router = APIRouter(prefix="/sdapi/v1", include_in_schema=False, dependencies=[Depends(reject_query_fields)])
 
 
 @router.post("/img2img", response_model=None)
 async def img2img(request: Request) -> Response:
     """Pictures as base64, the parameters as they were taken, and the web UI's `info`, JSON in a text."""
     body = read_json(await read_body(request))
-    service: Service = request.app.state.service
+    service = service_of(request)
     asked = parse_webui(body, service.sampler)
     del body["init_images"]
     service.check_model(asked.model)
     service.check_count(len(asked.requests), "batch_size")
     steps = sum(one.steps_run for one in asked.requests)
     previews = frozenset(range(1, asked.requests[0].steps_run))
-    with of_app(request, Runs).running(request.state.caller, steps) as run:
+    with app_singleton(request, Runs).running(request_state(request.scope).caller, steps) as run:
         watched = [
-            service.watch(asked.image, one, call_of(request), previews, OutputFormat.PNG) for one in asked.requests
+            service.watch(asked.image, one, request_info(request), previews, OutputFormat.PNG) for one in asked.requests
         ]
         pictures = await unless_disconnected(request, run.pictures(*watched))
     images = [base64_text(picture.data) for picture in pictures] if asked.send_images else []
@@ -91,7 +96,7 @@ def _info(model: str, version: str, asked: Asked, pictures: list[EditedImage]) -
 @router.get("/progress")
 async def progress(request: Request, skip_current_image: bool = False) -> dict[str, Any]:
     """Of the caller's own request, the one that runs longest."""
-    runs = of_app(request, Runs).of(request.state.caller)
+    runs = app_singleton(request, Runs).of(request_state(request.scope).caller)
     run = runs[0] if runs else None
     preview = None if run is None or skip_current_image else run.preview
     return {
@@ -116,7 +121,7 @@ async def progress(request: Request, skip_current_image: bool = False) -> dict[s
 @router.post("/interrupt")
 async def interrupt(request: Request) -> dict[str, Any]:
     """Ends what the caller has running: it is answered with 409."""
-    for run in of_app(request, Runs).of(request.state.caller):
+    for run in app_singleton(request, Runs).of(request_state(request.scope).caller):
         run.interrupt()
     return {}
 
@@ -127,21 +132,21 @@ async def png_info(request: Request) -> dict[str, Any]:
     body = read_json(await read_body(request))
     if not isinstance(body.get("image"), str):
         raise InvalidParameter('Send {"image": "<base64 of the picture>"}.', param="image")
-    service: Service = request.app.state.service
-    text = await service.infotext_of(decode_base64(body["image"], "image"), call_of(request))
+    service = service_of(request)
+    text = await service.infotext_of(decode_base64(body["image"], "image"), request_info(request))
     return {"info": text, "items": {"parameters": text} if text else {}, "parameters": parse_infotext(text)}
 
 
 @router.get("/options")
 async def options(request: Request) -> dict[str, Any]:
     """What cannot be changed, with the values that it has."""
-    return _options(request.app.state.service)
+    return _options(service_of(request))
 
 
 @router.post("/options")
 async def set_options(request: Request) -> None:
     """Takes what is so already: clients send all of them back, with another model's name or the same."""
-    service: Service = request.app.state.service
+    service = service_of(request)
     there = _options(service)
     for name, value in read_json(await read_body(request)).items():
         if value is None or (name in there and value == there[name]):
@@ -158,7 +163,7 @@ def _options(service: Service) -> dict[str, Any]:
 @router.get("/sd-models")
 async def sd_models(request: Request) -> list[dict[str, Any]]:
     """The one model that is served."""
-    service: Service = request.app.state.service
+    service = service_of(request)
     name = service.model_name
     return [{"title": name, "model_name": name, "hash": None, "sha256": None, "filename": name, "config": None}]
 
@@ -166,7 +171,7 @@ async def sd_models(request: Request) -> list[dict[str, Any]]:
 @router.get("/samplers")
 async def samplers(request: Request) -> list[dict[str, Any]]:
     """The model's own."""
-    service: Service = request.app.state.service
+    service = service_of(request)
     return [{"name": service.sampler, "aliases": list(aliases(service.sampler)), "options": {}}]
 
 
@@ -221,3 +226,26 @@ async def refresh() -> None:
 async def cmd_flags() -> dict[str, Any]:
     """None."""
     return {}
+
+
+class WebUIError(BaseModel):
+    """An error: clients show one of the fields or all."""
+
+    error: str
+    detail: str
+    body: str
+    errors: str
+
+
+def _render_error(error: ServiceError, request_id: str) -> tuple[int, WebUIError]:
+    return error.status, WebUIError(error=error.code, detail=error.message, body="", errors=error.message)
+
+
+DIALECT = Dialect(
+    router=router,
+    prefixes=("/sdapi/",),
+    edit_path="/sdapi/v1/img2img",
+    render_error=_render_error,
+    quiet_paths=("/sdapi/v1/progress",),
+    state=(Runs,),
+)

@@ -7,7 +7,7 @@ from contextlib import aclosing, contextmanager
 
 from app.edits import EditedImage, Queued, StepDone
 from app.errors import Interrupted
-from app.web.requests import together
+from app.web.requests import gather_or_cancel
 
 
 class Run:
@@ -45,7 +45,7 @@ class Run:
             Interrupted: it was told to end.
             ServiceError: one of them failed; the others are cancelled.
         """
-        task = asyncio.create_task(together(*map(self._follow, watched)))
+        task = asyncio.create_task(gather_or_cancel(*map(self._follow, watched)))
         self._tasks.append(task)
         try:
             return await task
