@@ -1,39 +1,34 @@
-import io
+"""Markers by folder, and the fixtures that several folders share."""
+
 import os
 import re
 import shutil
-import socket
 import subprocess
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING
 
-import httpx2
 import pytest
-import uvicorn
-from PIL import Image
 
-from app.main import create_app
-from app.settings import Settings
-from scripts.make_checkpoint import write_checkpoint
+from tests.support.drivers import OLD_DRIVER
+from tests.support.hub import HUB_PORT
+from tests.support.paths import ROOT
 
-FAKE = "tests.fakes:load"
+if TYPE_CHECKING:
+    from tests.support.servers import StartServer
 
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-# The hub client reads its address when it is imported, so the hub of the tests has one before anything else happens.
-# No test can reach another: whatever is not served there is refused at once.
-HUB_PORT = _free_port()
+# The hub client reads this when it is imported. Each test process has a hub of its own, and reaches no other.
 os.environ["HF_ENDPOINT"] = f"http://127.0.0.1:{HUB_PORT}"
+
+KINDS = ("unit", "api", "process", "slow", "container", "gpu")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark each test with the kind that its folder names."""
+    for item in items:
+        folder = item.path.relative_to(ROOT / "tests").parts[0]
+        item.add_marker(folder if folder in KINDS else "api")
 
 
 @pytest.fixture(autouse=True)
@@ -44,52 +39,39 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(name)
 
 
-@contextmanager
-def run_server(loader: str = FAKE, wait: bool = True, **knobs: Any) -> Iterator[str]:
-    """A real server of the whole app on a free loopback port; yields its base URL."""
-    app = create_app(Settings(**{"devices": "cpu", **knobs}), loader, on_failure=lambda failure: None)
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, lifespan="on", timeout_graceful_shutdown=5))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        while not server.started:
-            assert thread.is_alive(), "the server did not start"
-            time.sleep(0.01)
-        url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-        while wait and httpx2.get(f"{url}/health/ready").status_code != 200:
-            time.sleep(0.02)
-        yield url
-    finally:
-        server.should_exit = True
-        thread.join(30)
-
-
 @pytest.fixture(scope="session")
 def server() -> Iterator[str]:
     """The URL of a real server with the fake model, shared by all tests that leave it as they found it."""
+    from tests.support.servers import run_server
+
     with run_server() as url:
         yield url
 
 
 @pytest.fixture
-def start_server() -> Callable[..., AbstractContextManager[str]]:
+def start_server() -> "StartServer":
     """`with start_server(queue_size=1) as url:`, for tests that need settings of their own."""
+    from tests.support.servers import run_server
+
     return run_server
 
 
 @pytest.fixture(scope="session")
 def png() -> bytes:
     """A 512x512 picture with something in it, as a PNG file."""
+    from PIL import Image
+
+    from tests.support.images import saved
+
     gradient = Image.linear_gradient("L").resize((512, 512))
-    image = Image.merge("RGB", (gradient, gradient.rotate(90), gradient.rotate(180)))
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()
+    return saved(Image.merge("RGB", (gradient, gradient.rotate(90), gradient.rotate(180))), "PNG")
 
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a random SDXL checkpoint of a few MB, in the hub's format."""
+    from scripts.make_checkpoint import write_checkpoint
+
     folder = tmp_path_factory.mktemp("checkpoint")
     write_checkpoint(folder, "tiny", seed=0)
     return folder
@@ -106,12 +88,12 @@ OWN_MISTAKES = {"EUSAGE", "EINTEGRITY", "EJSONPARSE"}
 
 @pytest.fixture(scope="session")
 def node_folder() -> Iterator[Path]:
-    """A copy of tests/node with the packages that its lock names. Skips what asks for it where they cannot be had."""
+    """A copy of tests/support/node with the packages that its lock names; skips where they cannot be fetched."""
     if not (shutil.which("node") and shutil.which("npm")):
         pytest.skip("node and npm are not installed")
     with TemporaryDirectory() as temporary:
         folder = Path(temporary, "node")
-        shutil.copytree(Path(__file__).parent / "node", folder, ignore=shutil.ignore_patterns("node_modules"))
+        shutil.copytree(ROOT / "tests/support/node", folder, ignore=shutil.ignore_patterns("node_modules"))
         try:
             done = subprocess.run(NPM_CI, cwd=folder, capture_output=True, text=True, timeout=120)
         except subprocess.TimeoutExpired:
@@ -124,9 +106,6 @@ def node_folder() -> Iterator[Path]:
             old = "node is older than the package openai needs"
             pytest.skip(old if code == "EBADENGINE" else f"npm cannot fetch the package openai here: {code}")
         yield folder
-
-
-OLD_DRIVER = "The NVIDIA driver on your system is too old (found version 12040). Please update your GPU driver."
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ from app.routes import DIALECTS
 from app.settings import Settings
 from app.web.openapi import IMG2IMG_RESPONSES
 from scripts import demo
-from tests.pictures import opened
+from tests.support.images import opened
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -164,7 +164,7 @@ class TestTables:
 
     def test_the_work_is_what_is_counted(self) -> None:
         # Imports torch, which no other test here needs.
-        from tests.test_device_path import DECODE, ENCODE, TEXT, UNET
+        from tests.unit.test_device_path import DECODE, ENCODE, TEXT, UNET
 
         said = [float(number) for number in re.findall(r"\d\.\d{3}", section("## What it costs"))]
         assert said == pytest.approx([gigaflop / 1000 for gigaflop in (UNET, ENCODE, DECODE, TEXT)], abs=6e-4)

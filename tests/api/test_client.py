@@ -1,7 +1,6 @@
 import asyncio
 import email.parser
 import email.policy
-import json
 import pickle
 import socket
 import subprocess
@@ -17,30 +16,10 @@ import httpx2
 import pytest
 
 from app.client import AsyncImg2Img, Edited, Img2Img, Img2ImgError, NoService, Progress
-from tests.canned import Answer, Asked, canned
-from tests.pictures import opened
-
-PICTURE = Answer(
-    body=b"picture",
-    headers={
-        "Content-Type": "image/png",
-        "X-Seed": "3",
-        "X-Steps-Run": "2",
-        "X-Start-Timestep": "499",
-        "X-Request-Id": "r1",
-        "Server-Timing": "queue;dur=1.5, png;dur=20",
-    },
-)
-BUSY = {"Retry-After": "0", "X-Should-Retry": "true"}
-
-
-StartServer = Callable[..., AbstractContextManager[str]]
-
-
-def problem(status: int, headers: dict[str, str], **members: object) -> Answer:
-    return Answer(
-        status, json.dumps({"status": status, "detail": "Too busy.", "code": "queue_full", **members}).encode(), headers
-    )
+from tests.support.canned import BUSY, PICTURE, Answer, Asked, canned, problem
+from tests.support.http import free_port
+from tests.support.images import opened
+from tests.support.servers import StartServer
 
 
 def form_of(asked: Asked) -> dict[str, Any]:
@@ -57,12 +36,6 @@ def refusal(client: Img2Img, png: bytes) -> Img2ImgError | None:
     except Img2ImgError as error:
         return error
     return None
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def test_a_picture_comes_back_with_all_that_the_service_says_of_it(server: str, png: bytes) -> None:

@@ -6,7 +6,7 @@ import json
 import random
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -19,17 +19,14 @@ import pytest
 from PIL import Image
 
 from app.client import AsyncImg2Img, Edited, Img2Img, Img2ImgError, NoService, Progress
-from tests.canned import Answer, canned
-from tests.test_client import BUSY, PICTURE, problem
+from tests.support.canned import BUSY, FASTAPI, PICTURE, Answer, canned, events, in_events, problem
+from tests.support.servers import StartServer
 
 Ask = Callable[..., Edited]
-StartServer = Callable[..., AbstractContextManager[str]]
 
 DEEP = b"[" * 100_000
 """JSON that no parser follows to its end."""
 
-FASTAPI = json.dumps({"detail": [{"type": "missing", "loc": ["body", "image"], "msg": "Field required"}]}).encode()
-"""What any server made with FastAPI answers with 422."""
 
 TOLD = {
     "image": "data:image/png;base64,cGljdHVyZQ==",
@@ -66,14 +63,6 @@ def stream(server: str, png: bytes) -> bytes:
     answer = httpx2.post(f"{server}/img2img", headers={"Accept": "text/event-stream"}, **form)
     assert b"event: step\n" in answer.content
     return answer.content
-
-
-def events(*named: tuple[str, object]) -> bytes:
-    return b"".join(f"event: {name}\ndata: {json.dumps(body)}\n\n".encode() for name, body in named)
-
-
-def in_events(body: bytes, content_type: str = "text/event-stream") -> Answer:
-    return Answer(body=body, headers={"Content-Type": content_type, "X-Request-Id": "r1"})
 
 
 def ignore(progress: Progress) -> None:

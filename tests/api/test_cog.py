@@ -4,18 +4,14 @@ import asyncio
 import base64
 import json
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
 from typing import Any
 
 import httpx2
 import pytest
 
-from tests.test_img2img import post
-from tests.test_limits import connect, eventually, sample
-
-StartServer = Callable[..., AbstractContextManager[str]]
+from tests.support.http import connect, eventually, post, sample
+from tests.support.servers import StartServer
 
 
 def picture(png: bytes, **fields: Any) -> dict[str, Any]:
@@ -210,6 +206,6 @@ def test_the_health_check_is_always_200_and_its_status_tells(start_server: Start
         answer = httpx2.get(f"{url}/health-check")
         assert (answer.status_code, answer.json()["status"]) == (200, "READY")
         assert answer.json()["setup"]["status"] == "succeeded"
-    with start_server("tests.fakes:hang", wait=False) as url:
+    with start_server("tests.support.fakes:hang", wait=False) as url:
         answer = httpx2.get(f"{url}/health-check")
         assert (answer.status_code, answer.json()["status"]) == (200, "STARTING")

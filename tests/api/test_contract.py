@@ -16,7 +16,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from tests.test_hostile import FILES
+from tests.support.images import FILES
 
 # Of random bytes none is a picture.
 schemathesis.openapi.format("binary", st.sampled_from([*FILES.values(), b"", b"no picture"]))

@@ -14,8 +14,8 @@ import pytest
 from app.request import Img2ImgRequest
 from app.routes import cog, openai, stability
 from app.routes.webui import fields
-from tests.conftest import run_server
-from tests.pictures import noise, saved
+from tests.support.images import noise, saved
+from tests.support.servers import run_server
 from tests.test_readme import ROOT, section
 
 PNG = saved(noise((24, 24)), "PNG")

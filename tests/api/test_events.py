@@ -3,19 +3,17 @@
 import base64
 import json
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
 from typing import Any
 
 import httpx2
 import pytest
 
 from app.client import Img2Img
-from tests.pictures import opened
-from tests.test_img2img import post, problem
-from tests.test_limits import eventually, sample
+from tests.support.http import eventually, post, problem, sample
+from tests.support.images import opened
+from tests.support.servers import StartServer
 
-StartServer = Callable[..., AbstractContextManager[str]]
 LONG = {"num_inference_steps": "4", "strength": "1", "seed": "5"}
 
 

@@ -3,8 +3,6 @@
 import base64
 import io
 import re
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -15,30 +13,8 @@ from PIL import Image
 from app.errors import NotAcceptable
 from app.pixels import OutputFormat
 from app.web.negotiation import acceptable, prefers
-
-StartServer = Callable[..., AbstractContextManager[str]]
-
-
-def post(url: str, png: bytes, accept: str = "*/*", **fields: Any) -> httpx2.Response:
-    return httpx2.post(
-        f"{url}/img2img",
-        files={"image": ("in.png", png, "image/png")},
-        data={"prompt": "dog wizard", **fields},
-        headers={"Accept": accept},
-    )
-
-
-def problem(response: httpx2.Response, status: int, code: str, param: str | None = None) -> str:
-    """Check an error's whole shape; its sentence."""
-    assert response.status_code == status
-    assert response.headers["content-type"] == "application/problem+json"
-    body = response.json()
-    assert body["status"] == status
-    assert body["code"] == code
-    assert body.get("param") == param
-    assert body["request_id"] == response.headers["x-request-id"]
-    assert response.headers["x-error-message"]
-    return str(body["detail"])
+from tests.support.http import post, problem
+from tests.support.servers import StartServer
 
 
 def opened(response: httpx2.Response) -> Image.Image:

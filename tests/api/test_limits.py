@@ -3,47 +3,14 @@
 import gzip
 import json
 import re
-import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
-from urllib.parse import urlsplit
 
 import httpx2
 import pytest
 
-from tests.test_img2img import post, problem
-
-StartServer = Callable[..., AbstractContextManager[str]]
-
-
-def pieces(data: bytes) -> Iterator[bytes]:
-    """A body without a declared length."""
-    for start in range(0, len(data), 1000):
-        yield data[start : start + 1000]
-
-
-def connect(url: str) -> socket.socket:
-    address = urlsplit(url)
-    assert address.hostname
-    assert address.port
-    return socket.create_connection((address.hostname, address.port), timeout=20)
-
-
-def sample(url: str, name: str) -> float:
-    """One series of /metrics, by its whole name with labels; 0 if it is not there yet."""
-    for line in httpx2.get(f"{url}/metrics").text.splitlines():
-        if line.startswith(f"{name} "):
-            return float(line.rpartition(" ")[2])
-    return 0.0
-
-
-def eventually(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 15
-    while not condition():
-        assert time.monotonic() < deadline, "it never came true"
-        time.sleep(0.02)
+from tests.support.http import connect, eventually, pieces, post, problem, sample
+from tests.support.servers import StartServer
 
 
 @pytest.mark.parametrize("chunked", [False, True], ids=["declared", "chunked"])

@@ -3,9 +3,8 @@
 import asyncio
 import base64
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +15,10 @@ from PIL import Image
 
 from app.errors import InvalidParameter
 from app.routes.openai import parse_edit, spread
-from tests.pictures import opened
-from tests.test_img2img import post
-from tests.test_limits import eventually, sample
+from tests.support.http import eventually, post, sample
+from tests.support.images import opened
+from tests.support.servers import StartServer
 
-StartServer = Callable[..., AbstractContextManager[str]]
 PROMPT = "a wizard"
 
 
@@ -365,7 +363,7 @@ def no_name(url: str, png: bytes) -> None:
 
 
 def test_which_model_it_is_nobody_can_tell_before_one_is_loaded(start_server: StartServer) -> None:
-    with start_server("tests.fakes:hang", wait=False) as url, client_of(url) as client:
+    with start_server("tests.support.fakes:hang", wait=False) as url, client_of(url) as client:
         with pytest.raises(openai.InternalServerError) as caught:
             client.models.list()
         assert (caught.value.status_code, caught.value.response.headers["retry-after"]) == (503, "5")

@@ -1,8 +1,6 @@
 """What KServe, Vertex AI and their like ask a container for, as their documentation shows it."""
 
 import base64
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from typing import Any
 
 import httpx2
@@ -11,9 +9,8 @@ import pytest
 from app.errors import Misconfigured
 from app.main import create_app
 from app.settings import Settings
-from tests.test_img2img import post, problem
-
-StartServer = Callable[..., AbstractContextManager[str]]
+from tests.support.http import post, problem
+from tests.support.servers import StartServer
 
 
 class TestKServe:
@@ -43,7 +40,7 @@ class TestKServe:
         assert "POST /img2img" in answer.json()["error"]
 
     def test_a_service_that_is_not_ready_says_so(self, start_server: StartServer) -> None:
-        with start_server("tests.fakes:hang", wait=False, model="fake") as url:
+        with start_server("tests.support.fakes:hang", wait=False, model="fake") as url:
             assert httpx2.get(f"{url}/v2/health/live").status_code == 200
             for path in ("/v2/health/ready", "/v2/models/fake/ready"):
                 answer = httpx2.get(f"{url}{path}")

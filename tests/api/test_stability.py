@@ -8,8 +8,8 @@ import requests
 
 from app.errors import InvalidParameter
 from app.routes.stability import parse_sd3
-from tests.pictures import opened
-from tests.test_img2img import post
+from tests.support.http import post
+from tests.support.images import opened
 
 PATH = "/v2beta/stable-image/generate/sd3"
 FIELDS = {"prompt": "a wizard", "mode": "image-to-image", "strength": "0.75", "seed": "7"}

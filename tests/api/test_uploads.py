@@ -12,9 +12,9 @@ from urllib.parse import urlsplit
 import pytest
 
 from app.edits import Upload
-from tests.conftest import run_server
-from tests.pictures import noise, saved
-from tests.test_limits import connect, eventually, sample
+from tests.support.http import connect, eventually, sample
+from tests.support.images import noise, saved
+from tests.support.servers import run_server
 
 MIB = 2**20
 PIXELS = 512 * 512 * 3

@@ -4,9 +4,7 @@ import base64
 import io
 import json
 import math
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -19,11 +17,10 @@ from PIL import Image
 from app.errors import InvalidParameter
 from app.infotext import parse_infotext
 from app.routes.webui.fields import parse_webui
-from tests.pictures import noise, png, saved, webp_bomb
-from tests.test_img2img import post
-from tests.test_limits import eventually, sample
+from tests.support.http import eventually, post, sample
+from tests.support.images import noise, png, saved, webp_bomb
+from tests.support.servers import StartServer
 
-StartServer = Callable[..., AbstractContextManager[str]]
 IMAGE = noise((64, 64))
 LONG = {"steps": 4, "denoising_strength": 1.0, "seed": 3}
 
@@ -373,7 +370,7 @@ def test_text_is_as_good_as_numbers_and_switches(server: str) -> None:
 
 
 def test_the_sampler_is_the_one_of_the_model(start_server: StartServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    with start_server("tests.fakes:lightning") as url:
+    with start_server("tests.support.fakes:lightning") as url:
         api = client_of(url)
         assert api.util_get_sampler_names() == ["Euler"]
         result = api.img2img(images=[IMAGE], prompt="x", sampler_name="Euler a")

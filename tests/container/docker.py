@@ -9,15 +9,16 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx2
 import pytest
 
+from tests.support.paths import ROOT
+
 T = TypeVar("T")
 
-ROOT = Path(__file__).parents[2]
+
 IMAGE = os.environ.get("IMAGE", "")
 WORKER = "app.worker.worker"
 # As the compose file runs it, but for the network.

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 import httpx2
 import pytest
 
-from tests.container.docker import IMAGE, ROOT, Container, compose_up, docker, eventually, free_port, needs_image
+from tests.container.docker import IMAGE, Container, compose_up, docker, eventually, free_port, needs_image
+from tests.support.paths import ROOT
 
 pytestmark = needs_image
 

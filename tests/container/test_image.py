@@ -8,7 +8,8 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-from tests.container.docker import IMAGE, ROOT, docker, image_facts, needs_image, run
+from tests.container.docker import IMAGE, docker, image_facts, needs_image, run
+from tests.support.paths import ROOT
 
 pytestmark = needs_image
 

@@ -13,11 +13,9 @@ from typing import IO
 import httpx2
 import pytest
 
-from tests.conftest import HUB_PORT
 from tests.container.docker import (
     HARDENED,
     IMAGE,
-    ROOT,
     Container,
     compose_up,
     docker,
@@ -27,9 +25,10 @@ from tests.container.docker import (
     start,
     volume,
 )
-from tests.hub_server import run_hub
-from tests.pictures import opened
-from tests.test_hub import files_of
+from tests.support.checkpoints import files_of
+from tests.support.hub import HUB_PORT, run_hub
+from tests.support.images import opened
+from tests.support.paths import ROOT
 
 pytestmark = needs_image
 

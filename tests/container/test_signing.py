@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from tests.certificates import Authority
-from tests.container.docker import IMAGE, ROOT, compose_up, docker, eventually, needs_image, run, start
-from tests.pictures import noise, saved
-from tests.test_signing import read
+from tests.container.docker import IMAGE, compose_up, docker, eventually, needs_image, run, start
+from tests.support.certificates import Authority, read
+from tests.support.images import noise, saved
+from tests.support.paths import ROOT
 
 pytestmark = needs_image
 

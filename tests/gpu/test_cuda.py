@@ -29,7 +29,8 @@ from scripts.make_checkpoint import (
     unet_config,
     vae_config,
 )
-from tests.test_diffusion import MIXED, array, by_diffusers, finished, job, together
+from tests.support.checkpoints import DEMO
+from tests.support.models import MIXED, array, by_diffusers, finished, job, together
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 
@@ -50,7 +51,7 @@ def turbo() -> SdxlDiffusion:
 
 
 def demo_job(name: str = "demo", seed: int = 42, steps: int = 4, strength: float = 0.9) -> Job:
-    image = Image.open(Path(__file__).parents[2] / "scripts" / "demo.png").convert("RGB")
+    image = Image.open(DEMO).convert("RGB")
     pixels = Pixels(*image.size, image.tobytes())
     return Job(name, pixels, "dog wizard, gandalf, Pixar, 8k", None, steps, strength, 0.0, seed, 1e12)
 

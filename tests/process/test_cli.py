@@ -22,10 +22,9 @@ from app.model.checkpoint import EMBEDDED, FP16_VAE
 from app.model.hub import PINS
 from app.pixels import Fit, OutputFormat
 from app.settings import Settings
-from tests.canned import Answer, canned
-from tests.pictures import opened
-from tests.test_client import PICTURE, free_port
-from tests.test_client_answers import FASTAPI, events, in_events
+from tests.support.canned import FASTAPI, PICTURE, Answer, canned, events, in_events
+from tests.support.http import free_port
+from tests.support.images import opened
 
 RunEdit = Callable[..., Any]
 

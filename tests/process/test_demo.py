@@ -12,9 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.pictures import opened
-
-ROOT = Path(__file__).parent.parent
+from tests.support.images import opened
+from tests.support.paths import ROOT
 
 
 @contextmanager

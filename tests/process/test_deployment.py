@@ -17,8 +17,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from app.settings import Settings
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).parents[1]
 SCRIPTS = [
     ROOT / ".ci/run",
     *sorted(path for path in (ROOT / "scripts").rglob("*") if path.is_file() and not path.suffix),

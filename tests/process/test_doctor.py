@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from app.cli import app, doctor
 from app.cli.doctor import Facts
-from tests.conftest import OLD_DRIVER
+from tests.support.drivers import OLD_DRIVER
 
 MODEL = {"torch": "2.13.0", "CUDA build": "13.0", "device": "cuda:0", "dtype": "float16", "VAE": "fixed"}
 GOOD = Facts(

@@ -14,12 +14,11 @@ import httpx2
 import pytest
 
 from scripts.resilience.target import Target, serving
-from tests.conftest import _free_port, run_server
-from tests.test_hostile import FILES
-from tests.test_img2img import post
-from tests.test_limits import connect, eventually, pieces, sample
+from tests.support.http import connect, eventually, free_port, pieces, post, sample
+from tests.support.images import FILES
+from tests.support.paths import ROOT
+from tests.support.servers import run_server
 
-ROOT = Path(__file__).parents[1]
 NGINX = shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin")
 
 pytestmark = pytest.mark.skipif(NGINX is None, reason="nginx is not installed")
@@ -34,7 +33,7 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
 @contextmanager
 def nginx(folder: Path, service: str) -> Iterator[str]:
     """The proxy before a service, both by their URLs."""
-    port = _free_port()
+    port = free_port()
     text = (ROOT / "deploy/edge/nginx.conf").read_text()
     text = text.replace("listen 8080", f"listen 127.0.0.1:{port}")
     text = text.replace("http://img2img-service:8000", service)

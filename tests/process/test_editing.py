@@ -13,9 +13,9 @@ import typer
 from app.cli.edit import edit_here
 from app.client import Edited
 from app.settings import Settings
-from tests.pictures import opened
+from tests.support.images import opened
 
-LOADER = "tests.fakes:load"
+LOADER = "tests.support.fakes:load"
 
 
 @pytest.fixture(autouse=True)

@@ -1,21 +1,16 @@
-"""The engine with real worker processes, which run the torch-free model of `tests.fakes`."""
+"""The engine with real worker processes, which run the torch-free model of `tests.support.fakes`."""
 
 import asyncio
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from functools import wraps
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from app.edits import Queued
-from app.engine.engine import Engine
 from app.engine.liveness import LivenessLimits
-from app.engine.messages import Done, Failed, Job, Progress, Result, Start
+from app.engine.messages import Done, Failed, Progress, Result, Start
 from app.engine.process import WorkerProcess
 from app.engine.supervisor import WorkerSupervisor
 from app.engine.ticket import Ticket
@@ -28,57 +23,10 @@ from app.errors import (
     Unavailable,
     WorkerLost,
 )
-from app.observability.metrics import Metrics
 from app.pixels import Pixels
 from app.settings import Settings
-from tests.conftest import FAKE
-
-Test = Callable[..., Awaitable[None]]
-
-
-def in_a_loop(test: Test) -> Callable[..., None]:
-    """Run a coroutine test, but never for longer than a minute."""
-
-    @wraps(test)
-    def run(*args: Any, **kwargs: Any) -> None:
-        asyncio.run(bounded(*args, **kwargs))
-
-    async def bounded(*args: Any, **kwargs: Any) -> None:
-        async with asyncio.timeout(60):
-            await test(*args, **kwargs)
-
-    return run
-
-
-@asynccontextmanager
-async def running(loader: str = FAKE, limits: LivenessLimits | None = None, **knobs: Any) -> AsyncIterator[Engine]:
-    failures: list[EngineStopped] = []
-    engine = Engine(Settings(**{"devices": "cpu", **knobs}), Metrics(), loader, failures.append, limits)
-    await engine.start()
-    try:
-        yield engine
-    finally:
-        await engine.stop()
-
-
-def job(name: str = "job", prompt: str = "", steps: int = 4, seconds: float = 50.0, seed: int = 0) -> Job:
-    deadline = time.monotonic() + seconds
-    return Job(name, Pixels(8, 8, bytes(192)), prompt, None, steps, 1.0, 0.0, seed, deadline)
-
-
-def deaths(engine: Engine, cause: str) -> float:
-    return engine.metrics.registry.get_sample_value("img2img_worker_deaths_total", {"cause": cause}) or 0.0
-
-
-async def until(condition: Callable[[], Any]) -> None:
-    while not condition():  # noqa: ASYNC110  what is awaited happens in another process
-        await asyncio.sleep(0.01)
-
-
-def pid_of(engine: Engine) -> int:
-    pid = engine.workers[0].pid
-    assert pid is not None
-    return pid
+from tests.support.engines import deaths, in_a_loop, job, pid_of, running, until
+from tests.support.fakes import FAKE
 
 
 @in_a_loop
@@ -133,7 +81,7 @@ async def test_two_devices_share_the_work() -> None:
 
 @in_a_loop
 async def test_of_several_devices_the_one_without_a_worker_is_told() -> None:
-    async with running("tests.fakes:each", devices="cpu,cpu") as engine:
+    async with running("tests.support.fakes:each", devices="cpu,cpu") as engine:
         await until(lambda: all(lane.info for lane in engine.workers))
         one, other = (f"cpu:{lane.pid}" for lane in engine.workers)
 
@@ -182,7 +130,7 @@ async def test_a_worker_that_hangs_is_killed_and_its_jobs_run_again(tmp_path: Pa
 
 @in_a_loop
 async def test_a_worker_that_hangs_while_it_loads_is_killed() -> None:
-    async with running("tests.fakes:hang", load_timeout_seconds=0.4, max_worker_deaths=1) as engine:
+    async with running("tests.support.fakes:hang", load_timeout_seconds=0.4, max_worker_deaths=1) as engine:
         with pytest.raises(Unavailable, match="stopped"):
             await engine.run(job())
         assert deaths(engine, "hang") == 1
@@ -203,7 +151,7 @@ async def test_a_job_on_board_of_two_deaths_is_refused_and_its_neighbours_live()
 
 @in_a_loop
 async def test_bytes_that_are_no_message_cost_the_worker_its_life() -> None:
-    async with running("tests.fakes:babble", max_worker_deaths=1) as engine:
+    async with running("tests.support.fakes:babble", max_worker_deaths=1) as engine:
         await until(lambda: engine.failure)
         assert deaths(engine, "garbage") == 1
 

@@ -7,8 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +27,12 @@ from app.web.api_keys import Keys
 from app.web.dialects import Dialects
 from app.web.error_responses import ErrorResponses
 from app.web.request_state import request_state
-from tests.conftest import FAKE
-from tests.test_img2img import post, problem
-from tests.test_limits import eventually, sample
+from tests.support.fakes import FAKE
+from tests.support.http import eventually, post, problem, sample
+from tests.support.servers import StartServer
 
 OPEN_PATHS = Dialects(DIALECTS, Settings()).open_paths
 ERRORS = ErrorResponses(Dialects(DIALECTS, Settings()), Metrics())
-
-StartServer = Callable[..., AbstractContextManager[str]]
 
 KEYS = "first-key,second-key"
 
@@ -264,9 +261,9 @@ from app.cli.serve import serve
 from app.settings import Settings
 sys.exit(serve(Settings(devices="cpu", port=int(sys.argv[1]), log_level="debug"), "{FAKE}"))
 """
-    from tests.conftest import _free_port
+    from tests.support.http import free_port
 
-    port = _free_port()
+    port = free_port()
     environment = {**os.environ, "IMG2IMG_API_KEYS": secret}
     with subprocess.Popen(
         [sys.executable, "-c", code, str(port)], stderr=subprocess.PIPE, text=True, env=environment

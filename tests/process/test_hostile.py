@@ -11,7 +11,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, suppress
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -21,16 +21,22 @@ import pytest
 from PIL import Image
 
 from scripts.resilience.target import Target, serving
-from tests.pictures import chunk, many_scans, noise, orientation, resized_jpeg, saved, webp, webp_bomb
-from tests.pictures import png as raw_png
-from tests.test_images import MODES
-from tests.test_img2img import post, problem
-from tests.test_limits import connect, eventually
-
-StartServer = Callable[..., AbstractContextManager[str]]
-
-SMALL = noise((24, 24))
-FILES = {"PNG": saved(SMALL, "PNG"), "JPEG": saved(SMALL, "JPEG"), "WebP": saved(SMALL, "WEBP", lossless=True)}
+from tests.support.http import connect, eventually, post, problem
+from tests.support.images import (
+    FILES,
+    MODES,
+    SMALL,
+    chunk,
+    many_scans,
+    noise,
+    orientation,
+    resized_jpeg,
+    saved,
+    webp,
+    webp_bomb,
+)
+from tests.support.images import png as raw_png
+from tests.support.servers import StartServer
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from app.errors import DeadlineExceeded, OutOfMemory, ShuttingDown, Unavailable,
 from app.observability.metrics import Metrics
 from app.pixels import Pixels
 from app.settings import Settings
-from tests.test_engine import deaths, in_a_loop, job, pid_of, running, until
+from tests.support.engines import deaths, in_a_loop, job, pid_of, running, until
 
 
 def sample(engine: Engine, name: str, **labels: str) -> float | None:
@@ -165,7 +165,7 @@ class TestDevice:
     ) -> None:
         gpu = tmp_path / "gpu"
         gpu.touch()
-        async with running("tests.fakes:removable", devices="auto", model=str(gpu)) as engine:
+        async with running("tests.support.fakes:removable", devices="auto", model=str(gpu)) as engine:
             await until(lambda: engine.ready)
             gpu.unlink()
             os.kill(pid_of(engine), signal.SIGKILL)
@@ -180,7 +180,9 @@ class TestDevice:
     async def test_lost_gpu_ends_the_engine_when_a_sleeping_worker_wakes(self, tmp_path: Path) -> None:
         gpu = tmp_path / "gpu"
         gpu.touch()
-        async with running("tests.fakes:removable", devices="auto", model=str(gpu), idle_unload_seconds=0.3) as engine:
+        async with running(
+            "tests.support.fakes:removable", devices="auto", model=str(gpu), idle_unload_seconds=0.3
+        ) as engine:
             await until(lambda: engine.workers[0].asleep)
             gpu.unlink()
             with pytest.raises(Unavailable, match="stopped"):
@@ -190,7 +192,7 @@ class TestDevice:
     @in_a_loop
     async def test_gpu_that_comes_later_leaves_the_next_worker_on_the_cpu(self, tmp_path: Path) -> None:
         gpu = tmp_path / "gpu"
-        async with running("tests.fakes:removable", devices="auto", model=str(gpu)) as engine:
+        async with running("tests.support.fakes:removable", devices="auto", model=str(gpu)) as engine:
             await until(lambda: engine.ready)
             pid = pid_of(engine)
             gpu.touch()

@@ -3,52 +3,20 @@
 import base64
 import json
 import logging
-import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
 
 import httpx2
 import pytest
 
 from app.observability.logs import JsonLines, configure
-from tests.conftest import FAKE, _free_port
-from tests.pictures import noise, saved
-from tests.test_img2img import post
-from tests.test_limits import eventually
-from tests.test_server import is_ready
+from tests.support.fakes import FAKE
+from tests.support.http import eventually, free_port, post
+from tests.support.images import noise, saved
+from tests.support.logs import CODE, logged, requests
+from tests.support.servers import is_ready
 
 PNG = saved(noise((24, 24)), "PNG")
-CODE = """
-import sys
-from app.cli.serve import serve
-from app.settings import Settings
-sys.exit(serve(Settings(devices="cpu", port=int(sys.argv[1])), sys.argv[2]))
-"""
-
-
-@contextmanager
-def logged(**knobs: str) -> Iterator[tuple[str, list[str]]]:
-    """A server of its own; its log is there when it has ended."""
-    port = _free_port()
-    lines: list[str] = []
-    environment = {**os.environ, **{f"IMG2IMG_{name.upper()}": value for name, value in knobs.items()}}
-    process = subprocess.Popen(
-        [sys.executable, "-c", CODE, str(port), FAKE], stderr=subprocess.PIPE, text=True, env=environment
-    )
-    url = f"http://127.0.0.1:{port}"
-    try:
-        eventually(lambda: is_ready(url))
-        yield url, lines
-    finally:
-        process.terminate()
-        lines += process.communicate(timeout=30)[1].splitlines()
-
-
-def requests(lines: list[str]) -> list[dict[str, Any]]:
-    return [line for line in map(json.loads, lines) if line["logger"] == "app.web.request_context"]
 
 
 def test_each_line_is_json_and_each_request_has_one_with_its_facts() -> None:
@@ -126,7 +94,7 @@ def test_an_error_that_nobody_foresaw_is_one_line_too() -> None:
 
 
 def test_a_service_whose_standard_error_is_closed_runs_all_the_same() -> None:
-    port = _free_port()
+    port = free_port()
     command = [sys.executable, "-c", CODE, str(port), FAKE]
     process = subprocess.Popen(["/bin/sh", "-c", 'exec "$@" 2>&-', "sh", *command])
     try:

@@ -2,11 +2,11 @@ import ctypes
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from app import malloc
+from tests.support.paths import ROOT
 
 ALLOCATE = """
 import ctypes, json
@@ -40,7 +40,7 @@ The heap grows by less than the block where its end has free bytes already."""
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="this is not glibc 2.33 or newer")
 def test_loading_returns_freed_blocks_and_afterwards_the_heap_keeps_them() -> None:
     command = [sys.executable, "-c", ALLOCATE]
-    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     loading, first, second, huge = json.loads(done.stdout)
     assert loading == [1, False, True], "a block of 2 MiB is of its own, so that it goes back when freed"
     assert first == [0, True, True], "one of 64 MiB is part of the heap, which stays as large"

@@ -5,8 +5,8 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,13 +16,11 @@ import pytest
 import yaml
 
 from app.observability.metrics import Metrics
-from tests.conftest import _free_port
-from tests.pictures import noise, saved
-from tests.test_img2img import post
-from tests.test_limits import eventually
+from tests.support.http import eventually, free_port, post
+from tests.support.images import noise, saved
+from tests.support.paths import ROOT
+from tests.support.servers import StartServer
 
-StartServer = Callable[..., AbstractContextManager[str]]
-ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "deploy/observability"
 PANELS = json.loads((FOLDER / "dashboard.json").read_text())["panels"]
 ALERTS = [rule for group in yaml.safe_load((FOLDER / "alerts.yml").read_text())["groups"] for rule in group["rules"]]
@@ -172,7 +170,7 @@ def prometheus(folder: Path, service: str, key: str) -> Iterator[str]:
     )
     config = config.replace("/etc/prometheus/alerts.yml", str(FOLDER / "alerts.yml"))
     (folder / "prometheus.yml").write_text(config.replace("scrape_interval: 5s", "scrape_interval: 1s"))
-    port = _free_port()
+    port = free_port()
     command = [
         *("prometheus", f"--config.file={folder / 'prometheus.yml'}", f"--storage.tsdb.path={folder / 'data'}"),
         *(f"--web.listen-address=127.0.0.1:{port}", "--log.level=error"),

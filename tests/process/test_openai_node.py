@@ -5,8 +5,8 @@ import json
 import os
 import re
 import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,18 +14,17 @@ from typing import Any
 import httpx2
 import pytest
 
-from tests.pictures import noise, opened, saved
-from tests.test_img2img import post
-from tests.test_limits import eventually, sample
+from tests.support.http import eventually, post, sample
+from tests.support.images import noise, opened, saved
+from tests.support.servers import StartServer
 
-StartServer = Callable[..., AbstractContextManager[str]]
-ROOT = Path(__file__).parent / "node"
+ROOT = Path(__file__).parents[1] / "support/node"
 PROMPT = "a wizard"
 
 
 @dataclass(frozen=True)
 class Node:
-    """Runs the cases of `tests/node/client.mjs`, each with a picture that lies in a file."""
+    """Runs the cases of `tests/support/node/client.mjs`, each with a picture that lies in a file."""
 
     folder: Path
     picture: Path

@@ -16,8 +16,8 @@ from app.engine.ticket import Ticket
 from app.errors import EngineStopped
 from app.observability.metrics import Metrics
 from app.settings import Settings
-from tests.conftest import FAKE
-from tests.test_engine import deaths, in_a_loop, job, running, until
+from tests.support.engines import deaths, in_a_loop, job, running, until
+from tests.support.fakes import FAKE
 
 WATCHERS = 128
 

@@ -9,7 +9,6 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from pathlib import Path
 
 import httpx2
@@ -21,11 +20,9 @@ from app.imaging import decoder_pool, decoder_process
 from app.imaging.decode import decode_image
 from app.imaging.decoder_pool import DecoderPool
 from app.pixels import Fit, Pixels
-from tests.pictures import LIMIT, chunk, every_format, noise, orientation, png, saved, webp_bomb
-from tests.test_img2img import post, problem
-from tests.test_limits import eventually, sample
-
-StartServer = Callable[..., AbstractContextManager[str]]
+from tests.support.http import eventually, post, problem, sample
+from tests.support.images import LIMIT, chunk, every_format, noise, orientation, png, saved, webp_bomb
+from tests.support.servers import StartServer
 
 
 @pytest.fixture

@@ -16,22 +16,21 @@ import pytest
 from app.cli.serve import check_address
 from app.errors import EngineStopped
 from app.main import end_process
-from tests.conftest import _free_port
-from tests.test_img2img import post, problem
-from tests.test_limits import connect, eventually, sample
+from tests.support.http import connect, eventually, free_port, post, problem, sample
+from tests.support.servers import is_ready
 
 CODE = """
 import sys
 from app.cli.serve import serve
 from app.settings import Settings
 settings = Settings(devices="cpu", port=int(sys.argv[1]), model=sys.argv[2], max_worker_deaths=1)
-sys.exit(serve(settings, "tests.fakes:load"))
+sys.exit(serve(settings, "tests.support.fakes:load"))
 """
 
 
 @contextmanager
 def serving(model: str = "fake", **knobs: float) -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
-    port = _free_port()
+    port = free_port()
     process = subprocess.Popen(
         [sys.executable, "-c", CODE, str(port), model],
         stderr=subprocess.PIPE,
@@ -44,13 +43,6 @@ def serving(model: str = "fake", **knobs: float) -> Iterator[tuple[str, "subproc
     finally:
         process.kill()
         process.communicate()
-
-
-def is_ready(url: str) -> bool:
-    try:
-        return httpx2.get(f"{url}/health/ready").status_code == 200
-    except httpx2.TransportError:
-        return False
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -196,7 +188,7 @@ def test_under_another_server_a_dead_engine_ends_the_process_too() -> None:
 import uvicorn
 from app.main import create_app
 from app.settings import Settings
-uvicorn.run(create_app(Settings(devices="cpu", model="broken"), "tests.fakes:load"), port=0)
+uvicorn.run(create_app(Settings(devices="cpu", model="broken"), "tests.support.fakes:load"), port=0)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode == -signal.SIGTERM

@@ -8,9 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import c2pa
 import httpx2
 import pytest
 from cryptography.hazmat.primitives import serialization
@@ -24,11 +22,10 @@ from app.imaging.c2pa import Signer, signer
 from app.imaging.encode import DIGITAL_SOURCE_TYPE
 from app.pixels import OutputFormat
 from app.settings import Settings
-from tests.certificates import Authority
-from tests.conftest import run_server
-from tests.pictures import noise, saved
-from tests.test_img2img import post
-from tests.test_limits import sample
+from tests.support.certificates import Authority, read
+from tests.support.http import post, sample
+from tests.support.images import noise, saved
+from tests.support.servers import run_server
 
 PNG = saved(noise((24, 24)), "PNG")
 KEYS: dict[str, Callable[[], CertificateIssuerPrivateKeyTypes]] = {
@@ -53,17 +50,6 @@ def authority() -> Authority:
 @pytest.fixture
 def files(authority: Authority, tmp_path: Path) -> tuple[Path, Path]:
     return authority.issue(tmp_path, KEYS["P-256"]())
-
-
-def read(
-    file: bytes, media_type: str, authority: Authority, trust: dict[str, str] | None = None
-) -> tuple[str, dict[str, Any]]:
-    """What a validator says that trusts the authority: whether it does so, and the manifest."""
-    trusting = c2pa.Context.from_dict(
-        {"verify": {"verify_trust": True}, "trust": {"trust_anchors": authority.pem, **(trust or {})}}
-    )
-    reader = c2pa.Reader(media_type, io.BytesIO(file), context=trusting)
-    return reader.get_validation_state(), reader.get_active_manifest()
 
 
 @pytest.mark.parametrize("output_format", ["png", "webp", "jpeg"])

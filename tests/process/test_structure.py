@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-APP = Path(__file__).parent.parent / "app"
+from tests.support.paths import ROOT
+
+APP = ROOT / "app"
 FILES = sorted(APP.rglob("*.py"))
 NAMES = {path: ".".join(path.relative_to(APP.parent).with_suffix("").parts).removesuffix(".__init__") for path in FILES}
 
@@ -42,7 +44,7 @@ def test_decoder_process_imports_little_besides_pillow() -> None:
     assert len(added) <= 60, sorted(added)
 
 
-@pytest.mark.parametrize("name", ["tests.fakes", "scripts.resilience.model"])
+@pytest.mark.parametrize("name", ["tests.support.fakes", "scripts.resilience.model"])
 def test_models_of_tests_load_no_torch(name: str) -> None:
     assert not loaded_by(f"import app.worker.worker, {name}") & MODEL_LIBRARIES
 

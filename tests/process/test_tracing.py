@@ -17,8 +17,8 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 from app.observability import otel_env
-from tests.pictures import noise, saved
-from tests.test_logs import logged, requests
+from tests.support.images import noise, saved
+from tests.support.logs import logged, requests
 
 PNG = saved(noise((24, 24)), "PNG")
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"

@@ -10,6 +10,7 @@ import pytest
 from app.engine.engine import LOADER
 from scripts.benchmarks.report import Outcome
 from scripts.resilience import deaths, disconnects, faults, overload, soak
+from tests.support.paths import ROOT
 
 CASES: dict[str, Callable[[], Outcome]] = {
     "faults": lambda: faults.case(150),
@@ -34,6 +35,6 @@ def test_every_promise_is_kept(case: Callable[[], Outcome]) -> None:
 @pytest.mark.parametrize("what", ["pictures", "json"])
 def test_no_input_that_a_fuzzer_finds_in_a_short_time_causes_a_fault(what: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "scripts.resilience.fuzz", what, "10", str(tmp_path)]
-    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=200)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr[-3000:]
     assert not list(tmp_path.glob("fault-*"))

@@ -13,7 +13,7 @@ from app.model.compiled import Batched, has_compiler, served_sizes
 from app.model.load import load
 from app.settings import Settings
 from scripts.make_checkpoint import write_tiny_vae
-from tests.test_diffusion import job, together
+from tests.support.models import job, together
 
 
 @pytest.mark.parametrize(("most", "sizes"), [(1, (1,)), (2, (1, 2)), (3, (1, 2, 3)), (4, (1, 2, 4)), (6, (1, 2, 4, 6))])

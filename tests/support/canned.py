@@ -1,5 +1,6 @@
 """A small real HTTP server that gives the answers it was told to, for clients that must cope with them."""
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -65,3 +66,35 @@ def canned(*answers: Answer) -> Iterator[Server]:
         finally:
             server.shutdown()
             thread.join()
+
+
+PICTURE = Answer(
+    body=b"picture",
+    headers={
+        "Content-Type": "image/png",
+        "X-Seed": "3",
+        "X-Steps-Run": "2",
+        "X-Start-Timestep": "499",
+        "X-Request-Id": "r1",
+        "Server-Timing": "queue;dur=1.5, png;dur=20",
+    },
+)
+BUSY = {"Retry-After": "0", "X-Should-Retry": "true"}
+
+
+def problem(status: int, headers: dict[str, str], **members: object) -> Answer:
+    return Answer(
+        status, json.dumps({"status": status, "detail": "Too busy.", "code": "queue_full", **members}).encode(), headers
+    )
+
+
+FASTAPI = json.dumps({"detail": [{"type": "missing", "loc": ["body", "image"], "msg": "Field required"}]}).encode()
+"""What any server made with FastAPI answers with 422."""
+
+
+def events(*named: tuple[str, object]) -> bytes:
+    return b"".join(f"event: {name}\ndata: {json.dumps(body)}\n\n".encode() for name, body in named)
+
+
+def in_events(body: bytes, content_type: str = "text/event-stream") -> Answer:
+    return Answer(body=body, headers={"Content-Type": content_type, "X-Request-Id": "r1"})

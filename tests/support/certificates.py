@@ -1,9 +1,12 @@
 """Certificates for signing, made with the library that others make theirs with."""
 
 import datetime
+import io
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import c2pa
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -76,3 +79,14 @@ def _name(common: str) -> x509.Name:
 
 def _usage(usage: str) -> x509.KeyUsage:
     return x509.KeyUsage(**{name: name == usage for name in _USAGES})
+
+
+def read(
+    file: bytes, media_type: str, authority: Authority, trust: dict[str, str] | None = None
+) -> tuple[str, dict[str, Any]]:
+    """What a validator says that trusts the authority: whether it does so, and the manifest."""
+    trusting = c2pa.Context.from_dict(
+        {"verify": {"verify_trust": True}, "trust": {"trust_anchors": authority.pem, **(trust or {})}}
+    )
+    reader = c2pa.Reader(media_type, io.BytesIO(file), context=trusting)
+    return reader.get_validation_state(), reader.get_active_manifest()

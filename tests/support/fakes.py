@@ -1,4 +1,4 @@
-"""A torch-free model for tests of everything around it; a worker loads it as `tests.fakes:load`.
+"""A torch-free model for tests of everything around it; a worker loads it as `tests.support.fakes:load`.
 
 The prompt says what it does: words `name=value`, in any order.
 
@@ -30,6 +30,8 @@ from app.model.batch_limit import capacity
 from app.pixels import Pixels
 from app.settings import WorkerSettings
 from app.worker.protocols import Diffusion
+
+FAKE = "tests.support.fakes:load"
 
 
 @dataclass

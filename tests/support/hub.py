@@ -9,6 +9,11 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
+from tests.support.http import free_port
+
+HUB_PORT = free_port()
+"""Where this process runs a hub, when a test wants one."""
+
 
 @dataclass
 class Hub:

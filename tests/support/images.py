@@ -93,3 +93,44 @@ def many_scans(count: int) -> bytes:
     whole = saved(noise((24, 24)), "JPEG", progressive=True)
     last = whole.rindex(b"\xff\xda")
     return whole[:-2] + whole[last:-2] * count + whole[-2:]
+
+
+SMALL = noise((24, 24))
+FILES = {"PNG": saved(SMALL, "PNG"), "JPEG": saved(SMALL, "JPEG"), "WebP": saved(SMALL, "WEBP", lossless=True)}
+
+
+def in_mode(mode: str, colour: Any) -> Image.Image:
+    return Image.new(mode, (4, 4), colour)
+
+
+def paletted(colour: tuple[int, int, int]) -> Image.Image:
+    image = in_mode("P", 1)
+    image.putpalette([9, 9, 9, *colour])
+    return image
+
+
+GREY = (100, 100, 100)
+DEEP_GREY = png((2, 2), 16, 0, 2 * (b"\0" + 2 * b"\x64\xff"))
+
+MODES = {
+    "1": (saved(in_mode("1", 1), "PNG"), (255, 255, 255)),
+    "L": (saved(in_mode("L", 100), "PNG"), GREY),
+    "L, transparent colour": (saved(in_mode("L", 100), "PNG", transparency=100), (255, 255, 255)),
+    "L, another transparent colour": (saved(in_mode("L", 100), "PNG", transparency=9), GREY),
+    "LA": (saved(in_mode("LA", (0, 155)), "PNG"), GREY),
+    "P": (saved(paletted((1, 2, 3)), "PNG"), (1, 2, 3)),
+    "P, transparent entry": (saved(paletted((1, 2, 3)), "PNG", transparency=1), (255, 255, 255)),
+    "P, half transparent entry": (saved(paletted((0, 0, 255)), "PNG", transparency=bytes([255, 155])), (100, 100, 255)),
+    "RGB": (saved(in_mode("RGB", (1, 2, 3)), "PNG"), (1, 2, 3)),
+    "RGB, transparent colour": (saved(in_mode("RGB", (1, 2, 3)), "PNG", transparency=(1, 2, 3)), (255, 255, 255)),
+    "RGBA": (saved(in_mode("RGBA", (0, 0, 255, 155)), "PNG"), (100, 100, 255)),
+    "16-bit greyscale": (DEEP_GREY, GREY),
+    "16-bit greyscale, transparent colour": (
+        png((2, 2), 16, 0, 2 * (b"\0" + 2 * b"\x64\xff"), chunk(b"tRNS", b"\x64\xff")),
+        (255, 255, 255),
+    ),
+    "16-bit greyscale and alpha": (png((1, 1), 16, 4, b"\0" + b"\0\0\x9b\xff"), GREY),
+    "16-bit RGB": (png((2, 1), 16, 2, b"\0" + 2 * b"\1\xff\2\xff\3\xff"), (1, 2, 3)),
+    "CMYK": (saved(in_mode("CMYK", (255, 0, 0, 0)), "JPEG"), (0, 255, 255)),
+    "WebP with alpha": (saved(in_mode("RGBA", (0, 0, 255, 155)), "WEBP", lossless=True), (100, 100, 255)),
+}

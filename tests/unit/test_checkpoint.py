@@ -17,7 +17,7 @@ from app.model.hub import PINS
 from app.model.load import load
 from app.settings import Settings
 from scripts.make_checkpoint import vae_config, write_tiny_vae
-from tests.conftest import OLD_DRIVER
+from tests.support.drivers import OLD_DRIVER
 
 
 def change_json(path: Path, **values: Any) -> None:

@@ -16,8 +16,8 @@ from app.pixels import Pixels
 from app.settings import Settings
 from scripts.demo import PROMPT
 from scripts.embedded import evaluate
-from tests.test_diffusion import finished
-from tests.test_make_checkpoint import DEMO, ON_THE_HUB, files
+from tests.support.checkpoints import DEMO, ON_THE_HUB, files
+from tests.support.models import finished
 
 
 @pytest.fixture(scope="module")

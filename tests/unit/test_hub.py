@@ -12,8 +12,8 @@ from app.errors import CheckpointError
 from app.model import checkpoint, hub
 from app.model.checkpoint import FP16_VAE, TINY_VAE, TURBO
 from app.settings import Settings
-from tests.conftest import HUB_PORT
-from tests.hub_server import Hub, run_hub
+from tests.support.checkpoints import files_of
+from tests.support.hub import HUB_PORT, Hub, run_hub
 
 # What lies beside the diffusers files in the real repository, and must never come.
 BALLAST = (
@@ -34,10 +34,6 @@ BALLAST = (
 )
 SDXL_VAE = {"scaling_factor": 0.13025, "block_out_channels": [128, 256, 512, 512], "force_upcast": True}
 VAE_FILES = {"config.json": b"{}", "diffusion_pytorch_model.safetensors": b"v", "sdxl_vae.safetensors": b"no"}
-
-
-def files_of(folder: Path) -> dict[str, bytes]:
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 @pytest.fixture

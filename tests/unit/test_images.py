@@ -4,7 +4,6 @@ import struct
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 from xml.etree import ElementTree
 
 import piexif
@@ -20,7 +19,18 @@ from app.imaging.encode import Marks, encode_image
 from app.infotext import infotext
 from app.pixels import Fit, OutputFormat, Pixels
 from app.request import Img2ImgRequest
-from tests.pictures import LIMIT, Size, chunk, decoded, every_format, noise, opened, orientation, png, saved
+from tests.support.images import (
+    LIMIT,
+    MODES,
+    Size,
+    decoded,
+    every_format,
+    noise,
+    opened,
+    orientation,
+    png,
+    saved,
+)
 
 AI_SOURCE = "http://cv.iptc.org/newscodes/digitalsourcetype/compositeWithTrainedAlgorithmicMedia"
 TEXT = "a café, 小狗 🐶\nNegative prompt: blurry\nSteps: 4, Seed: 42"
@@ -83,42 +93,6 @@ def test_orientation_is_applied_even_where_another_exif_tag_is_broken() -> None:
     image = noise((20, 30))
     upright = image.transpose(Image.Transpose.ROTATE_270)
     assert decoded(saved(image, "PNG", exif=broken)) == decoded(saved(upright, "PNG"))
-
-
-def in_mode(mode: str, colour: Any) -> Image.Image:
-    return Image.new(mode, (4, 4), colour)
-
-
-def paletted(colour: tuple[int, int, int]) -> Image.Image:
-    image = in_mode("P", 1)
-    image.putpalette([9, 9, 9, *colour])
-    return image
-
-
-GREY = (100, 100, 100)
-DEEP_GREY = png((2, 2), 16, 0, 2 * (b"\0" + 2 * b"\x64\xff"))
-MODES = {
-    "1": (saved(in_mode("1", 1), "PNG"), (255, 255, 255)),
-    "L": (saved(in_mode("L", 100), "PNG"), GREY),
-    "L, transparent colour": (saved(in_mode("L", 100), "PNG", transparency=100), (255, 255, 255)),
-    "L, another transparent colour": (saved(in_mode("L", 100), "PNG", transparency=9), GREY),
-    "LA": (saved(in_mode("LA", (0, 155)), "PNG"), GREY),
-    "P": (saved(paletted((1, 2, 3)), "PNG"), (1, 2, 3)),
-    "P, transparent entry": (saved(paletted((1, 2, 3)), "PNG", transparency=1), (255, 255, 255)),
-    "P, half transparent entry": (saved(paletted((0, 0, 255)), "PNG", transparency=bytes([255, 155])), (100, 100, 255)),
-    "RGB": (saved(in_mode("RGB", (1, 2, 3)), "PNG"), (1, 2, 3)),
-    "RGB, transparent colour": (saved(in_mode("RGB", (1, 2, 3)), "PNG", transparency=(1, 2, 3)), (255, 255, 255)),
-    "RGBA": (saved(in_mode("RGBA", (0, 0, 255, 155)), "PNG"), (100, 100, 255)),
-    "16-bit greyscale": (DEEP_GREY, GREY),
-    "16-bit greyscale, transparent colour": (
-        png((2, 2), 16, 0, 2 * (b"\0" + 2 * b"\x64\xff"), chunk(b"tRNS", b"\x64\xff")),
-        (255, 255, 255),
-    ),
-    "16-bit greyscale and alpha": (png((1, 1), 16, 4, b"\0" + b"\0\0\x9b\xff"), GREY),
-    "16-bit RGB": (png((2, 1), 16, 2, b"\0" + 2 * b"\1\xff\2\xff\3\xff"), (1, 2, 3)),
-    "CMYK": (saved(in_mode("CMYK", (255, 0, 0, 0)), "JPEG"), (0, 255, 255)),
-    "WebP with alpha": (saved(in_mode("RGBA", (0, 0, 255, 155)), "WEBP", lossless=True), (100, 100, 255)),
-}
 
 
 @pytest.mark.parametrize(("data", "colour"), MODES.values(), ids=MODES)

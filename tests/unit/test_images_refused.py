@@ -5,7 +5,6 @@ import sys
 import warnings
 import zlib
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +15,7 @@ from PIL import Image
 from app.errors import ImageTooLarge, InvalidImage, ServiceError, UnsupportedImageFormat
 from app.imaging.decode import decode_image
 from app.pixels import Fit, Pixels
-from tests.pictures import (
+from tests.support.images import (
     LIMIT,
     MAKERS,
     Size,
@@ -31,6 +30,7 @@ from tests.pictures import (
     saved,
     webp_bomb,
 )
+from tests.support.paths import ROOT
 
 
 def refusal(error: type[ServiceError], data: bytes, max_pixels: int = LIMIT) -> str:
@@ -210,8 +210,7 @@ except (ServiceError, MemoryError) as error:
 def decoded_within(megabytes: int, data: bytes) -> str:
     """What becomes of an upload in a process that may take only so much more memory."""
     command = [sys.executable, "-W", "ignore", "-c", CHILD, str(megabytes)]
-    root = Path(__file__).parents[1]
-    return subprocess.run(command, input=data, capture_output=True, check=True, cwd=root).stdout.decode().strip()
+    return subprocess.run(command, input=data, capture_output=True, check=True, cwd=ROOT).stdout.decode().strip()
 
 
 limited = pytest.mark.skipif(sys.platform != "linux", reason="only Linux enforces RLIMIT_AS")

@@ -30,7 +30,7 @@ from app.model.packed import (
 )
 from app.model.weights import MOST_THREADS, place
 from app.settings import Settings
-from tests.test_diffusion import MIXED, together
+from tests.support.models import MIXED, together
 
 CPU = torch.device("cpu")
 

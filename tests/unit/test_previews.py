@@ -13,10 +13,10 @@ from app.model.load import load
 from app.model.previews import chart
 from app.pixels import Pixels
 from app.settings import Settings
-from tests.test_engine import in_a_loop, running
-from tests.test_engine import job as engine_job
-from tests.test_worker import Bench
-from tests.test_worker import job as worker_job
+from tests.support.engines import in_a_loop, running
+from tests.support.engines import job as engine_job
+from tests.support.workers import Bench
+from tests.support.workers import job as worker_job
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from app.imaging.fair_slots import FairSlots
-from tests.test_engine import in_a_loop
+from tests.support.engines import in_a_loop
 
 
 class Visitors:

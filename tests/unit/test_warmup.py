@@ -9,7 +9,7 @@ import pytest
 from app.engine.messages import Job
 from app.errors import CheckpointError
 from app.worker.warmup import warm_up
-from tests.fakes import FakeDecoding, FakeDiffusion, FakeState
+from tests.support.fakes import FakeDecoding, FakeDiffusion, FakeState
 
 
 @dataclass

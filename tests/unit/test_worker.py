@@ -2,8 +2,6 @@ import time
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
-from queue import SimpleQueue
-from typing import Any
 
 import pytest
 
@@ -13,7 +11,6 @@ from app.engine.messages import (
     Cancel,
     Done,
     Failed,
-    Job,
     Progress,
     Ready,
     Settling,
@@ -22,54 +19,8 @@ from app.engine.messages import (
     Started,
     Ticked,
 )
-from app.pixels import Pixels
-from app.worker.worker import Worker
-from tests.fakes import FakeDiffusion, FakeState
-
-
-def job(name: str, prompt: str = "", steps: int = 4, strength: float = 0.9, deadline: float = 1e12) -> Job:
-    return Job(name, Pixels(8, 8, bytes(192)), prompt, None, steps, strength, 0.0, 0, deadline)
-
-
-class Bench:
-    """A worker in this process, turned by hand."""
-
-    def __init__(
-        self, *jobs: Job, max_batch: int = 4, settled: bool = True, diffusion: FakeDiffusion | None = None
-    ) -> None:
-        self.diffusion = diffusion or FakeDiffusion("cpu")
-        self.canaries = 0
-        self.fails = False
-        self.inbox: SimpleQueue[Any] = SimpleQueue()
-        self.sent: list[Any] = []
-        self.worker = Worker(self.diffusion, max_batch, self.inbox, self.sent.append, self._canary)
-        if settled:
-            self.turn(4)
-            self.sent.clear()
-        self.put(*jobs)
-
-    def _canary(self) -> None:
-        self.canaries += 1
-        if self.fails:
-            raise RuntimeError("told to fail as a canary")
-
-    def put(self, *messages: Any) -> None:
-        for message in messages:
-            self.inbox.put(message)
-
-    def turn(self, times: int = 1) -> None:
-        for _ in range(times):
-            self.worker.turn()
-
-    def run(self) -> "Bench":
-        """Turn until nothing is left to do."""
-        self.turn()
-        while not self.worker.batch.idle:
-            self.turn()
-        return self
-
-    def names(self, kind: type[Any]) -> list[str]:
-        return [message.job_id for message in self.sent if isinstance(message, kind)]
+from tests.support.fakes import FakeDiffusion, FakeState
+from tests.support.workers import Bench, job
 
 
 def test_a_job_is_started_ticked_step_by_step_and_done() -> None:

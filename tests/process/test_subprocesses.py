@@ -13,7 +13,7 @@ from app.engine.process import WorkerProcess
 from app.imaging.decoder_pool import DecoderPool
 from app.settings import Settings
 from app.subprocesses import ChildProcess
-from tests.conftest import FAKE
+from tests.support.fakes import FAKE
 
 
 def test_processes_start_on_a_thread_and_not_on_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:

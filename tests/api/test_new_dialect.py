@@ -13,7 +13,7 @@ from app.routes import DIALECTS
 from app.settings import Settings
 from app.web.app_state import app_singleton
 from app.web.dialects import Dialect, SettingRoute
-from tests.conftest import FAKE
+from tests.support.fakes import FAKE
 
 
 class Visits:
