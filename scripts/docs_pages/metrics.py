@@ -1,0 +1,38 @@
+"""The metrics, from the registry, and the alerts, from the rules of Prometheus."""
+
+from pathlib import Path
+
+import yaml
+
+from app.observability.metrics import Metrics
+from scripts.docs_pages.tables import required, table
+
+RULES = Path(__file__).parents[2] / "deploy/observability/alerts.yml"
+SUFFIXES = {"counter": "_total", "info": "_info"}
+
+
+def metrics() -> str:
+    """A row for each metric."""
+    rows = []
+    # The registry has no public way to the names of labels.
+    for collector in Metrics().registry._collector_to_names:
+        labels = ", ".join(f"`{label}`" for label in getattr(collector, "_labelnames", ()))
+        for metric in collector.collect():
+            where = f"The metric '{metric.name}' in app/observability/metrics.py"
+            name = metric.name + SUFFIXES.get(metric.type, "")
+            rows.append((f"`{name}`", metric.type, labels, required(metric.documentation, where)))
+    return table(("name", "type", "labels", "meaning"), rows)
+
+
+def alerts() -> str:
+    """A row for each alert."""
+    rows = []
+    for group in yaml.safe_load(RULES.read_text())["groups"]:
+        for rule in group["rules"]:
+            summary = required(
+                rule.get("annotations", {}).get("summary"),
+                f"The alert '{rule['alert']}' in deploy/observability/alerts.yml",
+            )
+            condition = " ".join(str(rule["expr"]).split())
+            rows.append((f"`{rule['alert']}`", f"`{condition}`", rule.get("for", "at once"), summary))
+    return table(("alert", "condition", "for", "meaning"), rows)
