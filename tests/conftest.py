@@ -1,9 +1,11 @@
 """Markers by folder, and the fixtures that several folders share."""
 
+import logging
 import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,7 +23,18 @@ if TYPE_CHECKING:
 # The hub client reads this when it is imported. Each test process has a hub of its own, and reaches no other.
 os.environ["HF_ENDPOINT"] = f"http://127.0.0.1:{HUB_PORT}"
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # The tests share the cores already; torch reads this when it is imported.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 KINDS = ("unit", "api", "process", "slow", "container", "gpu")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """With `-m unit`, do not import the tests of other kinds: some import torch."""
+    wanted = config.option.markexpr
+    other = wanted in KINDS and collection_path.parent == ROOT / "tests" and collection_path.name in KINDS
+    return True if other and collection_path.name != wanted else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -37,6 +50,19 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in os.environ:
         if name.startswith("IMG2IMG_") or name == "PORT":
             monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True)
+def unchanged_logging() -> Iterator[None]:
+    """Undo what the service's own set-up of logging changes for the whole process."""
+    root, hook = logging.getLogger(), sys.excepthook
+    level, handlers = root.level, root.handlers[:]
+    yield
+    root.setLevel(level)
+    for handler in set(root.handlers) - set(handlers):
+        root.removeHandler(handler)
+    logging.captureWarnings(False)
+    sys.excepthook = hook
 
 
 @pytest.fixture(scope="session")
