@@ -164,7 +164,7 @@ class TestTables:
 
     def test_the_work_is_what_is_counted(self) -> None:
         # Imports torch, which no other test here needs.
-        from tests.unit.test_device_path import DECODE, ENCODE, TEXT, UNET
+        from tests.slow.test_device_path import DECODE, ENCODE, TEXT, UNET
 
         said = [float(number) for number in re.findall(r"\d\.\d{3}", section("## What it costs"))]
         assert said == pytest.approx([gigaflop / 1000 for gigaflop in (UNET, ENCODE, DECODE, TEXT)], abs=6e-4)

@@ -28,7 +28,8 @@ from app.web.dialects import Dialects
 from app.web.error_responses import ErrorResponses
 from app.web.request_state import request_state
 from tests.support.fakes import FAKE
-from tests.support.http import eventually, post, problem, sample
+from tests.support.http import eventually, free_port, post, problem, sample
+from tests.support.processes import children
 from tests.support.servers import StartServer
 
 OPEN_PATHS = Dialects(DIALECTS, Settings()).open_paths
@@ -244,11 +245,6 @@ def test_a_list_without_a_key_in_it_does_not_open_the_door(listed: str) -> None:
         Keys(Settings(api_keys=listed))
 
 
-def children(parent: int) -> list[int]:
-    """Process ids of a process's children."""
-    return [int(pid) for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
-
-
 def test_keys_are_shown_by_neither_settings_nor_log_nor_any_other_process(png: bytes) -> None:
     secret = "unmistakable-secret"
     assert secret not in repr(Settings(api_keys=secret))
@@ -261,8 +257,6 @@ from app.cli.serve import serve
 from app.settings import Settings
 sys.exit(serve(Settings(devices="cpu", port=int(sys.argv[1]), log_level="debug"), "{FAKE}"))
 """
-    from tests.support.http import free_port
-
     port = free_port()
     environment = {**os.environ, "IMG2IMG_API_KEYS": secret}
     with subprocess.Popen(

@@ -36,26 +36,6 @@ AI_SOURCE = "http://cv.iptc.org/newscodes/digitalsourcetype/compositeWithTrained
 TEXT = "a café, 小狗 🐶\nNegative prompt: blurry\nSteps: 4, Seed: 42"
 
 
-@pytest.mark.parametrize("mode", ["RGB", "L"])
-@pytest.mark.parametrize("size", [(512, 512), (1, 1), (37, 91), (640, 480)])
-@every_format
-def test_an_opaque_picture_becomes_what_load_image_and_resize_of_diffusers_make(
-    make: Callable[[Image.Image], bytes], size: Size, mode: str
-) -> None:
-    from diffusers.utils import load_image
-
-    data = make(noise(size, mode))
-    assert decoded(data).tobytes() == load_image(opened(data)).resize((512, 512)).tobytes()
-
-
-@pytest.mark.parametrize("size", [(1022, 1100), (4000, 800), (2047, 2100)])
-def test_a_jpeg_under_1024_pixels_or_odd_on_either_side_equals_the_reference(size: Size) -> None:
-    from diffusers.utils import load_image
-
-    data = saved(noise((99, 99)).resize(size), "JPEG")
-    assert decoded(data).tobytes() == load_image(opened(data)).resize((512, 512)).tobytes()
-
-
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 @pytest.mark.parametrize("size", [(1024, 1024), (1500, 1102), (4100, 2100)])
 def test_a_large_jpeg_decoded_at_a_reduced_scale_stays_close_to_the_full_decode(size: Size, mode: str) -> None:

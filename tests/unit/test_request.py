@@ -1,52 +1,14 @@
 import math
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from diffusers import EulerAncestralDiscreteScheduler, StableDiffusionXLImg2ImgPipeline
 from hypothesis import given
 from hypothesis import strategies as st
 
 from app.errors import InvalidParameter
 from app.pixels import Fit, OutputFormat
 from app.request import MAX_STEPS, Img2ImgRequest, parse_request, smallest_steps, smallest_strength, steps_run
-
-AWKWARD = [(49, 1 / 49), (50, 0.58), (10, 0.1), (3, 1 / 3), (6, 1 / 6), (50, 0.02), (3, 0.33), (7, 0.14), (10, 0.7)]
-
-
-def diffusers_steps(steps: int, strength: float) -> int:
-    """How many timesteps the real pipeline is left with."""
-    scheduler = EulerAncestralDiscreteScheduler(timestep_spacing="trailing")
-    scheduler.set_timesteps(steps)
-    pipe = SimpleNamespace(scheduler=scheduler)
-    timesteps, _ = StableDiffusionXLImg2ImgPipeline.get_timesteps(pipe, steps, strength, None)
-    return len(timesteps)
-
-
-def accepted(steps: int, strength: float) -> bool:
-    try:
-        parse_request({"prompt": "", "num_inference_steps": str(steps), "strength": repr(strength)})
-    except InvalidParameter:
-        return False
-    return True
-
-
-@pytest.mark.parametrize("steps", range(1, MAX_STEPS + 1))
-def test_the_rule_agrees_with_diffusers_over_the_whole_grid(steps: int) -> None:
-    scheduler = EulerAncestralDiscreteScheduler(timestep_spacing="trailing")
-    scheduler.set_timesteps(steps)
-    pipe = SimpleNamespace(scheduler=scheduler)
-    for thousandths in range(1, 1001):
-        strength = thousandths / 1000
-        timesteps, _ = StableDiffusionXLImg2ImgPipeline.get_timesteps(pipe, steps, strength, None)
-        assert steps_run(steps, strength) == len(timesteps)
-        assert accepted(steps, strength) == (len(timesteps) >= 1)
-
-
-@pytest.mark.parametrize(("steps", "strength"), AWKWARD)
-def test_the_rule_agrees_with_diffusers_where_floating_point_is_awkward(steps: int, strength: float) -> None:
-    assert steps_run(steps, strength) == diffusers_steps(steps, strength)
-    assert accepted(steps, strength) == (diffusers_steps(steps, strength) >= 1)
+from tests.support.fields import accepted
 
 
 def test_the_awkward_products_are_what_float64_makes_of_them() -> None:

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from app.edits import Queued
-from app.engine.messages import Done, Job, Progress
+from app.engine.messages import Job, Progress
 from app.model.diffusion import SdxlDiffusion
 from app.model.load import load
 from app.model.previews import chart
@@ -15,8 +15,6 @@ from app.pixels import Pixels
 from app.settings import Settings
 from tests.support.engines import in_a_loop, running
 from tests.support.engines import job as engine_job
-from tests.support.workers import Bench
-from tests.support.workers import job as worker_job
 
 
 @pytest.fixture(scope="module")
@@ -61,39 +59,6 @@ def test_a_preview_changes_nothing_of_the_picture(embedded: SdxlDiffusion) -> No
         assert result
         pixels.append(result.pixels)
     assert pixels[0] == pixels[1]
-
-
-def test_they_come_after_the_steps_that_were_asked_for_and_before_the_picture() -> None:
-    job = replace(worker_job("a", steps=5, strength=1.0), previews=frozenset({1, 3, 5}))
-    sent = Bench(job).run().sent
-    shown = [message for message in sent if isinstance(message, Progress) and message.preview]
-    assert [(message.step, message.steps) for message in shown] == [(1, 5), (3, 5)]
-    assert [message.preview for message in shown] == [Pixels(1, 1, bytes([step] * 3)) for step in (1, 3)]
-    assert isinstance(sent[-1], Done)
-    plain = [message.step for message in sent if isinstance(message, Progress) and not message.preview]
-    assert plain == [1, 2, 3, 4, 5]
-
-
-def test_one_that_is_still_on_its_way_holds_nothing_up_and_comes_later() -> None:
-    job = replace(worker_job("a", "way=2", steps=5, strength=1.0), previews=frozenset({1, 2}))
-    sent = Bench(job).run().sent
-    kinds = [
-        f"preview {message.step}" if message.preview else f"step {message.step}"
-        for message in sent
-        if isinstance(message, Progress)
-    ]
-    assert kinds.index("preview 1") > kinds.index("step 2")
-    assert {"preview 1", "preview 2"} <= set(kinds)
-    assert isinstance(sent[-1], Done)
-
-
-def test_one_that_cannot_be_made_fails_its_job_alone() -> None:
-    bench = Bench(
-        replace(worker_job("a", "preview=fail", steps=3, strength=1.0), previews=frozenset({1})),
-        worker_job("b", steps=3, strength=1.0),
-    ).run()
-    ends = {message.job_id: type(message).__name__ for message in bench.sent if hasattr(message, "job_id")}
-    assert ends == {"a": "Failed", "b": "Done"}
 
 
 @in_a_loop
