@@ -1,7 +1,7 @@
-"""How the allocator treats large blocks: given back while weights are loaded, kept while pictures are made or written.
+"""Tunes glibc's allocator for large blocks: freed ones are returned while weights load, and kept while images are made.
 
-Every block that is taken from the system anew costs a fault for each page that is written first. A no-op where the C
-library is not glibc.
+Each block that is allocated from the system costs a page fault for each page that is first written. No effect where the
+C library is not glibc.
 """
 
 import ctypes
@@ -9,18 +9,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-"""Of `mallopt(3)`. Setting one of them also ends their adjustment to what is freed."""
+"""Of `mallopt(3)`. Setting one of them also ends their automatic adjustment."""
 
 _SMALL = 2**20
 _LARGE = 129 * 2**20
-"""SDXL's VAE works on many activations of 128 MiB at 512x512. Keeping the few of 256 as well gains nothing more."""
+"""SDXL's VAE has many activations of 128 MiB at 512x512. Keeping the few of 256 MiB as well gains nothing more."""
 
 _KEPT = 2**31 - 1
-"""Free bytes at the end of the heap that stay there: as many as the option can say."""
+"""Free bytes at the end of the heap that are kept: the largest value of the option."""
 
-_PICTURE = 4 * 2**20
-_PICTURES = 8 * 2**20
-"""Writing a picture of 512x512 takes half a dozen blocks, none larger than its pixels."""
+_IMAGE = 4 * 2**20
+_IMAGES = 8 * 2**20
+"""Writing an image of 512x512 takes half a dozen blocks, none larger than its pixels."""
 
 
 def _set(option: int, value: int) -> None:
@@ -31,9 +31,9 @@ def _set(option: int, value: int) -> None:
 
 @contextmanager
 def loading() -> Iterator[None]:
-    """In here, every block of a megabyte or more goes back when it is freed: no gaps are left among the weights.
+    """Inside, each block of a megabyte or more is returned when it is freed: no gaps are left among the weights.
 
-    Afterwards the room of all but the largest activations is kept from one call to the next.
+    Afterwards the memory of all but the largest activations is kept from one call to the next.
     """
     _set(_M_MMAP_THRESHOLD, _SMALL)
     try:
@@ -44,6 +44,6 @@ def loading() -> Iterator[None]:
 
 
 def serving() -> None:
-    """The room in which a picture is received and written is kept for the next, for each thread that does so."""
-    _set(_M_MMAP_THRESHOLD, _PICTURE)
-    _set(_M_TRIM_THRESHOLD, _PICTURES)
+    """Keep the memory in which a thread receives and writes an image for the next one."""
+    _set(_M_MMAP_THRESHOLD, _IMAGE)
+    _set(_M_TRIM_THRESHOLD, _IMAGES)

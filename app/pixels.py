@@ -1,4 +1,4 @@
-"""Images as raw pixels, and the words for how they come in and go out: no library is imported for them."""
+"""Images as raw pixels, and the options for reading and writing them. Imports no library."""
 
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -6,7 +6,7 @@ from enum import StrEnum
 
 @dataclass(frozen=True, slots=True)
 class Pixels:
-    """An RGB picture: `data` is `uint8[height, width, 3]`, row by row without padding."""
+    """An RGB image: `data` is `uint8[height, width, 3]`, row by row without padding."""
 
     width: int
     height: int
@@ -18,11 +18,11 @@ class Pixels:
 
 
 IMAGE_SIZE = 512
-"""Width and height of every picture that leaves, in pixels: what SDXL-Turbo was made for."""
+"""Width and height of every result, in pixels: what SDXL-Turbo was trained for."""
 
 
 class Fit(StrEnum):
-    """How a picture of another shape becomes a square."""
+    """How an image of another shape becomes a square."""
 
     STRETCH = "stretch"
     CROP = "crop"
@@ -30,7 +30,7 @@ class Fit(StrEnum):
 
 
 class OutputFormat(StrEnum):
-    """The file formats that can be asked for."""
+    """The file formats of results."""
 
     PNG = "png"
     WEBP = "webp"

@@ -1,4 +1,4 @@
-"""Files of whoever runs the service that are read again when they change: keys, certificates."""
+"""The operator's files that are read again when they change: API keys, certificates."""
 
 import time
 from pathlib import Path
@@ -9,7 +9,7 @@ _RECHECK_SECONDS = 1.0
 
 
 class Watched:
-    """Tells when files have changed; they are looked at once a second at most. Make it before they are first read."""
+    """Detects changes of files, with at most one look a second. Create it before they are first read."""
 
     def __init__(self, *files: Path) -> None:
         self._files = files
@@ -17,12 +17,15 @@ class Watched:
         self._looked = time.monotonic()
 
     def changed(self, again: bool) -> bool:
-        """Whether they have since the last look, or are to be read `again` in any case; False if it is too soon."""
+        """Whether to read the files: they have changed since the last look, or `again` asks for it.
+
+        False within a second of the last look.
+        """
         now = time.monotonic()
         if now - self._looked < _RECHECK_SECONDS:
             return False
         self._looked = now
-        # Before they are read: what changes in between is seen at the next look.
+        # Before they are read, so that a change in between is seen at the next look.
         before, self._seen = self._seen, self._stamps()
         return again or self._seen != before
 
@@ -31,22 +34,22 @@ class Watched:
 
 
 def read(file: Path, variable: str) -> bytes:
-    """The file that a variable names.
+    """Read the file that a variable names.
 
     Raises:
         Misconfigured: it cannot be read; the message names the variable.
     """
     try:
         if file.exists() and not file.is_file():
-            # To read a pipe would wait for its other end.
-            raise OSError("it is no regular file")
+            # Reading a pipe would wait for its other end.
+            raise OSError("it is not a regular file")
         return file.read_bytes()
     except OSError as error:
         raise Misconfigured(f"{variable}: {file} cannot be read: {error}.") from error
 
 
 def _stamp(file: Path) -> tuple[int, ...]:
-    """Changes with the file's content, also where it is replaced behind a link, as orchestrators do it."""
+    """A value that changes with the file's content, also where an orchestrator replaces the target of a link."""
     try:
         status = file.stat()
     except OSError:

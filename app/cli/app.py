@@ -11,14 +11,14 @@ from app.cli.console import ExitCode, fail, own_url, read_settings, say
 from app.observability.logs import configure
 
 HEALTH_SECONDS = 3.0
-"""How long `img2img health` waits for an answer."""
+"""The time that `img2img health` waits for a response."""
 
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="SDXL-Turbo image-to-image: a picture and a prompt in, a picture out.",
-    epilog="Exit status: 0 done, 1 failed or not ready, 2 wrong usage or settings, 65 picture or parameter refused, "
+    help="SDXL-Turbo image-to-image: an image and a prompt in, an image out.",
+    epilog="Exit status: 0 done, 1 failed or not ready, 2 wrong usage or settings, 65 image or parameter refused, "
     "69 service unavailable, 70 internal error. Results go to standard output, all else to standard error.",
 )
 
@@ -77,9 +77,9 @@ def serve(
 
     try:
         otel_env.settle(os.environ)
-        from app.cli import serve
+        from app.cli.serve import serve as run
 
-        raise typer.Exit(serve.serve(settings))
+        raise typer.Exit(run(settings))
     except Misconfigured as error:
         fail(str(error), ExitCode.USAGE)
 
@@ -87,7 +87,7 @@ def serve(
 @app.command()
 def edit(
     image: Annotated[str, typer.Argument(metavar="IN", help="A PNG, JPEG or WebP file; - reads standard input.")],
-    prompt: Annotated[str, typer.Option("--prompt", "-p", help="What the picture should become.")],
+    prompt: Annotated[str, typer.Option("--prompt", "-p", help="What the image should become.")],
     output: Annotated[
         str | None,
         typer.Option(
@@ -99,21 +99,21 @@ def edit(
         ),
     ] = None,
     negative_prompt: Annotated[
-        str | None, typer.Option(help="What to steer away from; needs a guidance scale above 1.")
+        str | None, typer.Option(help="What to avoid; needs a guidance scale above 1.")
     ] = None,
     steps: Annotated[
-        int | None, typer.Option(help="Steps of the whole schedule; steps x strength are run.", show_default="4")
+        int | None, typer.Option(help="Steps of the whole schedule; steps x strength of them run.", show_default="4")
     ] = None,
     strength: Annotated[
-        float | None, typer.Option(help="How much of the picture is redrawn, up to 1.", show_default="0.9")
+        float | None, typer.Option(help="How much of the image is redrawn, up to 1.", show_default="0.9")
     ] = None,
     guidance_scale: Annotated[float | None, typer.Option(help="SDXL-Turbo wants 0.", show_default="0")] = None,
     seed: Annotated[
-        int | None, typer.Option(help="The same seed gives the same picture.", show_default="random")
+        int | None, typer.Option(help="The same seed gives the same image.", show_default="random")
     ] = None,
     fit: Annotated[
         Literal["stretch", "crop", "pad"] | None,
-        typer.Option(help="How the picture becomes a square.", show_default="stretch"),
+        typer.Option(help="How the image becomes a square.", show_default="stretch"),
     ] = None,
     output_format: Annotated[
         Literal["png", "webp", "jpeg"] | None,
@@ -126,12 +126,12 @@ def edit(
     devices: DevicesOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Redraw the picture IN as the prompt says, by a running service or, with --local, without one."""
-    from app.cli import edit
+    """Redraw the image IN as the prompt says, by a running service or, with --local, without one."""
+    from app.cli.edit import Target, edit_here, edit_there, read_image, report
 
     if (model or devices) and not local:
         fail("--model and --devices need --local: a running service has its own.", ExitCode.USAGE)
-    target = edit.Target(image, output, output_format, as_json)
+    target = Target(image, output, output_format, as_json)
     fields = {
         "prompt": prompt,
         "negative_prompt": negative_prompt,
@@ -143,12 +143,12 @@ def edit(
         "output_format": target.output_format,
         "quality": quality,
     }
-    data = edit.read_picture(image)
+    data = read_image(image)
     if local:
-        edited = edit.edit_here(data, fields, read_settings(model=model, devices=devices))
+        edited = edit_here(data, fields, read_settings(model=model, devices=devices))
     else:
-        edited = edit.edit_there(data, fields, url or own_url(read_settings()))
-    edit.report(edited, target.write(edited), as_json)
+        edited = edit_there(data, fields, url or own_url(read_settings()))
+    report(edited, target.write(edited), as_json)
 
 
 @app.command()
@@ -159,7 +159,7 @@ def download(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Fetch the weights that a CUDA host loads, and print their folder; for the CPU's, set IMG2IMG_DEVICES=cpu.
+    """Download the weights that a CUDA host loads, and print their folder. For a CPU host, set IMG2IMG_DEVICES=cpu.
 
     The model `auto` is stabilityai/sdxl-turbo here.
     """
@@ -171,7 +171,7 @@ def download(
     device = "cpu" if settings.devices.startswith("cpu") else "cuda"
     try:
         if checkpoint.resolve_model(settings.model, device).folder:
-            say("This model is on the disk already: there is nothing to download.")
+            say("This model is on the disk: there is nothing to download.")
         folder, vae_folder, info = checkpoint.fetch(settings, device)
     except CheckpointError as error:
         fail(str(error), ExitCode.FAILED)
@@ -183,7 +183,7 @@ def download(
 
 @app.command()
 def health(url: UrlOption = None) -> None:
-    """Exit with 0 if a service is ready, else with 1 and the reason: what a container's health check calls."""
+    """Exit with 0 if a service is ready, else with 1 and the reason. A container's health check calls this."""
     from app.client import Img2Img, NoService
 
     address = url or own_url(read_settings())
@@ -197,7 +197,7 @@ def health(url: UrlOption = None) -> None:
     if state["status"] != "ready":
         why = {
             "draining": "is shutting down",
-            "unsigned": "cannot sign pictures any more: its certificate has expired",
+            "unsigned": "cannot sign images: its certificate has expired",
             "starting": "is still loading its model, or another worker",
         }[state["status"]]
         fail(f"The service at {address} {why}.", ExitCode.FAILED)
@@ -206,13 +206,13 @@ def health(url: UrlOption = None) -> None:
 
 @app.command()
 def doctor(as_json: JsonOption = False) -> None:
-    """Say what the service would run on here, and what would be slow or fail, and why."""
+    """Show what the service would run on here, and what would be slow or fail, and why."""
     settings = read_settings()
     configure("error")
-    from app.cli import doctor as check
+    from app.cli.doctor import advise, as_dict, gather, render
 
-    facts = check.gather(settings)
-    advice = check.advise(facts)
-    typer.echo(json.dumps(check.as_dict(facts, advice)) if as_json else check.render(facts, advice))
+    facts = gather(settings)
+    advice = advise(facts)
+    typer.echo(json.dumps(as_dict(facts, advice)) if as_json else render(facts, advice))
     if facts.problems:
         raise typer.Exit(ExitCode.FAILED)

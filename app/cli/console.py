@@ -1,4 +1,4 @@
-"""What the commands share: exit codes, messages, settings' errors in sentences, and progress on standard error."""
+"""Shared by the commands: exit codes, messages, errors of settings in sentences, and progress."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class ExitCode(IntEnum):
-    """What an exit status means; those above 2 are those of BSD's `sysexits.h`."""
+    """The exit statuses; those above 2 are from BSD's `sysexits.h`."""
 
     OK = 0
     FAILED = 1
@@ -24,25 +24,25 @@ class ExitCode(IntEnum):
 
     @classmethod
     def of_status(cls, status: int) -> "ExitCode":
-        """The one for an HTTP status from 400 on."""
+        """The exit status for an HTTP status of 400 or more."""
         if status in (429, 503):
             return cls.UNAVAILABLE
         return cls.REFUSED if status < 500 else cls.INTERNAL
 
 
 def say(message: str) -> None:
-    """One line for people, on standard error."""
+    """Print one line on standard error."""
     typer.echo(message, err=True)
 
 
 def fail(message: str, code: ExitCode) -> NoReturn:
-    """End the program with a sentence on standard error."""
+    """End the program with a message on standard error."""
     say(f"img2img: {message}")
     raise typer.Exit(code)
 
 
 def read_settings(**options: Any) -> "Settings":
-    """The settings of the environment, under the options that are given; ends the program if any is wrong."""
+    """The settings of the environment, overridden by the given options; ends the program if any is invalid."""
     from pydantic import ValidationError
 
     from app.settings import Settings
@@ -53,7 +53,7 @@ def read_settings(**options: Any) -> "Settings":
     except ValidationError as error:
         for problem in error.errors(include_url=False):
             name = str(problem["loc"][0]).removeprefix("IMG2IMG_").lower()
-            # Some have other names too: the first that is set is at fault.
+            # Some settings have several names: the first one that is set is at fault.
             names = getattr(Settings.model_fields[name].validation_alias, "choices", [f"IMG2IMG_{name.upper()}"])
             variable = next(filter(os.environ.get, names), names[0])
             if name in given:
@@ -67,14 +67,14 @@ def read_settings(**options: Any) -> "Settings":
 
 
 def own_url(settings: "Settings") -> str:
-    """Where `img2img serve` answers on this machine; an address that means all of them is asked on loopback."""
+    """The URL of `img2img serve` on this machine; loopback if it listens on all addresses."""
     host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104
     return f"http://[{host}]:{settings.port}" if ":" in host else f"http://{host}:{settings.port}"
 
 
 @contextmanager
 def progress(text: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on a terminal, plain lines elsewhere, in both cases on standard error; yields what moves it."""
+    """Show a bar on a terminal, or plain lines elsewhere, on standard error; yields the function that moves it."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 

@@ -1,4 +1,4 @@
-"""What `img2img edit` does: a picture from a file to a service, or to a model in this process, and into a file."""
+"""The command `img2img edit`: from an image file, by a service or by a model on this machine, to an image file."""
 
 import asyncio
 import json
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
     from app.settings import Settings
 
 SUFFIXES = {".png": "png", ".webp": "webp", ".jpg": "jpeg", ".jpeg": "jpeg"}
-"""The format that a file's name asks for."""
+"""The format for each extension of a file name."""
 
 
 class Target:
-    """Where the picture goes. Ends the program if it cannot go there: better before the work than after it.
+    """Where the result is written. Ends the program if that is not possible: better before the work than after it.
 
     Args:
         image: the file that is read, or `-`.
         output: a file, a folder, or `-` for standard output; None is the current directory.
-        output_format: as asked for; else `output_format` is the one of the file's name, if there is one.
-        as_json: standard output is taken.
+        output_format: the requested format; without one, that of the file name, if it has an extension.
+        as_json: whether JSON goes to standard output.
     """
 
     def __init__(self, image: str, output: str | None, output_format: str | None, as_json: bool) -> None:
@@ -48,31 +48,31 @@ class Target:
         if as_json:
             fail("--json and -o - both want standard output: name a file with -o.", ExitCode.USAGE)
         if sys.stdout.isatty():
-            fail("A terminal cannot show a picture: name a file with -o, or pipe into a program.", ExitCode.USAGE)
+            fail("A terminal cannot show an image: name a file with -o, or pipe into a program.", ExitCode.USAGE)
 
     def _check_file(self, image: str) -> None:
         path = self._path
         if not path.parent.is_dir():
             fail(f"There is no folder {path.parent} to save into.", ExitCode.USAGE)
         if image != "-" and Path(image).exists() and path.exists() and path.samefile(image):
-            fail(f"{path} is the picture that is read: name another file with -o.", ExitCode.USAGE)
+            fail(f"{path} is the input image: name another file with -o.", ExitCode.USAGE)
         self.output_format = self.output_format or SUFFIXES.get(path.suffix.lower())
         if not self.output_format:
-            fail(f"{path} ends in none of {', '.join(SUFFIXES)}: add one, or --format.", ExitCode.USAGE)
+            fail(f"{path} has none of the extensions {', '.join(SUFFIXES)}: add one, or --format.", ExitCode.USAGE)
 
     def write(self, edited: Edited) -> Path | None:
-        """Save the picture; returns where, or None for standard output."""
+        """Save the result; returns its path, or None for standard output."""
         try:
             if not self._to_stdout:
                 return edited.save(self._new_file(edited) if self._path.is_dir() else self._path)
             sys.stdout.buffer.write(edited.data)
             sys.stdout.buffer.flush()
         except OSError as error:
-            fail(f"The picture cannot be saved: {error}.", ExitCode.FAILED)
+            fail(f"The image cannot be saved: {error}.", ExitCode.FAILED)
         return None
 
     def _new_file(self, edited: Edited) -> Path:
-        """A name that holds the seed, and that no file in the folder has yet."""
+        """A new file name in the folder, with the seed."""
         name, suffix = f"{self._stem}-{edited.seed}", "." + edited.media_type.removeprefix("image/")
         path, number = self._path / (name + suffix), 1
         while path.exists():
@@ -81,10 +81,10 @@ class Target:
         return path
 
 
-def read_picture(image: str) -> bytes:
-    """The bytes of a file, or of standard input for `-`; ends the program if there are none to be had."""
+def read_image(image: str) -> bytes:
+    """Read a file, or standard input for `-`; ends the program if that fails."""
     if image == "-" and sys.stdin.isatty():
-        fail("Nothing is piped in: name a picture file instead of -.", ExitCode.USAGE)
+        fail("Standard input is a terminal: name an image file instead of -, or pipe one in.", ExitCode.USAGE)
     try:
         return sys.stdin.buffer.read() if image == "-" else Path(image).read_bytes()
     except OSError as error:
@@ -92,11 +92,11 @@ def read_picture(image: str) -> bytes:
 
 
 def edit_there(data: bytes, fields: dict[str, Any], url: str) -> Edited:
-    """Have a running service make the picture; ends the program if it does not."""
+    """Edit by a running service; ends the program if that fails."""
     try:
         with Img2Img(url) as client, progress(f"Waiting for {url}") as on_step:
             return client.edit(
-                data, **fields, on_progress=lambda seen: on_step(seen.step, seen.steps) if seen.steps else None
+                data, **fields, on_progress=lambda progress: on_step(progress.step, progress.steps) if progress.steps else None
             )
     except Img2ImgError as error:
         fail(str(error), ExitCode.of_status(error.status))
@@ -107,14 +107,14 @@ def edit_there(data: bytes, fields: dict[str, Any], url: str) -> Edited:
 
 
 def edit_here(data: bytes, fields: dict[str, Any], settings: "Settings", loader: str | None = None) -> Edited:
-    """Make the picture without a service, by the same way as one does; ends the program if that fails."""
+    """Edit without a service, by the same code; ends the program if that fails."""
     from app.errors import EngineStopped, Misconfigured, ServiceError
     from app.observability import otel_env
 
     if "log_level" in settings.model_fields_set:
         configure(settings.log_level, settings.log_format)
     else:
-        # What goes wrong is said once, in the end; a log before it would only say the same less well.
+        # The error message at the end says what went wrong; log lines would repeat it.
         logging.getLogger("app").addHandler(logging.NullHandler())
         settings = settings.model_copy(update={"log_level": "error"})
     try:
@@ -153,28 +153,28 @@ async def _run_service(
             if failures:
                 raise failures[0]
             await asyncio.sleep(0.02)
-        picture = await service.edit(
+        image = await service.edit(
             Upload(data),
             request,
             RequestInfo(request_id),
-            lambda seen: None if isinstance(seen, Queued) else on_step(seen.step, seen.steps),
+            lambda progress: None if isinstance(progress, Queued) else on_step(progress.step, progress.steps),
         )
     return Edited(
-        data=picture.data,
-        media_type=picture.output_format.media_type,
-        seed=picture.seed,
-        steps_run=picture.steps_run,
-        start_timestep=picture.start_timestep,
-        tokens_cut=picture.tokens_cut,
+        data=image.data,
+        media_type=image.output_format.media_type,
+        seed=image.seed,
+        steps_run=image.steps_run,
+        start_timestep=image.start_timestep,
+        tokens_cut=image.tokens_cut,
         request_id=request_id,
-        seconds=picture.seconds,
+        seconds=image.seconds,
     )
 
 
 def report(edited: Edited, path: Path | None, as_json: bool) -> None:
-    """Say what became of it, on standard error; for programs also as JSON on standard output."""
+    """Print a summary on standard error and, for programs, JSON on standard output."""
     if edited.tokens_cut:
-        say(f"The prompt's last {edited.tokens_cut} tokens were not read: CLIP takes 77.")
+        say(f"The prompt's last {edited.tokens_cut} tokens have no effect: CLIP reads 77.")
     steps = f"{edited.steps_run} step{'s' if edited.steps_run > 1 else ''}"
     say(f"{path or 'Standard output'}: seed {edited.seed}, {steps}, {sum(edited.seconds.values()):.2f} s")
     if as_json:

@@ -1,4 +1,4 @@
-"""Runs the app under uvicorn until a signal or a dead engine ends it."""
+"""Runs the app under uvicorn until a signal ends it, or the engine stops."""
 
 import asyncio
 import logging
@@ -28,17 +28,17 @@ _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 _UPGRADES = re.compile("upgrade request|WebSocket library")
 _LAST_BYTES_SECONDS = 5
-"""Time for answers to reach their callers, once the work is over."""
+"""Seconds for the last responses to be sent, once the work is done."""
 
 
 class Server(uvicorn.Server):
     """Uvicorn's server, except for what a signal does.
 
-    Uvicorn closes its listener at once: whoever comes a moment later finds nobody. Here new requests are answered with
-    503 for as long as old ones run, and the listener closes when those are done. A second SIGINT does not wait.
+    Uvicorn closes its listener at once, so that new connections are refused. Here new requests get 503 while old ones
+    run, and the listener closes when those are done. A second SIGINT does not wait.
 
-    And it raises the signal again after its shutdown, so that `docker stop` would report 143 for a clean exit. Here a
-    signal that was obeyed in full does not end the process a second time.
+    Uvicorn also raises the signal again after its shutdown, so that `docker stop` would report 143 for a clean exit.
+    Here the process then ends with 0.
 
     Args:
         config: uvicorn's; its app is one of `create_app`.
@@ -57,11 +57,11 @@ class Server(uvicorn.Server):
             self.should_exit = True
             return
         if self._draining:
-            # Supervisors may send SIGTERM to the process, and again to its group; who presses Ctrl-C twice means it.
+            # Supervisors may send SIGTERM to the process, and again to its group; a second Ctrl-C is deliberate.
             if sig == signal.SIGINT:
                 self._draining.cancel()
             return
-        logger.info("told to end by %s: what runs is finished, what comes is refused", signal.Signals(sig).name)
+        logger.info("received %s: draining, new requests get 503", signal.Signals(sig).name)
         self._draining = asyncio.get_running_loop().create_task(self._drain(service))
 
     async def _drain(self, service: Service) -> None:
@@ -83,13 +83,13 @@ class Server(uvicorn.Server):
 
 
 def serve(settings: Settings, loader: str | None = None) -> int:
-    """Serve until SIGTERM or SIGINT, finishing what runs; a second SIGINT does not wait.
+    """Serve until SIGTERM or SIGINT, then finish the running requests; a second SIGINT does not wait.
 
     Returns:
         The exit code: 0 after a signal, 1 if the engine gave up.
 
     Raises:
-        Misconfigured: the address, the API keys, or the certificate that is to sign, cannot be used.
+        Misconfigured: the address, the API keys or the certificate for signing cannot be used.
     """
     configure(settings.log_level, settings.log_format)
     check_address(settings.host, settings.port)
@@ -113,29 +113,29 @@ def serve(settings: Settings, loader: str | None = None) -> int:
         log_config=None,
         server_header=False,
         ws="none",
-        # Uvicorn would take the word of any proxy on this host for who the caller is.
+        # By default uvicorn trusts any proxy on this host to name the client.
         forwarded_allow_ips=os.environ.get("FORWARDED_ALLOW_IPS", ""),
         timeout_graceful_shutdown=_LAST_BYTES_SECONDS,
     )
-    # Anybody could have uvicorn advise whoever reads the log to install a library for WebSockets.
+    # Any client could make uvicorn log an advice to install a library for WebSockets.
     logging.getLogger("uvicorn.error").addFilter(lambda record: not _UPGRADES.search(str(record.msg)))
     server = Server(config, app)
     server.run()
     for failure in failures:
-        # Last in the log, where whoever finds the process gone looks first.
+        # The last line of the log is where an operator looks first.
         logger.critical("ended: %s", failure)
     return 1 if failures else 0
 
 
 def check_address(host: str, port: int) -> None:
-    """See whether it can be listened on: uvicorn would find out when the workers are on their way, and name nothing.
+    """Check that the address is free: uvicorn would find out only after the workers have started, and name no setting.
 
     Raises:
-        Misconfigured: it cannot.
+        Misconfigured: nothing can listen there.
     """
     try:
-        places = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        for family, kind, protocol, _, address in places:
+        addresses = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for family, kind, protocol, _, address in addresses:
             with socket.socket(family, kind, protocol) as probe:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 if family == socket.AF_INET6:
@@ -149,16 +149,16 @@ def check_address(host: str, port: int) -> None:
 
 
 def warn_if_open(settings: Settings) -> None:
-    """Say loudly that anybody may come in, if so it is."""
+    """Warn about a public address without API keys."""
     keys = settings.api_keys.get_secret_value() or settings.api_keys_file
     if not keys and settings.host not in _LOOPBACK:
         logger.warning(
-            "LISTENING ON %s WITHOUT AN API KEY: whoever reaches port %d may use this service. "
-            "Set IMG2IMG_API_KEYS or IMG2IMG_API_KEYS_FILE, unless something in front of it asks who comes.",
+            "LISTENING ON %s WITHOUT AUTHENTICATION: every client that reaches port %d may use this service. "
+            "Set IMG2IMG_API_KEYS or IMG2IMG_API_KEYS_FILE, unless a proxy in front of it authenticates clients.",
             settings.host or "every address",
             settings.port,
         )
     if not keys and os.environ.get("IMG2IMG_API_KEY"):
         logger.warning(
-            "IMG2IMG_API_KEY is the client's key, and asks nobody for one: the service's keys are IMG2IMG_API_KEYS."
+            "IMG2IMG_API_KEY is the client's key and has no effect here: the service's keys are IMG2IMG_API_KEYS."
         )

@@ -10,7 +10,7 @@ from typing import Any, Self
 import httpx2
 
 from .responses import Edited, NoService, Progress, events_of, in_events
-from .session import POLL_SECONDS, Edit, Picture, Wire
+from .session import POLL_SECONDS, Edit, Image, Session
 
 
 class AsyncImg2Img:
@@ -18,13 +18,13 @@ class AsyncImg2Img:
 
     Args:
         base_url: where the service is, as `http://host:port`.
-        timeout: seconds to wait for an answer.
-        retries: how often a request is sent again that the service was too busy for: 503 or 429 that says when to
-            come back (`Retry-After`, in seconds or as a date), within `LONGEST_WAIT`.
-        api_key: for a service that asks for one; by default the variable `IMG2IMG_API_KEY`.
+        timeout: seconds to wait for a response.
+        retries: how often a request is sent again when the service is too busy: 503 or 429 with a `Retry-After` of at
+            most `LONGEST_WAIT`.
+        api_key: for a service that requires one; by default the variable `IMG2IMG_API_KEY`.
 
     Raises:
-        ValueError: `base_url` is no http:// or https:// URL, or the key holds what no header can carry.
+        ValueError: `base_url` is not an http:// or https:// URL, or the key has characters that a header cannot hold.
     """
 
     def __init__(
@@ -34,10 +34,10 @@ class AsyncImg2Img:
         retries: int = 2,
         api_key: str | None = None,
     ) -> None:
-        self._wire = Wire(base_url, timeout, api_key)
-        self.base_url = self._wire.base_url
+        self._session = Session(base_url, timeout, api_key)
+        self.base_url = self._session.base_url
         self.retries = retries
-        self._client = httpx2.AsyncClient(**self._wire.options)
+        self._client = httpx2.AsyncClient(**self._session.options)
 
     async def __aenter__(self) -> Self:
         return self
@@ -53,7 +53,7 @@ class AsyncImg2Img:
 
     async def edit(
         self,
-        image: Picture,
+        image: Image,
         prompt: str,
         *,
         negative_prompt: str | None = None,
@@ -79,17 +79,17 @@ class AsyncImg2Img:
             "output_format": output_format,
             "quality": quality,
         }
-        # Which reads the picture's file.
-        edit = await asyncio.to_thread(Edit, self._wire, image, fields, self.retries, on_progress, previews)
+        # This reads the image file.
+        edit = await asyncio.to_thread(Edit, self._session, image, fields, self.retries, on_progress, previews)
         while True:
-            with self._wire.reached():
+            with self._session.connecting():
                 async with self._client.stream("POST", "/img2img", **edit.arguments) as response:
                     if in_events(response):
                         async for event in events_of(response):
-                            over = edit.take(event, response)
-                            if inspect.isawaitable(edit.shown):
-                                await edit.shown
-                            if over:
+                            failed = edit.take(event, response)
+                            if inspect.isawaitable(edit.callback_result):
+                                await edit.callback_result
+                            if failed:
                                 break
                     else:
                         await response.aread()
@@ -99,11 +99,11 @@ class AsyncImg2Img:
 
     async def health(self) -> dict[str, Any]:
         """As `Img2Img.health`."""
-        with self._wire.reached():
-            return self._wire.health(await self._client.get("/health/ready"))
+        with self._session.connecting():
+            return self._session.health(await self._client.get("/health/ready"))
 
     async def ready(self) -> bool:
-        """Whether a picture can be made now; False as well if no service answers."""
+        """Whether an image can be made now; False if no service answers."""
         try:
             return bool((await self.health())["status"] == "ready")
         except NoService:

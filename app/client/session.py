@@ -1,4 +1,4 @@
-"""What both clients have in common: what is sent, when it is sent again, and what becomes of the answer."""
+"""The shared part of both clients: what is sent, when it is sent again, and how responses are read."""
 
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -19,23 +19,23 @@ from .responses import (
     in_events,
     json_object,
     read_event,
-    read_picture,
+    read_result,
     read_refusal,
 )
 
 LONGEST_WAIT = 60.0
-"""Seconds; a service that says to come back later than that is taken at its word, and the caller is told."""
+"""Seconds. If the service says to retry later than that, the client raises the error instead."""
 
 CONNECT_SECONDS = 10.0
 POLL_SECONDS = 0.2
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
-Picture = bytes | str | PathLike[str] | BinaryIO
+Image = bytes | str | PathLike[str] | BinaryIO
 """A PNG, JPEG or WebP file: its bytes, its path, or the open file."""
 
 
-class Wire:
-    """What a client knows of its service.
+class Session:
+    """What a client knows about its service.
 
     Args:
         base_url: as `http://host:port`.
@@ -43,7 +43,7 @@ class Wire:
         api_key: None takes the variable `IMG2IMG_API_KEY`.
 
     Raises:
-        ValueError: `base_url` is no http:// or https:// URL, or the key holds what no header can carry.
+        ValueError: `base_url` is not an http:// or https:// URL, or the key has characters that a header cannot hold.
     """
 
     def __init__(self, base_url: str, timeout: float, api_key: str | None) -> None:
@@ -56,13 +56,13 @@ class Wire:
             "base_url": self.base_url,
             "headers": {"X-API-Key": key} if key else {},
             "timeout": httpx2.Timeout(timeout, connect=min(timeout, CONNECT_SECONDS)),
-            # A proxy in the environment is for other machines: it would look for the service on its own.
+            # A proxy in the environment is for other machines: it would look for the service on its own host.
             "trust_env": _host(self.base_url) not in _LOOPBACK,
         }
 
     @contextmanager
-    def reached(self) -> Iterator[None]:
-        """Turns what happens on the way into `NoService`."""
+    def connecting(self) -> Iterator[None]:
+        """Turn errors of the connection into `NoService`."""
         try:
             yield
         except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
@@ -76,58 +76,58 @@ class Wire:
         except httpx2.RequestError as error:
             raise NoService(f"The service at {self.base_url} broke off; see its log. ({error})") from error
 
-    def stranger(self) -> NoReturn:
-        """Something answered, but no service of this kind."""
+    def not_this_service(self) -> NoReturn:
+        """Raise `NoService`: the server is another program."""
         raise NoService(
-            f"What answers at {self.base_url} is another program: give the URL of `img2img serve`, without a route."
+            f"The server at {self.base_url} is another program: give the URL of `img2img serve`, without a path."
         )
 
     @contextmanager
-    def understood(self) -> Iterator[None]:
-        """Turns what is raised on reading an answer that no service of this kind gives into `NoService`."""
+    def reading(self) -> Iterator[None]:
+        """Turn errors of reading a response into `NoService`: this service does not send such a response."""
         try:
             yield
         except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError):
-            self.stranger()
+            self.not_this_service()
 
     def health(self, response: httpx2.Response) -> dict[str, Any]:
-        """What `/health/ready` said."""
+        """Read the response of `/health/ready`."""
         body = json_object(response)
         status, model = body.get("status"), body.get("model")
         ready = status == "ready" and isinstance(model, dict) and {"model", "device"} <= model.keys()
         if not ready and status not in ("starting", "draining", "unsigned"):
-            self.stranger()
+            self.not_this_service()
         return body
 
 
 class Edit:
-    """One edit: what is sent for it, and what is to be done with each answer.
+    """One edit: its request, and what to do with each response.
 
     Args:
-        wire: where it goes.
-        image: the picture.
-        fields: of the form; None leaves one to the service's defaults.
-        retries: how often it may be sent again.
-        on_progress: told how it goes, if given.
-        previews: whether it is to be shown, too.
+        session: the service.
+        image: the image file.
+        fields: the fields of the form; None leaves a field to the service's default.
+        retries: how often the request may be sent again.
+        on_progress: called with the progress.
+        previews: whether the progress has previews.
     """
 
     def __init__(
         self,
-        wire: Wire,
-        image: Picture,
+        session: Session,
+        image: Image,
         fields: Mapping[str, Any],
         retries: int,
         on_progress: Callable[[Progress], object] | None,
         previews: bool,
     ) -> None:
-        self._wire = wire
+        self._session = session
         self._retries = retries
-        # One who did not ask for events may get them all the same, from another program.
+        # Another program may send events that were not requested.
         self._on_progress = on_progress or (lambda progress: None)
-        self.shown: object = None
-        """What `on_progress` gave back for the last event."""
-        self._heard: set[str] = set()
+        self.callback_result: object = None
+        """What `on_progress` returned for the last event."""
+        self._event_names: set[str] = set()
         self._edited: Edited | None = None
         self._failure: Img2ImgError | None = None
         self.arguments: dict[str, Any] = {
@@ -138,53 +138,53 @@ class Edit:
             self.arguments["headers"] = {"Accept": EVENTS, **({"X-Previews": "1"} if previews else {})}
 
     def take(self, event: httpx2.ServerSentEvent, response: httpx2.Response) -> bool:
-        """One event of an answer `in_events`. Returns whether it says that the work failed: then it was the last."""
-        self.shown = None
-        # By the standard an event without data is none.
+        """Handle one event. Returns whether it is an error, which is the last event."""
+        self.callback_result = None
+        # The standard says to ignore an event without data.
         if not event.data:
             return False
-        self._heard.add(event.event)
-        with self._wire.understood():
-            said = read_event(event, self._wire.base_url, response.headers.get("X-Request-Id"))
-        match said:
+        self._event_names.add(event.event)
+        with self._session.reading():
+            value = read_event(event, self._session.base_url, response.headers.get("X-Request-Id"))
+        match value:
             case Progress():
-                self.shown = self._on_progress(said)
+                self.callback_result = self._on_progress(value)
             case Edited():
-                self._edited = said
+                self._edited = value
             case Img2ImgError():
-                self._failure = said
+                self._failure = value
         return self._failure is not None
 
     def succeeded(self, response: httpx2.Response) -> bool:
-        """Whether neither the status nor an event says that it failed."""
+        """Whether neither the status nor an event is an error."""
         return response.is_success and self._failure is None
 
     def pause(self, response: httpx2.Response) -> float:
-        """Seconds after which to send again what did not succeed. Raises the answer's error if that is of no use."""
-        error = self._failure or read_refusal(response, self._wire.base_url)
+        """Seconds after which to send a failed request again. Raises its error if that is of no use."""
+        error = self._failure or read_refusal(response, self._session.base_url)
         if error.status == 404:
-            self._wire.stranger()
-        wanted = error.status in (429, 503) and response.headers.get("X-Should-Retry") != "false"
-        if self._retries < 1 or not wanted or error.retry_after is None or error.retry_after > LONGEST_WAIT:
+            self._session.not_this_service()
+        retryable = error.status in (429, 503) and response.headers.get("X-Should-Retry") != "false"
+        if self._retries < 1 or not retryable or error.retry_after is None or error.retry_after > LONGEST_WAIT:
             raise error
         self._retries -= 1
-        self._heard, self._edited, self._failure = set(), None, None
+        self._event_names, self._edited, self._failure = set(), None, None
         return error.retry_after
 
     def finished(self, response: httpx2.Response) -> Edited:
-        """The outcome, once all of an answer that succeeded is there. Raises `NoService` if there is none in it."""
+        """The result, once all of a response is read. Raises `NoService` if it has none."""
         if self._edited:
             return self._edited
         if in_events(response):
-            if self._heard and not self._heard & EVENT_NAMES:
-                self._wire.stranger()
-            # A proxy ends an answer as if that were all of it when the service behind it is gone.
+            if self._event_names and not self._event_names & EVENT_NAMES:
+                self._session.not_this_service()
+            # When the service behind a proxy ends, the proxy ends the response as if it were complete.
             raise NoService(
-                f"The answer of {self._wire.base_url} broke off before the picture: see the log of the service, "
-                "and of a proxy if one is between."
+                f"The response of {self._session.base_url} ended before the image: see the log of the service, "
+                "and of the proxy if there is one."
             )
-        with self._wire.understood():
-            return read_picture(response)
+        with self._session.reading():
+            return read_result(response)
 
 
 def _host(base_url: str) -> str:
@@ -193,11 +193,11 @@ def _host(base_url: str) -> str:
     except httpx2.InvalidURL:
         url = httpx2.URL()
     if url.scheme not in ("http", "https") or not url.host:
-        raise ValueError(f"{base_url} is no http:// or https:// URL.")
+        raise ValueError(f"{base_url} is not an http:// or https:// URL.")
     return url.host
 
 
-def _read(image: Picture) -> bytes:
+def _read(image: Image) -> bytes:
     if isinstance(image, bytes):
         return image
     if isinstance(image, str | PathLike):

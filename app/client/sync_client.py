@@ -1,4 +1,4 @@
-"""The client for programs that wait."""
+"""The blocking client."""
 
 import time
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from typing import Any, Self
 import httpx2
 
 from .responses import Edited, NoService, Progress, events_of, in_events
-from .session import POLL_SECONDS, Edit, Picture, Wire
+from .session import POLL_SECONDS, Edit, Image, Session
 
 
 class Img2Img:
@@ -16,13 +16,13 @@ class Img2Img:
 
     Args:
         base_url: where the service is, as `http://host:port`.
-        timeout: seconds to wait for an answer.
-        retries: how often a request is sent again that the service was too busy for: 503 or 429 that says when to
-            come back (`Retry-After`, in seconds or as a date), within `LONGEST_WAIT`.
-        api_key: for a service that asks for one; by default the variable `IMG2IMG_API_KEY`.
+        timeout: seconds to wait for a response.
+        retries: how often a request is sent again when the service is too busy: 503 or 429 with a `Retry-After` of at
+            most `LONGEST_WAIT`.
+        api_key: for a service that requires one; by default the variable `IMG2IMG_API_KEY`.
 
     Raises:
-        ValueError: `base_url` is no http:// or https:// URL, or the key holds what no header can carry.
+        ValueError: `base_url` is not an http:// or https:// URL, or the key has characters that a header cannot hold.
     """
 
     def __init__(
@@ -32,10 +32,10 @@ class Img2Img:
         retries: int = 2,
         api_key: str | None = None,
     ) -> None:
-        self._wire = Wire(base_url, timeout, api_key)
-        self.base_url = self._wire.base_url
+        self._session = Session(base_url, timeout, api_key)
+        self.base_url = self._session.base_url
         self.retries = retries
-        self._client = httpx2.Client(**self._wire.options)
+        self._client = httpx2.Client(**self._session.options)
 
     def __enter__(self) -> Self:
         return self
@@ -51,7 +51,7 @@ class Img2Img:
 
     def edit(
         self,
-        image: Picture,
+        image: Image,
         prompt: str,
         *,
         negative_prompt: str | None = None,
@@ -65,26 +65,26 @@ class Img2Img:
         on_progress: Callable[[Progress], None] | None = None,
         previews: bool = False,
     ) -> Edited:
-        """Redraw a picture as the prompt says. What is None is left to the service's defaults.
+        """Redraw an image as the prompt says. An argument that is None is left to the service's default.
 
         Args:
             image: a PNG, JPEG or WebP file: its bytes, its path, or the open file.
-            prompt: what the picture should become; CLIP reads its first 77 tokens.
-            negative_prompt: what to steer away from; has an effect only with `guidance_scale` above 1.
+            prompt: what the image should become; CLIP reads its first 77 tokens.
+            negative_prompt: what to avoid; has an effect only with `guidance_scale` above 1.
             num_inference_steps: 1 to 50.
             strength: how much is redrawn, in (0, 1]; `int(num_inference_steps * strength)` must be at least 1.
             guidance_scale: 0 to 20.
-            seed: 0 to 2**63 - 1; the same gives the same picture.
+            seed: 0 to 2**63 - 1; the same seed gives the same image.
             fit: `stretch`, `crop` or `pad`.
             output_format: `png`, `webp` or `jpeg`.
             quality: 1 to 100, of a WebP or JPEG.
-            on_progress: called as it goes: while it waits, after each step, and with each preview. It begins anew
-                when the service got too busy on the way, and the request is sent again.
-            previews: whether there are any, for `on_progress`.
+            on_progress: called while the request waits, after each step, and with each preview. It starts again when
+                the request is sent again.
+            previews: whether `on_progress` gets previews.
 
         Raises:
-            Img2ImgError: the service refused or failed.
-            NoService: there is no service, it went away, or what answers is another program.
+            Img2ImgError: the service refused the request, or failed.
+            NoService: no service answers, the connection broke, or the server is another program.
             OSError: the file cannot be read.
         """
         fields = {
@@ -98,9 +98,9 @@ class Img2Img:
             "output_format": output_format,
             "quality": quality,
         }
-        edit = Edit(self._wire, image, fields, self.retries, on_progress, previews)
+        edit = Edit(self._session, image, fields, self.retries, on_progress, previews)
         while True:
-            with self._wire.reached(), self._client.stream("POST", "/img2img", **edit.arguments) as response:
+            with self._session.connecting(), self._client.stream("POST", "/img2img", **edit.arguments) as response:
                 if in_events(response):
                     for event in events_of(response):
                         if edit.take(event, response):
@@ -112,29 +112,29 @@ class Img2Img:
             time.sleep(edit.pause(response))
 
     def health(self) -> dict[str, Any]:
-        """What `/health/ready` says.
+        """The response of `/health/ready`.
 
         `{"status": "ready", "model": {…}}`, `{"status": "starting"}`, `{"status": "unsigned"}` if the certificate that
-        is to sign pictures has expired or, while it ends, `{"status": "draining"}`.
+        signs images has expired, or `{"status": "draining"}` while it shuts down.
 
         Raises:
-            NoService: there is no service.
+            NoService: no service answers.
         """
-        with self._wire.reached():
-            return self._wire.health(self._client.get("/health/ready"))
+        with self._session.connecting():
+            return self._session.health(self._client.get("/health/ready"))
 
     def ready(self) -> bool:
-        """Whether a picture can be made now; False as well if no service answers."""
+        """Whether an image can be made now; False if no service answers."""
         try:
             return bool(self.health()["status"] == "ready")
         except NoService:
             return False
 
     def wait_until_ready(self, timeout: float = 600.0) -> None:
-        """Return as soon as a picture can be made.
+        """Return as soon as an image can be made.
 
         Raises:
-            TimeoutError: that was not the case within `timeout` seconds.
+            TimeoutError: the service was not ready within `timeout` seconds.
         """
         deadline = time.monotonic() + timeout
         while not self.ready():

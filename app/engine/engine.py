@@ -1,4 +1,4 @@
-"""The front half, in the API process: admission, deadlines, cancellation, one supervised worker per device."""
+"""The engine in the API process: admission, deadlines, cancellation, and one supervised worker for each device."""
 
 import asyncio
 import contextlib
@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from app.engine.admission import CODEC_ROWS, Admission
-from app.engine.failures import closing, failed, gone, too_late
+from app.engine.failures import deadline_error, engine_stopped_error, error_for, shutting_down_error
 from app.engine.fair_queue import FairQueue
 from app.engine.liveness import LivenessLimits
 from app.engine.messages import (
@@ -37,17 +37,17 @@ from app.settings import Settings
 logger = logging.getLogger(__name__)
 
 LOADER = "app.model.load:load"
-"""`module:function` that a worker calls with the settings and its device; a string, so that torch stays out of here."""
+"""`module:function` that a worker calls with its settings and its device. A string: this process imports no torch."""
 
 
 class Engine:
-    """Runs jobs on supervised worker processes. Knows no HTTP and no picture formats. Lives on one event loop.
+    """Runs jobs on supervised worker processes. Knows no HTTP and no image formats. Lives on one event loop.
 
     Args:
         settings: devices, batch, queue and time limits.
-        metrics: where its counts go.
-        loader: what a worker calls to get its model.
-        on_failure: called once if the engine gives up; every job has then been refused.
+        metrics: where it counts.
+        loader: the `module:function` that a worker calls to load its model.
+        on_failure: called once if the engine gives up, after it has refused every job.
         limits: how long a worker may be silent.
     """
 
@@ -81,34 +81,34 @@ class Engine:
 
     @property
     def info(self) -> ModelInfo | None:
-        """What the workers loaded; None until one has."""
+        """The model that the workers loaded; None until one has."""
         return next((worker.info for worker in self.workers if worker.info), None)
 
     @property
     def ready(self) -> bool:
-        """Whether a picture can be asked for now and made soon."""
+        """Whether a job that is sent now can be expected to be done."""
         return not self.failure and not self._closed and any(worker.available for worker in self.workers)
 
     @property
     def draining(self) -> bool:
-        """Whether what was admitted is still finished, and nothing else."""
+        """Whether it only finishes what it has admitted."""
         return self._closed
 
     async def start(self) -> None:
-        """Start the workers and return at once: jobs wait until one is ready."""
+        """Start the workers and return at once. Jobs wait until one is ready."""
         self._tasks = [asyncio.create_task(worker.run()) for worker in self.workers]
         self._tasks.append(asyncio.create_task(self._watch()))
         for task in self._tasks:
             task.add_done_callback(self._ended)
 
     def _ended(self, task: "asyncio.Task[None]") -> None:
-        """What keeps the engine running has ended. Unless that was wanted, jobs would wait for nothing from now on."""
+        """A task of the engine has ended. Unless it was cancelled, jobs would now wait for ever."""
         if not task.cancelled() and (error := task.exception()):
             logger.critical("the engine failed", exc_info=error)
             self._give_up(EngineStopped(f"The engine failed: {error!r}"))
 
     async def drain(self, seconds: float) -> None:
-        """Admit nothing from now on, and wait for what was; what is not done after so many seconds is refused."""
+        """Admit no more jobs, wait for those that were admitted, and refuse those that remain after so many seconds."""
         self._closed = True
         self._count()
         try:
@@ -119,7 +119,7 @@ class Engine:
             self._end()
 
     async def stop(self) -> None:
-        """End the workers and refuse whatever still waits."""
+        """End the workers and refuse all jobs that remain."""
         self._end()
         for task in self._tasks:
             task.cancel()
@@ -128,23 +128,23 @@ class Engine:
 
     def _end(self) -> None:
         self._closed = self._over = True
-        self._refuse_all(closing())
+        self._refuse_all(shutting_down_error())
 
     @contextlib.contextmanager
     def admit(self, unet_rows: int, caller: str = "", timeout: float | None = None) -> Iterator[float]:
-        """Hold a place for a request; yields its deadline, a reading of `time.monotonic()`.
+        """Hold a place in the queue for a request; yields its deadline, a reading of `time.monotonic()`.
 
         Args:
             unet_rows: rows of UNet batches that it costs.
-            caller: who has to share with other callers.
-            timeout: seconds that the caller will wait, if less than the setting's.
+            caller: shares the queue with other callers.
+            timeout: seconds that the client will wait, if less than the setting's.
 
         Raises:
-            Unavailable: the queue is full, the deadline cannot be made, or the engine is going or gone.
-            TooManyRequests: likewise, and others are there who had less.
+            Unavailable: the queue is full, the deadline cannot be met, or the engine is stopping or has stopped.
+            TooManyRequests: the queue is full or the deadline cannot be met, and other callers have less in the queue.
         """
         if self.failure or self._closed:
-            raise closing()
+            raise shutting_down_error()
         # An unloaded worker has to load first. How long a first load takes is not known.
         loading = not any(worker.takes_jobs for worker in self.workers)
         delay = min(worker.start_seconds for worker in self.workers) if loading else 0.0
@@ -158,7 +158,12 @@ class Engine:
                 self._idle.set()
 
     async def run(self, job: Job, on_progress: OnProgress | None = None, caller: str = "") -> Result:
-        """Run one job to its end. Cancelling the task that waits here cancels the job, wherever it is.
+        """Run one job to its end. Cancelling the task that awaits this cancels the job, in the queue or on a worker.
+
+        Args:
+            job: the job; its id must be unique.
+            on_progress: called with its queue positions, steps and previews.
+            caller: shares the workers with other callers.
 
         Raises:
             DeadlineExceeded: it was not finished in time.
@@ -166,9 +171,9 @@ class Engine:
             Unavailable: the engine stopped.
         """
         if self.failure:
-            raise gone()
+            raise engine_stopped_error()
         if self._over:
-            raise closing()
+            raise shutting_down_error()
         loop = asyncio.get_running_loop()
         ticket = Ticket(job, loop.create_future(), on_progress, enqueued=time.monotonic())
         timer = loop.call_later(max(0.0, job.deadline - time.monotonic()), self._expire, ticket)
@@ -182,7 +187,7 @@ class Engine:
             self._forget(ticket)
 
     def _dispatch(self) -> None:
-        """Hand waiting jobs to the ready worker with the fewest; each may hold a second batch in reserve."""
+        """Send waiting jobs, each to the worker with the fewest jobs among those that have room."""
         now = time.monotonic()
         while self._waiting:
             ready = [worker for worker in self.workers if worker.has_room]
@@ -190,7 +195,7 @@ class Engine:
                 break
             ticket = self._waiting.pop()
             if self.admission.too_late(ticket.job.unet_rows, ticket.job.deadline - now):
-                # Before it costs a tick, which those behind it could still use.
+                # It would cost a UNet call that the jobs behind it can still use.
                 self._expire(ticket)
             else:
                 min(ready, key=lambda worker: len(worker.tickets)).send(ticket)
@@ -199,7 +204,7 @@ class Engine:
         self._count()
 
     def _wake(self) -> None:
-        """As many of the sleeping workers as are needed for what waits."""
+        """Wake as many unloaded workers as the waiting jobs need."""
         room = sum(2 * worker.capacity for worker in self.workers if not worker.asleep)
         for worker in self.workers:
             if worker.asleep and len(self._waiting) > room:
@@ -207,7 +212,7 @@ class Engine:
                 room += 2 * worker.capacity
 
     def _forget(self, ticket: Ticket) -> None:
-        """Nobody waits for this ticket any more: take it out of the queue, or off the worker."""
+        """The request has ended: take its ticket out of the queue, or off its worker."""
         self._positions.remove(ticket)
         if ticket.worker is None:
             self._waiting.remove(ticket)
@@ -217,14 +222,14 @@ class Engine:
         self._count()
 
     def _expire(self, ticket: Ticket) -> None:
-        ticket.refuse(too_late(ticket.job.deadline - ticket.enqueued))
+        ticket.refuse(deadline_error(ticket.job.deadline - ticket.enqueued))
 
     def _refuse_all(self, error: ServiceError) -> None:
         for ticket in (*self._waiting, *(t for worker in self.workers for t in worker.tickets.values())):
             ticket.refuse(error)
 
     def died(self, worker: WorkerSupervisor, tickets: list[Ticket]) -> None:
-        """A worker died unasked: its jobs go back to the front of the queue, and those on board run alone."""
+        """A worker died: its jobs go back to the front of the queue, and those that it had begun run isolated."""
         for ticket in reversed(tickets):
             ticket.worker = None
             if ticket.started:
@@ -246,13 +251,13 @@ class Engine:
     def _give_up(self, failure: EngineStopped) -> None:
         self.failure = failure
         logger.critical("the engine gives up: %s", failure)
-        self._refuse_all(gone())
+        self._refuse_all(engine_stopped_error())
         for task in self._tasks:
             task.cancel()
         self._on_failure(failure)
 
     async def _watch(self) -> None:
-        """Look after silent workers and idle ones, often enough for the shortest limit."""
+        """Check for silent and idle workers, often enough for the shortest limit."""
         tick, load = self.settings.tick_timeout_seconds, self.settings.load_timeout_seconds
         idle = self.settings.idle_unload_seconds
         pause = min(self._limits.watch, tick / 4, load / 4)
@@ -269,7 +274,7 @@ class Engine:
             self._count()
 
     def received(self, worker: WorkerSupervisor, message: Any) -> None:
-        """One message of a worker. Those about jobs that nobody waits for any more are dropped."""
+        """Handle one message of a worker. Messages about jobs whose request has ended are dropped."""
         match message:
             case Ready():
                 worker.loaded(message)
@@ -296,7 +301,7 @@ class Engine:
             case Done():
                 self._done(worker, message)
             case Failed() if ticket := worker.tickets.pop(message.job_id, None):
-                ticket.refuse(failed(message, ticket.job.deadline - ticket.enqueued))
+                ticket.refuse(error_for(message, ticket.job.deadline - ticket.enqueued))
                 self._dispatch()
 
     def _done(self, worker: WorkerSupervisor, message: Done) -> None:

@@ -1,7 +1,7 @@
-"""Whose turn it is: callers take turns by the work that each has had, whatever each has waiting. Plain numbers.
+"""A queue whose callers take turns by the work that each has had, however much each has waiting.
 
-Start-time fair queueing (Goyal, Vin and Cheng, 1996), with a caller's tag moved on when its work begins, so that work
-which is taken back costs it nothing.
+Start-time fair queueing (Goyal, Vin and Cheng, 1996). A caller's tag moves on when its work begins, so that withdrawn
+work costs it nothing.
 """
 
 from collections import deque
@@ -15,14 +15,14 @@ T = TypeVar("T")
 
 @dataclass
 class _Line(Generic[T]):
-    """What one caller has waiting, with what each costs, and how much work it has had."""
+    """The waiting items of one caller with their costs, and a tag for the work that it has had."""
 
     tag: float
     items: deque[tuple[float, T]] = field(default_factory=deque)
 
 
 class FairQueue(Generic[T]):
-    """Items of several callers. Each caller's own leave in their order; a caller who comes anew owes nothing."""
+    """Items of several callers. A caller's items leave in their order; a new caller owes nothing."""
 
     def __init__(self) -> None:
         self._lines: dict[str, _Line[T]] = {}
@@ -38,7 +38,7 @@ class FairQueue(Generic[T]):
             yield from (item for _, item in line.items)
 
     def in_turn(self) -> Iterator[T]:
-        """All items in the order in which they leave, if no other comes. The queue must not change meanwhile."""
+        """All items in the order in which they leave if no other is added. The queue must not change meanwhile."""
         yield from self._first
         # The number decides between equal tags, as the order of the lines does in `pop`.
         lines = [(line.tag, number, iter(line.items)) for number, line in enumerate(self._lines.values())]
@@ -53,14 +53,14 @@ class FairQueue(Generic[T]):
                 heappop(lines)
 
     def push(self, item: T, caller: str, cost: float) -> None:
-        """Behind what the caller has waiting."""
+        """Add an item behind the other items of its caller."""
         line = self._lines.setdefault(caller, _Line(self._now))
         if not line.items:
             line.tag = max(line.tag, self._now)
         line.items.append((cost, item))
 
     def push_first(self, item: T) -> None:
-        """Before everything: it had its turn already, and lost it through no fault of its caller."""
+        """Add an item before all others: it had its turn, and lost it through no fault of its caller."""
         self._first.appendleft(item)
 
     def pop(self) -> T:
@@ -69,17 +69,17 @@ class FairQueue(Generic[T]):
             return self._first.popleft()
         lines = [line for line in self._lines.values() if line.items]
         if not lines:
-            raise IndexError("nothing waits")
+            raise IndexError("the queue is empty")
         line = min(lines, key=lambda one: one.tag)
         cost, item = line.items.popleft()
         self._now = line.tag
         line.tag += cost
-        # A caller of whom nothing is left to remember is forgotten.
+        # A caller without items that owes nothing need not be remembered.
         self._lines = {name: one for name, one in self._lines.items() if one.items or one.tag > self._now}
         return item
 
     def remove(self, item: T) -> None:
-        """Take an item out, wherever it waits; nothing if it does not."""
+        """Remove an item; no effect if it is not in the queue."""
         self._first = deque(one for one in self._first if one is not item)
         for line in self._lines.values():
             line.items = deque((cost, one) for cost, one in line.items if one is not item)

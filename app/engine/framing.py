@@ -1,7 +1,7 @@
 """Messages as bytes on the socket between the engine and a worker.
 
-Each is a `HEADER` (bytes of the pickle, bytes of the picture), a pickle, and the pixels of its picture if it has one:
-those stand beside the pickle, since inside it they would be copied twice more at either end.
+Each is a `HEADER` (bytes of the pickle, bytes of the pixels), a pickle, and the pixels of its image if it has one. The
+pixels stand beside the pickle: inside it they would be copied twice more at either end.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ HEADER = struct.Struct(">II")
 
 
 _MOST_BYTES = 2**26
-"""What no part of a message comes near."""
+"""Far more than any message has."""
 
 
 class _Pickler(pickle.Pickler):
@@ -29,22 +29,22 @@ class _Pickler(pickle.Pickler):
 
 
 def pack(message: object) -> list[bytes | memoryview]:
-    """One message, which holds at most one picture: what is to be sent, in one piece or two."""
-    pictures: list[pickle.PickleBuffer] = []
+    """The bytes of one message, which holds at most one image, in one piece or two."""
+    images: list[pickle.PickleBuffer] = []
     stream = BytesIO()
-    _Pickler(stream, pickle.HIGHEST_PROTOCOL, buffer_callback=pictures.append).dump(message)
+    _Pickler(stream, pickle.HIGHEST_PROTOCOL, buffer_callback=images.append).dump(message)
     body = stream.getvalue()
-    pixels = [picture.raw() for picture in pictures]
+    pixels = [image.raw() for image in images]
     return [HEADER.pack(len(body), sum(map(len, pixels))) + body, *pixels]
 
 
-def unpack(body: bytes, picture: bytes) -> Any:
-    """The message in a pickle. Both ends of the socket are this program: nothing of a caller's is ever unpickled."""
-    return pickle.loads(body, buffers=(picture,))  # noqa: S301
+def unpack(body: bytes, pixels: bytes) -> Any:
+    """The message in a pickle. Both ends of the socket are this program: no client's bytes are ever unpickled."""
+    return pickle.loads(body, buffers=(pixels,))  # noqa: S301
 
 
 class Receiver(asyncio.BufferedProtocol):
-    """The engine's end. What is received is copied once, out of a buffer that stays; asyncio's streams do so thrice.
+    """The engine's end. It copies what it receives once, out of a buffer that it keeps; asyncio's streams copy thrice.
 
     Args:
         end: the socket that it is on.
@@ -67,7 +67,7 @@ class Receiver(asyncio.BufferedProtocol):
             message = memoryview(self._buffer)[start + HEADER.size : end]
             self._complete.put_nowait((bytes(message[:body]), bytes(message[body:])))
             start = end
-        # What there is of the next one moves to the front, and finds room for all of it.
+        # The part of the next message that is here moves to the front of a buffer with room for all of it.
         rest = memoryview(self._buffer)[start : self._filled]
         if end - start > len(self._buffer):
             self._buffer = bytearray(end - start)
@@ -76,35 +76,35 @@ class Receiver(asyncio.BufferedProtocol):
         self._filled = len(rest)
 
     def _length(self, start: int) -> int:
-        """The bytes of the message that begins there, as far as they are known."""
+        """The length of the message that begins there: of its header until that is complete."""
         if self._filled - start < HEADER.size:
             return HEADER.size
-        body, picture = HEADER.unpack_from(self._buffer, start)
-        if not body or body + picture > _MOST_BYTES:
-            raise ValueError(f"no message begins with {body} bytes and a picture of {picture}")
-        return int(HEADER.size + body + picture)
+        body, pixels = HEADER.unpack_from(self._buffer, start)
+        if not body or body + pixels > _MOST_BYTES:
+            raise ValueError(f"no message begins with {body} bytes and {pixels} of pixels")
+        return int(HEADER.size + body + pixels)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        # Where a word to a worker that had just died is what failed, its own last words are still to be read: they say
-        # which jobs it had on board.
+        # Where sending to a worker that had just died is what failed, its last messages are still unread: they say
+        # which jobs it had begun.
         try:
             while isinstance(exc, ConnectionError) and (received := self._end.recv_into(self.get_buffer(-1))):
                 self.buffer_updated(received)
         except OSError:
             pass
-        except ValueError as nonsense:
-            exc = nonsense
+        except ValueError as malformed:
+            exc = malformed
         self._complete.put_nowait(exc)
 
     async def receive(self) -> Any:
         """The next message; None once the other end has closed, in the middle of a message or not.
 
         Raises:
-            Exception: it sent something that is no message.
+            Exception: it sent something that is not a message.
         """
         match await self._complete.get():
-            case (body, picture):
-                return unpack(body, picture)
+            case (body, pixels):
+                return unpack(body, pixels)
             case None | ConnectionError():
                 return None
             case error:

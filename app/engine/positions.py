@@ -1,4 +1,4 @@
-"""Tells waiting requests their positions in the queue, when they change."""
+"""Sends waiting requests their positions in the queue, when they change."""
 
 import asyncio
 import time
@@ -13,7 +13,7 @@ PASS_SECONDS = 0.25
 """All changes within this time share one pass over the queue."""
 
 _SHORT_WAIT_SECONDS = 0.2
-"""A request that starts sooner is not told a position."""
+"""A request that starts sooner gets no position."""
 
 
 class Positions:
@@ -59,7 +59,7 @@ class Positions:
         for ahead, ticket in enumerate(self._waiting.in_turn(), on_board):
             self._send(ticket, ahead)
         if any(ticket.ahead is None for ticket in waiting):
-            # These came a moment ago.
+            # These have waited too short for a position.
             self.changed()
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""Signing of picture files by the operator's certificate, as the C2PA specification has it (Content Credentials).
+"""Signs image files by the operator's certificate, as the C2PA specification says (Content Credentials).
 
 Its library is an extra, `c2pa`, and is only imported where there is a certificate.
 """
@@ -22,8 +22,8 @@ _UPLOAD = "xmp.iid:upload"
 _MANIFEST = json.dumps(
     {
         "claim_generator_info": [{"name": "sdxl-turbo-img2img", "version": __version__}],
-        # That there was one is all that is told of it: not a byte of an upload goes into what comes out.
-        "ingredients": [{"title": "uploaded picture", "relationship": "parentOf", "instance_id": _UPLOAD}],
+        # Only that there was an upload: none of its bytes go into the result.
+        "ingredients": [{"title": "uploaded image", "relationship": "parentOf", "instance_id": _UPLOAD}],
         "assertions": [
             {
                 "label": "c2pa.actions.v2",
@@ -40,33 +40,33 @@ _MANIFEST = json.dumps(
 _CURVES = {"secp256r1": "es256", "secp384r1": "es384", "secp521r1": "es512"}
 
 _USAGES = ("1.3.6.1.5.5.7.3.4", "1.3.6.1.5.5.7.3.36", "1.3.6.1.4.1.62558.2.1")
-"""Extended key usages that a signer's certificate may be for: emailProtection, documentSigning, C2PA's claimSigning."""
+"""Extended key usages of a signer's certificate: emailProtection, documentSigning and C2PA's claimSigning."""
 
 _PROFILE = (
     "It has to be valid now and for signing: digitalSignature, and one of emailProtection, documentSigning and C2PA's "
     "claimSigning as its extended usage"
 )
-_EXPIRED = "No picture can be signed any more. Whoever runs the service has to replace its certificate."
+_EXPIRED = "No image can be signed: the certificate has expired. The operator of the service has to replace it."
 _URI = re.compile(r" ?\(self#\S*\)")
 
 logger = logging.getLogger(__name__)
 
 
 class Signer:
-    """Signs files: that they were made from an uploaded picture by generative AI, and by whom.
+    """Signs files: that they were made from an uploaded image by generative AI, and by which certificate.
 
-    The two files are read again when they change. If they cannot be used then, the certificate that was there signs
-    until it expires.
+    The two files are read again when they change. If the new ones cannot be used, the previous certificate signs until
+    it expires.
 
     Args:
-        certificate: a PEM file: the signer's certificate first, then those that vouch for it.
+        certificate: a PEM file: the signer's certificate first, then the certificates that issued it.
         key: a PEM file without a password: the certificate's private key, of ECDSA, RSA or Ed25519.
 
     Attributes:
-        expires: when the certificate does, in seconds of Unix time.
+        expires: the end of the certificate's validity, in seconds of Unix time.
 
     Raises:
-        Misconfigured: they cannot be used together; the reason is in its sentence.
+        Misconfigured: they cannot be used together; the message says why.
     """
 
     def __init__(self, certificate: Path, key: Path) -> None:
@@ -117,7 +117,7 @@ class Signer:
         return True
 
     def sign(self, file: bytes, output_format: OutputFormat) -> bytes:
-        """The same picture with a signed manifest in it: some 3 KB more. Takes milliseconds; any thread may call it.
+        """The same image with a signed manifest in it: some 3 KB more. Takes milliseconds; any thread may call it.
 
         Raises:
             SigningFailed: the certificate has expired since it was checked.
@@ -133,7 +133,7 @@ class Signer:
         return signed.getvalue()
 
     def _load(self) -> tuple[Any, float]:
-        """The library's signer, which has signed a picture: no caller is to be told what is wrong. And its expiry."""
+        """The library's signer, after it has signed a test image, and its expiry: what is wrong is found here."""
         certificate, key = self._files
         chain, expires = _certificates(certificate)
         algorithm, private_key = _private_key(key)
@@ -142,16 +142,16 @@ class Signer:
             by = self._library.Signer.from_info(info)
             self._signed(by, encode_preview(Pixels(1, 1, bytes(3)), OutputFormat.PNG, Marks()), "image/png")
         except self._library.C2paError as error:
-            # Without the addresses within a picture that nobody will see.
+            # Without the addresses within the test image.
             words = " ".join(_URI.sub("", str(error)).split())
             message = f"IMG2IMG_C2PA_CERTIFICATE: {certificate} cannot sign: {words}. {_PROFILE}."
             raise Misconfigured(message) from error
-        logger.info("pictures are signed by %s", certificate)
+        logger.info("images are signed by %s", certificate)
         return by, expires
 
 
 def signer(settings: Settings) -> Signer | None:
-    """What the settings ask for; None if that is nothing.
+    """The signer of the settings; None if they name no certificate.
 
     Raises:
         Misconfigured: as `Signer`, or there is only one of the two files.
@@ -164,7 +164,7 @@ def signer(settings: Settings) -> Signer | None:
 
 
 def _certificates(file: Path) -> tuple[bytes, float]:
-    """All of the file, and when the first certificate in it expires."""
+    """The bytes of the file, and when the first certificate in it expires."""
     from cryptography.x509 import load_pem_x509_certificates
 
     chain = watched_files.read(file, "IMG2IMG_C2PA_CERTIFICATE")
@@ -189,7 +189,7 @@ def _private_key(file: Path) -> tuple[bytes, bytes]:
     try:
         key = load_pem_private_key(watched_files.read(file, "IMG2IMG_C2PA_KEY"), None)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        # Not in the library's words: they would be about ASN.1.
+        # The library's own message would be about ASN.1.
         raise Misconfigured(
             f"IMG2IMG_C2PA_KEY: {file} is no private key of a known kind in PEM without a password."
         ) from error

@@ -21,14 +21,14 @@ _SQUARE = (IMAGE_SIZE, IMAGE_SIZE)
 
 
 def decode_image(data: bytes, fit: Fit, max_pixels: int) -> Pixels:
-    """Turn an uploaded file into a picture of 512x512 RGB pixels, `uint8[512, 512, 3]`.
+    """Turn an uploaded file into an image of 512x512 RGB pixels, `uint8[512, 512, 3]`.
 
-    PNG, JPEG (a multi-picture JPEG too) and WebP are read, told apart by content; of an animation the first frame.
+    PNG, JPEG (multi-picture JPEG too) and WebP are read, recognised by content; of an animation the first frame.
     EXIF orientation is applied unless the EXIF cannot be read. Every mode becomes RGB by one rule: 16-bit samples
     count by their high byte; transparency of any kind (alpha channel, palette, transparent colour) is laid onto white;
     the rest is Pillow's `convert("RGB")`. An embedded colour profile is ignored.
 
-    For an opaque picture of 8-bit samples, `stretch` gives exactly the pixels of
+    For an opaque image of 8-bit samples, `stretch` gives exactly the pixels of
     `diffusers.utils.load_image(...).resize((512, 512))`; a JPEG of 1024 pixels or more on both sides, both even, only
     comes close.
 
@@ -48,20 +48,20 @@ def decode_image(data: bytes, fit: Fit, max_pixels: int) -> Pixels:
     file_format, limit = recognise(data), _limit(max_pixels)
     if file_format == "JPEG":
         check_scans(data)
-    with _told(file_format, limit):
+    with _readable(file_format, limit):
         rgb = _square(_read(data, file_format, limit), fit)
     return Pixels(IMAGE_SIZE, IMAGE_SIZE, rgb.tobytes())
 
 
 @contextmanager
-def _told(file_format: str, limit: int) -> Iterator[None]:
-    """Whatever reading a file raises becomes one of our own errors, but for too little memory."""
+def _readable(file_format: str, limit: int) -> Iterator[None]:
+    """Turn each exception of reading a file into one of our own errors, except `MemoryError`."""
     try:
         yield
     except (ServiceError, MemoryError):
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        # Above Pillow's own limit, and so above ours; whether that comes as a warning is up to the process's filters.
+        # Above Pillow's own limit, and so above ours; the process's warning filters decide which of the two it is.
         raise _too_large(f"over {(Image.MAX_IMAGE_PIXELS or 0) / 1e6:.1f} megapixels", limit) from error
     except Exception as error:
         if "MAX_TEXT_" in str(error):
@@ -79,18 +79,18 @@ def _limit(max_pixels: int) -> int:
 def _check_size(size: Size, limit: int) -> None:
     width, height = size
     if width * height > limit:
-        # Rounded up, so that a picture just above the limit does not read as equal to it.
+        # Rounded up, so that an image just above the limit does not read as equal to it.
         megapixels = -(-width * height // 100_000) / 10
         raise _too_large(f"{megapixels} megapixels ({width} x {height})", limit)
 
 
 def _too_large(what: str, limit: int) -> ImageTooLarge:
-    message = f"The image is {what}; the limit is {limit / 1e6:g} megapixels. Send a smaller picture."
+    message = f"The image is {what}; the limit is {limit / 1e6:g} megapixels. Send a smaller image."
     return ImageTooLarge(message, param="image")
 
 
 def _read(data: bytes, file_format: str, limit: int) -> Image.Image:
-    """The upright RGB picture; besides our own errors raises whatever Pillow raises."""
+    """The upright RGB image. Raises our own errors, and any of Pillow."""
     image = _open(data, file_format, limit)
     if file_format == "JPEG":
         image.draft("RGB", _reduced(image.size))
@@ -100,7 +100,7 @@ def _read(data: bytes, file_format: str, limit: int) -> Image.Image:
 
 
 def _open(data: bytes, file_format: str, limit: int) -> Image.Image:
-    """The picture as its header has it."""
+    """The opened image, with its size checked."""
     if file_format == "WEBP":
         # Pillow allocates a WebP's canvas, twice, when it opens the file.
         _check_size(webp_size(data), limit)
@@ -110,7 +110,7 @@ def _open(data: bytes, file_format: str, limit: int) -> Image.Image:
 
 
 def _reduced(size: Size) -> Size:
-    """What a JPEG of a size is decoded at: a half, a quarter or an eighth of it where that still covers the square.
+    """The size at which a JPEG is decoded: a half, a quarter or an eighth where that still covers the square.
 
     That is several times faster, and about as far from the full decode as Lanczos is from bicubic, but only where both
     sides are divisible: else the last column stands for a part of a pixel, and everything is shifted towards it.
@@ -123,7 +123,7 @@ def _reduced(size: Size) -> Size:
 
 def _turn_upright(image: Image.Image) -> None:
     try:
-        # In place, the picture is turned before Pillow rewrites its EXIF, which may fail on tags of no interest here.
+        # In place, the image is turned before Pillow rewrites its EXIF, which may fail on tags that do not matter here.
         ImageOps.exif_transpose(image, in_place=True)
     except MemoryError:
         raise
@@ -159,7 +159,7 @@ def _square(rgb: Image.Image, fit: Fit) -> Image.Image:
 
 
 def _pad(rgb: Image.Image) -> Image.Image:
-    """`ImageOps.pad` on white, but a picture thinner than 1:1024 keeps one pixel instead of vanishing."""
+    """`ImageOps.pad` on white, but an image thinner than 1:1024 keeps one pixel instead of vanishing."""
     width, height = (max(1, round(side / max(rgb.size) * IMAGE_SIZE)) for side in rgb.size)
     canvas = Image.new("RGB", _SQUARE, "white")
     canvas.paste(rgb.resize((width, height)), (round((IMAGE_SIZE - width) / 2), round((IMAGE_SIZE - height) / 2)))
@@ -167,13 +167,14 @@ def _pad(rgb: Image.Image) -> Image.Image:
 
 
 def read_parameters(data: bytes, max_pixels: int) -> str:
-    """What a file says of how it was made, where `encode` writes it; an empty text if it says nothing.
+    """The generation parameters in a file, where `encode_image` writes them; empty if there are none.
 
     Raises:
-        InvalidImage, ImageTooLarge, UnsupportedImageFormat: as `decode`, but for what only its pixels would show.
+        InvalidImage, ImageTooLarge, UnsupportedImageFormat: as `decode_image`; damage in its pixels alone may
+            go unnoticed.
     """
     file_format, limit = recognise(data), _limit(max_pixels)
-    with _told(file_format, limit):
+    with _readable(file_format, limit):
         image = _open(data, file_format, limit)
         if file_format == "PNG":
             # Text may stand behind the pixels.

@@ -1,11 +1,11 @@
-"""A process that decodes pictures and does nothing else, so that a crash in a decoder costs one request.
+"""A process that decodes images and does nothing else, so that a crash in a decoder costs one request.
 
     python -m app.imaging.decoder_process FD MAX_PIXELS
 
-FD is one end of a socket pair. A request on it is a `REQUEST` header (bytes that follow, index of the `Fit`, or `READ`
-for what the file says of how it was made) and the file; the answer a `REPLY` header (kind, bytes that follow) and, for
-the kind `FOUND`, `uint8[512, 512, 3]` or a text in UTF-8, for any other the error's message. No pickle: what comes out
-of here is not trusted. Ends when the other end closes.
+FD is one end of a socket pair. A request is a `REQUEST` header (bytes that follow; the index of the `Fit`, or `READ`
+for the generation parameters) and the file. The answer is a `REPLY` header (kind, bytes that follow) and, for the kind
+`FOUND`, `uint8[512, 512, 3]` or a text in UTF-8; for any other kind, the message of the error. There is no pickle: the
+other end does not trust this process. It ends when the other end closes.
 """
 
 import importlib
@@ -27,27 +27,27 @@ REQUEST = struct.Struct(">IB")
 REPLY = struct.Struct(">BI")
 FOUND = 0
 ERRORS = (InvalidImage, ImageTooLarge, UnsupportedImageFormat)
-"""The errors that a picture can cause, each by its kind less one."""
+"""The errors that an image can cause; the kind is the index plus one."""
 
 FITS = tuple(Fit)
 READ = len(FITS)
 MAX_TEXT = 2**18
-"""Bytes of what is read from a file: more than any prompt has."""
+"""Bytes of the generation parameters that are sent at most: more than any prompt has."""
 
 CPU_SECONDS = 15
-"""For one picture: longer than any within the limits takes. By then whoever asked may be gone, and the service too."""
+"""For one image: longer than any within the limits takes. It ends even if the service no longer runs."""
 
 _BASE_BYTES = 512 * 1024**2
 _BYTES_A_PIXEL = 16
-"""A picture with transparency is held as RGBA, turned as another, and laid onto a third."""
+"""An image with transparency is held as RGBA, turned as another, and laid onto a third."""
 
 
 def main(fd: int, max_pixels: int) -> None:
     """Serve until the other end closes."""
-    # Whatever a format needs is loaded now, and not from a file while something hostile is being read.
+    # Everything that a format needs is imported now, and not while a hostile file is read.
     for name in ("Png", "Jpeg", "Mpo", "Tiff", "WebP"):
         importlib.import_module(f"PIL.{name}ImagePlugin")
-    # A hostile picture could fill the log with what Pillow and its libraries say of each of its tags.
+    # A hostile image could fill the log: Pillow and its libraries warn of each bad tag.
     warnings.simplefilter("ignore")
     _confine(_BASE_BYTES + _BYTES_A_PIXEL * max_pixels)
     with socket.socket(fileno=fd) as connection:
@@ -67,11 +67,11 @@ def _answer(data: bytes, fit: int, max_pixels: int) -> tuple[int, bytes]:
     except ERRORS as error:
         return 1 + ERRORS.index(type(error)), error.message.encode()
     except MemoryError:
-        return 1 + ERRORS.index(ImageTooLarge), b"The image takes too much memory to read. Send a smaller picture."
+        return 1 + ERRORS.index(ImageTooLarge), b"The image takes too much memory to read. Send a smaller image."
 
 
 def _confine(memory: int) -> None:  # pragma: no cover  a process so confined can write no report of it
-    """Little memory, no file written, no core dump, no word, and the first to go where there is too little memory."""
+    """Limit memory; forbid files, core dumps and messages; be the first that the kernel kills when memory is short."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
     for what, most in ((resource.RLIMIT_AS, memory), (resource.RLIMIT_FSIZE, 0), (resource.RLIMIT_CORE, 0)):
         resource.setrlimit(what, (most, most))
@@ -80,13 +80,13 @@ def _confine(memory: int) -> None:  # pragma: no cover  a process so confined ca
 
 
 def _limit_time() -> None:  # pragma: no cover  likewise
-    """So many more seconds of the processor, after which the kernel ends the process."""
+    """Allow `CPU_SECONDS` more of processor time, after which the kernel ends the process."""
     used = time.process_time()
     resource.setrlimit(resource.RLIMIT_CPU, (int(used) + 1 + CPU_SECONDS, resource.RLIM_INFINITY))
 
 
 def _receive(connection: socket.socket, length: int) -> bytes:
-    """So many bytes; fewer, or none, if the other end has closed."""
+    """Receive so many bytes; fewer, or none, if the other end has closed."""
     return connection.recv(length, socket.MSG_WAITALL) if length else b""
 
 

@@ -1,7 +1,7 @@
 """Pixels to PNG, WebP or JPEG bytes, with provenance.
 
 Everything here is synchronous and takes milliseconds of one core: call it on a thread. Only raw pixels come in, so
-nothing of an upload's metadata, text or colour profile can come out again.
+no metadata, text or colour profile of an upload can come out.
 """
 
 import struct
@@ -18,13 +18,13 @@ from app.pixels import IMAGE_SIZE, OutputFormat, Pixels
 _QUALITY = {OutputFormat.WEBP: 90, OutputFormat.JPEG: 92}
 _PREVIEW_QUALITY = 80
 _COMMENT_AS_BYTES, _COMMENT = (struct.pack(">HH", ExifTags.Base.UserComment, kind) for kind in (1, 7))
-"""The first half of an entry in an EXIF directory: its tag, and the type of its value."""
+"""The first half of an entry in an EXIF directory: its tag and the type of its value."""
 
 _MAX_JPEG_EXIF = 65_533
 """Bytes that fit into a JPEG marker segment."""
 
 DIGITAL_SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/compositeWithTrainedAlgorithmicMedia"
-"""IPTC's term for a picture that is composed of others and of what generative AI made."""
+"""IPTC's term for an image that is composed of another one and the output of generative AI."""
 
 _XMP = (
     '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>'
@@ -37,11 +37,11 @@ _XMP = (
 
 @dataclass(frozen=True, slots=True)
 class Marks:
-    """What is written into a file beside the picture.
+    """The metadata that is written into a file.
 
     Attributes:
-        parameters: an `infotext`, where image tools look for it: PNG text `parameters`, EXIF `UserComment` in the
-            others. A JPEG has no room for more than about 32,000 characters: it then goes without.
+        parameters: an `infotext`, where image tools look for it: the PNG text `parameters`, in the others the EXIF
+            `UserComment`. A JPEG has room for about 32,000 characters; a longer text is left out.
         generated: whether its XMP says that it was made with generative AI (IPTC `DigitalSourceType`).
     """
 
@@ -50,20 +50,20 @@ class Marks:
 
     @property
     def xmp(self) -> bytes:
-        """An XMP packet, or nothing."""
+        """The XMP packet; empty if there is none."""
         return _XMP if self.generated else b""
 
 
 def encode_image(
     pixels: Pixels, output_format: OutputFormat, marks: Marks, helper: Executor, quality: int | None = None
 ) -> bytes:
-    """Write a picture as a file: PNG without loss, WebP at quality 90, JPEG at quality 92, or at another one.
+    """Write an image as a file: PNG without loss, WebP at quality 90, JPEG at quality 92, or at the quality given.
 
     Args:
-        pixels: the picture.
+        pixels: the image.
         output_format: the file format.
-        marks: what is written beside it.
-        helper: does half of a PNG's work; not the executor that this runs on.
+        marks: the metadata.
+        helper: does half of a PNG's work; must not be the executor that this runs on.
         quality: 1 to 100, of a WebP or JPEG.
     """
     if output_format is OutputFormat.PNG:
@@ -78,17 +78,17 @@ def encode_image(
 
 
 def encode_preview(pixels: Pixels, output_format: OutputFormat, marks: Marks) -> bytes:
-    """A preview as a file of 512x512; of its marks, that it was generated."""
+    """A preview as a file of 512x512. Of the metadata, it has that it was generated."""
     small = Image.frombytes("RGB", (pixels.width, pixels.height), pixels.data)
     buffer = BytesIO()
     marks = Marks(generated=marks.generated)
-    told = {"pnginfo": _png_text(marks)} if output_format is OutputFormat.PNG else {"xmp": marks.xmp}
-    small.resize((IMAGE_SIZE, IMAGE_SIZE)).save(buffer, output_format.value, quality=_PREVIEW_QUALITY, **told)
+    options = {"pnginfo": _png_text(marks)} if output_format is OutputFormat.PNG else {"xmp": marks.xmp}
+    small.resize((IMAGE_SIZE, IMAGE_SIZE)).save(buffer, output_format.value, quality=_PREVIEW_QUALITY, **options)
     return buffer.getvalue()
 
 
 def _png_text(marks: Marks) -> PngInfo:
-    """As iTXt, since a tEXt chunk holds Latin-1 only."""
+    """The metadata as iTXt chunks, since a tEXt chunk holds Latin-1 only."""
     text = PngInfo()
     if marks.generated:
         text.add_itxt("XML:com.adobe.xmp", _XMP)
@@ -98,11 +98,11 @@ def _png_text(marks: Marks) -> PngInfo:
 
 
 def _exif(parameters: str | None) -> bytes:
-    """`UserComment` as its readers expect it: an 8-byte character code, then big-endian UTF-16."""
+    """EXIF with `UserComment` as its readers expect it: an 8-byte character code, then big-endian UTF-16."""
     if parameters is None:
         return b""
     exif = Image.Exif()
     exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = b"UNICODE\0" + parameters.encode("utf-16-be")
-    # Pillow declares bytes as numbers (BYTE), which readers hand on as such; EXIF has them as UNDEFINED. The entry
-    # stands before every text.
+    # Pillow declares the bytes as BYTE, which readers take for a list of numbers; EXIF says UNDEFINED. The entry stands
+    # before every text, so that the first match is the entry.
     return exif.tobytes().replace(_COMMENT_AS_BYTES, _COMMENT, 1)

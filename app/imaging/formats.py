@@ -1,4 +1,4 @@
-"""What the first bytes of a picture file say: its format, and what would make it too costly to open."""
+"""Reads the first bytes of an image file: its format, and what would make it too costly to open."""
 
 import re
 
@@ -7,10 +7,10 @@ from app.errors import InvalidImage, UnsupportedImageFormat
 Size = tuple[int, int]
 
 _MAX_SCANS = 64
-"""Of a JPEG. Encoders write about ten; each is a pass over all of its pixels, for as little as forty bytes."""
+"""Of a JPEG. Encoders write about ten. Each is a pass over all of its pixels, for as little as forty bytes."""
 
 _MARKER = re.compile(rb"\xff[\x02-\xcf\xd9-\xfe]")
-"""But for those that have no length, and so hide nothing behind them: a stuffed 0xFF, TEM, restarts, and the start."""
+"""All markers with a length: not a stuffed 0xFF, TEM, restarts and the start."""
 
 _READ = {
     "PNG": re.compile(rb"\x89PNG\r\n\x1a\n"),
@@ -36,11 +36,11 @@ _REFUSED = {
 
 
 def recognise(data: bytes) -> str:
-    """Pillow's name of the format that a file begins like.
+    """Recognise the format by a file's first bytes; returns Pillow's name of it.
 
     Raises:
         InvalidImage: it is empty.
-        UnsupportedImageFormat: that is none that is read here; its name is told where it is known.
+        UnsupportedImageFormat: it is none of those read here; the message names it if it is known.
     """
     if not data:
         raise InvalidImage("The image is empty. Send the bytes of a PNG, JPEG or WebP file.", param="image")
@@ -58,7 +58,7 @@ def check_scans(data: bytes) -> None:
 
 
 def _scans(data: bytes) -> int:
-    """How many scans a JPEG has, up to its end mark: what phones put behind that is no part of it."""
+    """The number of scans of a JPEG up to its end mark: what phones append after it does not belong to it."""
     scans, at = 0, 2
     while marker := _MARKER.search(data, at):
         if marker[0].endswith(b"\xd9"):

@@ -1,8 +1,8 @@
 """RGB pixels to the bytes of a PNG file, without loss.
 
-Pillow tries all five filters on each row and searches deflate's matches long; that takes most of 100 ms. Here each row
-is filtered by the one above it (filter Up, by Pillow's arithmetic) and deflated by Intel's ISA-L, the lower half of the
-picture beside the upper: `scripts/bench --case png` measures both.
+By default Pillow tries all five filters on each row and searches long for deflate's matches. Here each row is filtered
+by the one above it (filter Up, by Pillow's arithmetic) and deflated by Intel's ISA-L, the lower half of the image on a
+second thread: `scripts/bench --case png` measures both.
 """
 
 import struct
@@ -18,7 +18,7 @@ _EIGHT_BIT_RGB = (8, 2, 0, 0, 0)
 """Bit depth, colour type, compression, filter method, interlace: the end of IHDR (W3C PNG, section 11.2.1)."""
 _UP = 2
 _LEVEL = 1
-"""ISA-L's levels 2 and 3 take longer and find nothing more."""
+"""ISA-L's levels 2 and 3 take longer and compress no better."""
 
 _ZLIB_HEADER = b"\x78\x01"
 _BARE = -15
@@ -29,17 +29,17 @@ def encode(width: int, height: int, rgb: bytes, text: PngInfo, helper: Executor)
     """A PNG file.
 
     Args:
-        width: of the picture.
+        width: of the image, in pixels.
         height: likewise, at least 2.
         rgb: `uint8[height, width, 3]`, row by row without padding.
-        text: what is to stand in front of the pixels, already in the form of chunks.
-        helper: sees to the lower half meanwhile; not the executor that this runs on.
+        text: the text chunks, which stand before the pixels.
+        helper: deflates the lower half; must not be the executor that this runs on.
     """
     row = 3 * width
     middle = height // 2 * row
     padded = memoryview(bytes(row) + rgb)
     below = helper.submit(_deflated, padded[middle:], row, isal_zlib.Z_FINISH)
-    # A full flush ends on a whole byte and forgets what came before: whatever follows can be deflated by itself.
+    # A full flush ends on a whole byte and resets the window: the lower half can be deflated by itself.
     upper, first = _deflated(padded[: middle + row], row, isal_zlib.Z_FULL_FLUSH)
     lower, second = below.result()
     checksum = isal_zlib.adler32(lower, isal_zlib.adler32(upper))
@@ -55,20 +55,20 @@ def encode(width: int, height: int, rgb: bytes, text: PngInfo, helper: Executor)
 
 
 def _deflated(data: memoryview, row: int, flush: int) -> tuple[bytes, bytes]:
-    """Rows of so many bytes, all but the first: filtered, and the same deflated."""
+    """Filter and deflate all rows but the first; `row` is the bytes of one. Returns the filtered and the deflated."""
     filtered = _filtered(data, row)
     deflate = isal_zlib.compressobj(_LEVEL, wbits=_BARE)
     return filtered, deflate.compress(filtered) + deflate.flush(flush)
 
 
 def _filtered(data: memoryview, row: int) -> bytes:
-    """Rows of so many bytes, all but the first, each with its filter's number in front and less the row above.
+    """All rows but the first, each with the filter's number before it and minus the row above. A row has `row` bytes.
 
-    A filter knows bytes, not pixels, and so do pictures of one channel, which Pillow need not repack.
+    A PNG filter works on bytes, not on pixels, and so do images of one channel, which Pillow need not repack.
     """
     size = (row, len(data) // row - 1)
     shifted = (data[row:], data[:-row])
-    # Any buffer is as good as bytes, whatever Pillow's annotations say.
+    # Pillow takes any buffer, though its annotations say bytes.
     rows, above = (Image.frombuffer("L", size, part, "raw", "L", 0, 1) for part in shifted)  # type: ignore[arg-type]
     filtered = Image.new("L", (1 + row, size[1]), _UP)
     filtered.paste(ImageChops.subtract_modulo(rows, above), (1, 0))
