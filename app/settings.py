@@ -1,6 +1,6 @@
-"""Every knob, once: its name, type, bounds, default, and one sentence.
+"""Every setting: its name, type, bounds, default and description.
 
-Each is read from the environment variable `IMG2IMG_<NAME>`; nothing is read until `Settings()` is called.
+Each is read from the environment variable `IMG2IMG_<NAME>` when `Settings()` is called.
 """
 
 import difflib
@@ -15,7 +15,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 MaxBatch = Annotated[
     Annotated[int, Field(ge=1, le=64), Tag("number")] | Annotated[Literal["auto"], Tag("word")],
-    # Else a wrong value would be told once for each of the two.
+    # Otherwise an invalid value would be reported once for each of the two types.
     Discriminator(lambda value: "word" if value == "auto" else "number"),
 ]
 
@@ -29,7 +29,7 @@ def _origins(value: str) -> str:
     if value and not all(map(_ORIGIN.fullmatch, value.split(","))):
         raise PydanticCustomError(
             "origins",
-            "must name each origin as browsers write it, like https://example.org: in small letters, without a path, "
+            "must name each origin as browsers write it, like https://example.org: in lower case, without a path, "
             "and no *; separated by commas",
         )
     return value
@@ -38,7 +38,7 @@ def _origins(value: str) -> str:
 def _each_once(value: str) -> str:
     gpus = ["cuda:0" if device == "cuda" else device for device in value.split(",") if device.startswith("cuda")]
     if len(set(gpus)) < len(gpus):
-        raise PydanticCustomError("devices", "must name each GPU once: two workers would fight for its memory")
+        raise PydanticCustomError("devices", "must name each GPU once: two workers would compete for its memory")
     return value
 
 
@@ -46,13 +46,13 @@ _OF_CLIENTS = ("API_KEY", "URL")
 
 
 def unknown_variables(environment: Iterable[str]) -> Iterator[str]:
-    """A sentence for each variable that is named like a setting and is none."""
+    """A sentence for each variable that has the prefix of the settings but is not one."""
     known = {*(name.upper() for name in Settings.model_fields), *_OF_CLIENTS}
     for name in sorted(name for name in environment if name.startswith(_PREFIX)):
         if (word := name.removeprefix(_PREFIX)) not in known:
             close = difflib.get_close_matches(word, known, n=1)
             meant = f": is {_PREFIX}{close[0]} meant?" if close else "."
-            yield f"{name} is no setting, and has no effect{meant}"
+            yield f"{name} is not a setting, and has no effect{meant}"
 
 
 class WorkerSettings(BaseSettings):
@@ -60,7 +60,7 @@ class WorkerSettings(BaseSettings):
 
     model_config = SettingsConfigDict(
         env_prefix=_PREFIX,
-        # As compose files and shells write what is not set.
+        # Compose files and shells write an unset variable so.
         env_ignore_empty=True,
         frozen=True,
         extra="forbid",
@@ -85,12 +85,12 @@ class WorkerSettings(BaseSettings):
     )
     offline: bool = Field(False, description="Never contact the model hub: fail if the files are not there.")
     hub_cache: Path | None = Field(
-        None, description="Where downloaded weights are kept; by default the hub client's own cache (`HF_HOME`)."
+        None, description="The folder for downloaded weights; by default the hub client's own cache (`HF_HOME`)."
     )
     max_batch: MaxBatch = Field(
         "auto",
-        description="`auto` (4, but 1 for a large model on the CPU) or a number from 1 to 64: jobs that share a UNet "
-        "call, per device.",
+        description="`auto` (4, but 1 for a large model on the CPU) or a number from 1 to 64: the jobs on a device "
+        "that share a UNet call.",
     )
     compile: Literal["off", "default", "max"] = Field(
         "off",
@@ -98,21 +98,23 @@ class WorkerSettings(BaseSettings):
         "kernels and takes longer. Both need a C++ compiler. For the CPU, `off` is best.",
     )
     compile_cache: Path | None = Field(
-        None, description="Where compiled code is kept for the next start; by default in a temporary folder."
+        None, description="The folder that keeps compiled code for the next start; by default a temporary one."
     )
     fp16_accumulation: bool = Field(
         False,
-        description="On CUDA, add up float16 products in float16: it may be faster on GPUs of the A10G's class, and is "
-        "less exact.",
+        description="On CUDA, accumulate float16 products in float16: it may be faster on GPUs of the A10G's class, "
+        "and is less exact.",
     )
     cache_bytes: int = Field(
         128 * 1024**2,
         ge=0,
-        description="Bytes on each device for what was encoded: no prompt (0.3 MB) or picture is encoded twice soon.",
+        description="Bytes on each device that cache encoded prompts (0.3 MB each) and images.",
     )
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="How much is logged.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="The least severe level that is logged."
+    )
     log_format: Literal["auto", "json", "console"] = Field(
-        "auto", description="`json` (a line of JSON each), `console`, or `auto`: JSON where nobody reads along."
+        "auto", description="`json` (one JSON object a line), `console`, or `auto`: JSON unless stderr is a terminal."
     )
 
 
@@ -131,75 +133,75 @@ class Settings(WorkerSettings):
         ge=0,
         le=65535,
         validation_alias=AliasChoices("IMG2IMG_PORT", "AIP_HTTP_PORT", "PORT"),
-        description="The port that it listens on; `PORT` and Vertex AI's `AIP_HTTP_PORT` are honoured too.",
+        description="The port that it listens on; `PORT` and Vertex AI's `AIP_HTTP_PORT` are read too.",
     )
     health_route: str = Field(
         "",
         pattern=_ROUTE,
         validation_alias=AliasChoices("IMG2IMG_HEALTH_ROUTE", "AIP_HEALTH_ROUTE"),
-        description="One more path, like `/healthz`, that answers as `/health/ready`; Vertex AI names it by "
+        description="One more path, like `/healthz`, that answers as `/health/ready`. Vertex AI sets it by "
         "`AIP_HEALTH_ROUTE`.",
     )
     predict_route: str = Field(
         "",
         pattern=_ROUTE,
         validation_alias=AliasChoices("IMG2IMG_PREDICT_ROUTE", "AIP_PREDICT_ROUTE"),
-        description="A path, like `/predict`, that takes Vertex AI's `instances`, which names it by "
+        description="A path, like `/predict`, that takes Vertex AI's `instances`. Vertex AI sets it by "
         "`AIP_PREDICT_ROUTE`.",
     )
     model_aliases: str = Field(
         "",
-        description="Other names that requests may give for the model, like `gpt-image-1`, separated by commas; `*` "
-        "for any.",
+        description="Other model names that requests may use, like `gpt-image-1`, separated by commas; `*` allows any.",
     )
     api_keys: SecretStr = Field(
         SecretStr(""),
-        description="API keys, separated by commas; with any, all but health asks for one.",
+        description="API keys, separated by commas. If any is set, all routes except health require one.",
     )
     api_keys_file: Path | None = Field(
-        None, description="A file with one more API key on each line; it is read again when it changes."
+        None, description="A file with one API key on each line; it is read again when it changes."
     )
     cors_origins: Annotated[str, AfterValidator(_origins)] = Field(
         "",
         description="Origins of web pages that may use the service from a browser, like `https://example.org`, "
-        "separated by commas; its own may.",
+        "separated by commas; the service's own origin always may.",
     )
-    queue_size: int = Field(64, ge=1, le=10_000, description="Requests that may wait or run; one more is refused.")
+    queue_size: int = Field(64, ge=1, le=10_000, description="Requests that may wait or run; further ones are refused.")
     deadline_seconds: float = Field(
-        120.0, gt=0, le=3600, description="Waiting and running together; a request that cannot make it is refused."
+        120.0,
+        gt=0,
+        le=3600,
+        description="Time of a request from arrival to result; one that cannot meet it is refused.",
     )
     tick_timeout_seconds: float = Field(
         180.0,
         ge=0.1,
         le=3600,
-        description="A worker silent for so long while it has work is killed and replaced; already after 30 s where "
-        "that is 20 times as long as it should take.",
+        description="A worker that is silent for so long while it has jobs is killed and replaced; after 30 s already "
+        "if that is 20 times its normal time.",
     )
     load_timeout_seconds: float = Field(
-        3600.0, ge=0.1, description="The same for a worker that downloads and loads the model."
+        3600.0, ge=0.1, description="The same, while a worker downloads and loads the model."
     )
     max_worker_deaths: int = Field(
         5,
         ge=1,
-        description="Deaths in a row, without one finished picture, after which the process gives up and exits.",
+        description="Deaths of workers in a row, without a finished image, after which the service exits.",
     )
     idle_unload_seconds: float = Field(
         0.0,
         ge=0,
-        description="A worker without work for so long is ended, and its memory free; the next request starts it "
+        description="A worker that is idle for so long is ended, which frees its memory; the next request starts it "
         "again. 0: never.",
     )
     drain_delay_seconds: float = Field(
         0.0,
         ge=0,
         le=3600,
-        description="After SIGTERM, for how long the service goes on refusing requests with 503 before it closes: "
-        "time for a load balancer to look away.",
+        description="After SIGTERM, the service refuses requests with 503 for so long before it closes: time for a "
+        "load balancer to remove it.",
     )
-    drain_seconds: float = Field(
-        30.0, gt=0, le=3600, description="How long running requests may take to finish after SIGTERM."
-    )
-    max_body_bytes: int = Field(20 * 1024**2, ge=1024, description="Size of a request body; a larger one gets 413.")
+    drain_seconds: float = Field(30.0, gt=0, le=3600, description="Time for running requests to finish after SIGTERM.")
+    max_body_bytes: int = Field(20 * 1024**2, ge=1024, description="Largest request body; a larger one gets 413.")
     body_timeout_seconds: float = Field(
         15.0, gt=0, le=3600, description="Time for a request body to arrive; a slower one gets 408."
     )
@@ -207,20 +209,21 @@ class Settings(WorkerSettings):
         50_000_000,
         ge=1,
         le=1_000_000_000,
-        description="Pixels of an upload, by its header; a larger one gets 413. Pillow has a limit too: 89 million.",
+        description="Largest upload in pixels, by its header; a larger one gets 413. "
+        "Pillow has a limit of 89 million too.",
     )
     mark_pictures: bool = Field(
-        True, description="Write into each picture that it was made with generative AI (IPTC `DigitalSourceType`)."
+        True, description="Write into each image that it was made with generative AI (IPTC `DigitalSourceType`)."
     )
     embed_parameters: bool = Field(
-        True, description="Write prompt, seed and steps into the picture's metadata, as image tools expect them."
+        True, description="Write prompt, seed and steps into the image's metadata, as image tools expect them."
     )
     c2pa_certificate: Path | None = Field(
         None,
-        description="A PEM file with a certificate, and those that vouch for it: each picture is signed by it (C2PA). "
+        description="A PEM file with a certificate and its issuers: it signs each image (C2PA). "
         "Needs the extra `c2pa`.",
     )
-    c2pa_key: Path | None = Field(None, description="A PEM file with that certificate's private key, not encrypted.")
+    c2pa_key: Path | None = Field(None, description="A PEM file with the certificate's private key, not encrypted.")
 
     def for_worker(self) -> WorkerSettings:
         """The part that a worker process reads."""

@@ -98,9 +98,7 @@ def edit(
             help="A file ending in .png, .webp or .jpg, or a folder; - writes to standard output.",
         ),
     ] = None,
-    negative_prompt: Annotated[
-        str | None, typer.Option(help="What to avoid; needs a guidance scale above 1.")
-    ] = None,
+    negative_prompt: Annotated[str | None, typer.Option(help="What to avoid; needs a guidance scale above 1.")] = None,
     steps: Annotated[
         int | None, typer.Option(help="Steps of the whole schedule; steps x strength of them run.", show_default="4")
     ] = None,
@@ -108,9 +106,7 @@ def edit(
         float | None, typer.Option(help="How much of the image is redrawn, up to 1.", show_default="0.9")
     ] = None,
     guidance_scale: Annotated[float | None, typer.Option(help="SDXL-Turbo wants 0.", show_default="0")] = None,
-    seed: Annotated[
-        int | None, typer.Option(help="The same seed gives the same image.", show_default="random")
-    ] = None,
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same image.", show_default="random")] = None,
     fit: Annotated[
         Literal["stretch", "crop", "pad"] | None,
         typer.Option(help="How the image becomes a square.", show_default="stretch"),

@@ -96,7 +96,9 @@ def edit_there(data: bytes, fields: dict[str, Any], url: str) -> Edited:
     try:
         with Img2Img(url) as client, progress(f"Waiting for {url}") as on_step:
             return client.edit(
-                data, **fields, on_progress=lambda progress: on_step(progress.step, progress.steps) if progress.steps else None
+                data,
+                **fields,
+                on_progress=lambda progress: on_step(progress.step, progress.steps) if progress.steps else None,
             )
     except Img2ImgError as error:
         fail(str(error), ExitCode.of_status(error.status))

@@ -19,8 +19,8 @@ from .responses import (
     in_events,
     json_object,
     read_event,
-    read_result,
     read_refusal,
+    read_result,
 )
 
 LONGEST_WAIT = 60.0

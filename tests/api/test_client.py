@@ -213,7 +213,7 @@ def test_readiness_can_be_asked_and_waited_for(start_server: Callable[..., Abstr
 
 @pytest.mark.parametrize("url", ["localhost:8000", "http://", "ftp://host", "http://host:port", ""])
 def test_a_url_that_is_none_is_refused(url: str) -> None:
-    with pytest.raises(ValueError, match="is no http:// or https:// URL"):
+    with pytest.raises(ValueError, match="is not an http:// or https:// URL"):
         Img2Img(url)
 
 

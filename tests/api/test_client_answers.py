@@ -115,7 +115,7 @@ class TestRefusals:
     def test_where_there_is_no_such_route_there_is_no_service(self, ask: Ask) -> None:
         with (
             canned(Answer(404, b'{"detail": "Not Found"}')) as server,
-            pytest.raises(NoService, match="without a route"),
+            pytest.raises(NoService, match="without a path"),
         ):
             ask(server.url)
 
@@ -271,7 +271,7 @@ class TestEvents:
     @pytest.mark.parametrize("end", [0, 7, -2, -100, None])
     def test_a_stream_that_ends_before_the_picture_broke_off(self, ask: Ask, stream: bytes, end: int | None) -> None:
         body = stream[: stream.index(b"event: picture")] if end is None else stream[: end or 0]
-        with canned(in_events(body)) as server, pytest.raises(NoService, match="broke off before the picture"):
+        with canned(in_events(body)) as server, pytest.raises(NoService, match="ended before the image"):
             ask(server.url, on_progress=ignore)
 
     def test_an_error_without_a_sentence_is_told_by_its_status(self, ask: Ask) -> None:
@@ -300,7 +300,7 @@ class TestTryingAgain:
         torn = in_events(events(("picture", {**TOLD, "seed": 9}), ("error", {"status": 503, "retry_after": 0})))
         with canned(torn, problem(503, BUSY), PICTURE) as server:
             assert ask(server.url, on_progress=ignore).seed == 3
-        with canned(torn, in_events(b"")) as server, pytest.raises(NoService, match="broke off"):
+        with canned(torn, in_events(b"")) as server, pytest.raises(NoService, match="ended before the image"):
             ask(server.url, on_progress=ignore)
 
     def test_all_tries_are_counted_together(self, ask: Ask) -> None:

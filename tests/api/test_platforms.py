@@ -121,7 +121,7 @@ class TestVertex:
         with start_server(**self.ROUTES) as url:
             answer = httpx2.post(f"{url}/vertex:predict", json=body)
         problem(answer, 500, "inference_failed")
-        assert answer.json()["detail"].startswith("The picture could not be made.")
+        assert answer.json()["detail"].startswith("The image could not be made.")
 
     def test_headers_say_what_pictures_have_in_common(self, start_server: StartServer, png: bytes) -> None:
         image = base64.b64encode(png).decode()

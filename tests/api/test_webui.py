@@ -234,7 +234,7 @@ def test_a_file_that_cannot_be_read_tells_nothing(server: str) -> None:
 def test_a_file_that_is_too_large_to_be_read_is_told_so(server: str, upload: bytes) -> None:
     answer = httpx2.post(f"{server}/sdapi/v1/png-info", json={"image": base64.b64encode(upload).decode()})
     assert (answer.status_code, answer.json()["error"]) == (413, "image_too_large")
-    assert "Send a smaller picture" in answer.json()["detail"]
+    assert "Send a smaller image" in answer.json()["detail"]
 
 
 @pytest.mark.parametrize(

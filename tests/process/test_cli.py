@@ -74,7 +74,7 @@ def test_the_help_lists_the_commands_and_the_exit_codes() -> None:
     for command in ("serve", "edit", "download", "health", "doctor"):
         assert f" {command} " in text
     assert (
-        "Exit status: 0 done, 1 failed or not ready, 2 wrong usage or settings, 65 picture or parameter refused, "
+        "Exit status: 0 done, 1 failed or not ready, 2 wrong usage or settings, 65 image or parameter refused, "
         "69 service unavailable, 70 internal error."
     ) in text
 
@@ -160,20 +160,20 @@ class TestEdit:
         assert ": seed 5, 1 step, " in edit("--steps", "1", "--strength", "1").stderr
 
     def test_a_prompt_that_was_cut_is_told(self, edit: RunEdit) -> None:
-        assert "The prompt's last 5 tokens were not read" in edit("-p", "word " * 80).stderr
+        assert "The prompt's last 5 tokens have no effect" in edit("-p", "word " * 80).stderr
 
     @pytest.mark.parametrize(
         ("arguments", "sentence"),
         [
-            (["-o", "in.png"], "in.png is the picture that is read: name another file with -o."),
-            (["-o", "../{name}/in.png"], "is the picture that is read"),
-            (["-o", "out.gif"], "out.gif ends in none of .png, .webp, .jpg, .jpeg: add one, or --format."),
-            (["-o", "out"], "out ends in none of"),
+            (["-o", "in.png"], "in.png is the input image: name another file with -o."),
+            (["-o", "../{name}/in.png"], "is the input image"),
+            (["-o", "out.gif"], "out.gif has none of the extensions .png, .webp, .jpg, .jpeg: add one, or --format."),
+            (["-o", "out"], "out has none of the extensions"),
             (["-o", "nowhere/out.png"], "There is no folder nowhere to save into."),
             (["-o", "-", "--json"], "--json and -o - both want standard output"),
             (["--model", "embedded"], "--model and --devices need --local"),
             (["--devices", "cpu"], "--model and --devices need --local"),
-            (["--url", "localhost"], "localhost is no http:// or https:// URL."),
+            (["--url", "localhost"], "localhost is not an http:// or https:// URL."),
         ],
     )
     def test_wrong_usage_is_told_before_any_work(
@@ -194,7 +194,7 @@ class TestEdit:
     def test_a_full_disk_is_told(self, edit: RunEdit) -> None:
         result = edit("-o", "/dev/full", "--format", "png")
         assert result.exit_code == 1
-        assert "The picture cannot be saved: [Errno 28]" in result.stderr
+        assert "The image cannot be saved: [Errno 28]" in result.stderr
 
     def test_a_terminal_is_neither_read_nor_written(self, tmp_path: Path, server: str) -> None:
         ours, theirs = pty.openpty()
@@ -208,8 +208,8 @@ class TestEdit:
             os.close(ours)
             os.close(theirs)
         assert (to_terminal.returncode, from_terminal.returncode) == (2, 2)
-        assert b"A terminal cannot show a picture" in to_terminal.stderr
-        assert b"Nothing is piped in" in from_terminal.stderr
+        assert b"A terminal cannot show an image" in to_terminal.stderr
+        assert b"Standard input is a terminal" in from_terminal.stderr
 
     def test_a_terminal_sees_progress_and_a_pipe_a_plain_line(
         self, edit: RunEdit, server: str, monkeypatch: pytest.MonkeyPatch
@@ -224,7 +224,7 @@ class TestEdit:
         ("arguments", "code", "sentence"),
         [
             (["--strength", "0.1"], 65, "for 4 steps send a strength of at least 0.25"),
-            (["-p", "finish=nan"], 70, "values that are no numbers"),
+            (["-p", "finish=nan"], 70, "values that are not numbers"),
         ],
     )
     def test_the_exit_code_says_whose_fault_it_was(
@@ -246,10 +246,10 @@ class TestEdit:
         [
             (Answer(422, FASTAPI), 65, "answered 422 Unprocessable"),
             (Answer(200, b"<h1>It works!</h1>"), 69, "another program"),
-            (Answer(404, b'{"code": "not_found"}'), 69, "without a route"),
+            (Answer(404, b'{"code": "not_found"}'), 69, "without a path"),
             (Answer(200, b"", {**PICTURE.headers, "X-Seed": "abc"}), 69, "another program"),
             (in_events(b"event: picture\ndata: no JSON\n\n"), 69, "another program"),
-            (in_events(events(("waiting", {"ahead": 1}))), 69, "broke off before the picture"),
+            (in_events(events(("waiting", {"ahead": 1}))), 69, "ended before the image"),
         ],
     )
     def test_a_server_of_another_kind_is_told_in_one_sentence(
@@ -281,7 +281,7 @@ class TestServe:
             "img2img: IMG2IMG_DEVICES cannot be 'gpu': give `auto` (the first CUDA device, or the CPU where "
             "there is no GPU) or a list like `cuda:0,cuda:1`: one worker for each.",
             "img2img: IMG2IMG_MAX_BATCH cannot be '0': give `auto` (4, but 1 for a large model on the CPU) or a "
-            "number from 1 to 64: jobs that share a UNet call, per device.",
+            "number from 1 to 64: the jobs on a device that share a UNet call.",
         ]
 
     @pytest.mark.parametrize(

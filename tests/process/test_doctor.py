@@ -128,8 +128,8 @@ def test_so_is_what_only_the_collector_of_traces_is_told() -> None:
 
 def test_a_variable_that_is_no_setting_is_told() -> None:
     result = run_doctor(IMG2IMG_MODEL="embedded", IMG2IMG_QEUE_SIZE="3", IMG2IMG_COLOUR="red")
-    assert "\n- IMG2IMG_QEUE_SIZE is no setting, and has no effect: is IMG2IMG_QUEUE_SIZE meant?" in result.stdout
-    assert "\n- IMG2IMG_COLOUR is no setting, and has no effect.\n" in result.stdout
+    assert "\n- IMG2IMG_QEUE_SIZE is not a setting, and has no effect: is IMG2IMG_QUEUE_SIZE meant?" in result.stdout
+    assert "\n- IMG2IMG_COLOUR is not a setting, and has no effect.\n" in result.stdout
     assert result.exit_code == 0
 
 

@@ -58,7 +58,7 @@ def test_a_terminal_sees_a_bar(png: bytes, capsys: pytest.CaptureFixture[str], m
     [
         (None, {"strength": 0.1}, 65, "at least 0.25"),
         (b"no picture", {}, 65, "PNG, JPEG"),
-        (None, {"prompt": "finish=nan"}, 70, "no numbers"),
+        (None, {"prompt": "finish=nan"}, 70, "not numbers"),
     ],
 )
 def test_errors_are_those_of_the_service(

@@ -109,7 +109,7 @@ def test_a_variable_that_is_no_setting_is_told() -> None:
     with logged(qeue_size="3") as (_, lines):
         pass
     said = [line["message"] for line in map(json.loads, lines) if line["level"] == "WARNING"]
-    assert said == ["IMG2IMG_QEUE_SIZE is no setting, and has no effect: is IMG2IMG_QUEUE_SIZE meant?"]
+    assert said == ["IMG2IMG_QEUE_SIZE is not a setting, and has no effect: is IMG2IMG_QUEUE_SIZE meant?"]
 
 
 def test_whoever_asks_for_a_websocket_is_no_reason_for_advice() -> None:

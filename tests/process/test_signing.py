@@ -145,7 +145,7 @@ class TestAnotherCertificate:
         for _ in range(3):
             assert not signs.able
         for call in (signs.check, lambda: signs.sign(PNG, OutputFormat.PNG)):
-            with pytest.raises(SigningFailed, match="has to replace its certificate"):
+            with pytest.raises(SigningFailed, match="has to replace it"):
                 call()
         assert len([record for record in caplog.records if record.levelname == "ERROR"]) == 1
         authority.issue(tmp_path, KEYS["P-256"]())
@@ -197,7 +197,7 @@ class TestWhatCannotSign:
         for file in files:
             file.unlink()
             os.mkfifo(file)
-            assert "cannot be read: it is no regular file" in self.refused(*files)
+            assert "cannot be read: it is not a regular file" in self.refused(*files)
 
     def test_a_key_with_a_password_or_none_at_all(self, files: tuple[Path, Path]) -> None:
         encrypted = serialization.BestAvailableEncryption(b"secret")

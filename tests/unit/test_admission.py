@@ -69,7 +69,7 @@ class TestSharing:
             admission.admit(3, "greedy")
         admission.admit(3, "modest")
         for left in (4, 3):
-            with pytest.raises(TooManyRequests, match=f"{left} requests of yours") as error:
+            with pytest.raises(TooManyRequests, match=f"{left} of your requests") as error:
                 admission.admit(3, "greedy")
             assert error.value.status == 429
             admission.release(3, "greedy")
@@ -88,7 +88,7 @@ class TestSharing:
         for _ in range(7):
             admission.admit(3, "greedy")
         admission.admit(3, "modest")
-        with pytest.raises(TooManyRequests, match="Most of those ahead are yours"):
+        with pytest.raises(TooManyRequests, match="Most of the requests ahead are yours"):
             admission.admit(3, "greedy")
         # Of the greedy one's 35 rows no more than its own 5 and 5 go before it: 4 s at the most likely, 5 at the worst.
         assert admission.admit(3, "modest", timeout=5.1) == 5.1
@@ -101,7 +101,7 @@ class TestSharing:
             admission.admit(3, caller)
         for caller in ("a", "b"):
             admission.release(3, caller)
-        assert (admission.requests, admission.rows, admission._promised) == (0, 0, {})
+        assert (admission.requests, admission.rows, admission._loads) == (0, 0, {})
 
 
 class TestTimeouts:

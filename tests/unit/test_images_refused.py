@@ -171,7 +171,7 @@ def test_a_picture_of_exactly_the_limit_is_read_and_of_one_pixel_more_is_not(
 
 def test_the_refusal_of_a_large_picture_states_size_and_limit() -> None:
     assert refusal(ImageTooLarge, resized_jpeg((12_000, 7_000))) == (
-        "The image is 84.0 megapixels (12000 x 7000); the limit is 50 megapixels. Send a smaller picture."
+        "The image is 84.0 megapixels (12000 x 7000); the limit is 50 megapixels. Send a smaller image."
     )
     assert "is 50.1 megapixels" in refusal(ImageTooLarge, png((50_000_001, 1), 8, 2, b""))
 
