@@ -118,7 +118,7 @@ def test_the_ways_to_resize_are_those_of_the_service(api: Any, server: str, mode
         ({"alwayson_scripts": {"ControlNet": {"args": [{"enabled": False}, {"module": "canny"}]}}}, "'ControlNet'"),
         ({"alwayson_scripts": {"x": 5}}, "'x'"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "-".join(value),
 )
 def test_what_cannot_be_honoured_is_refused_by_its_name(api: Any, fields: dict[str, Any], named: str) -> None:
     with pytest.raises(RuntimeError) as caught:
