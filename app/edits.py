@@ -52,32 +52,63 @@ class Queued:
 
 
 @dataclass(frozen=True, slots=True)
+class EncodedPreview:
+    """A preview as a file."""
+
+    data: bytes = field(repr=False)
+    width: int
+    height: int
+
+    @property
+    def size(self) -> str:
+        """As `512x512`."""
+        return f"{self.width}x{self.height}"
+
+
+@dataclass(frozen=True, slots=True)
 class StepDone:
-    """`step` of `steps` UNet calls are done. `preview` is a file of the picture as it was promised then.
+    """`step` of `steps` UNet calls are done. `preview` shows the image as it was predicted then.
 
     A preview comes by itself, after the step that it shows and maybe after the next one.
     """
 
     step: int
     steps: int
-    preview: bytes | None = field(default=None, repr=False)
+    preview: EncodedPreview | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class EditedImage:
-    """An answer. `seconds` holds the time of each stage, by its name in `Server-Timing`, in the order of the way.
+    """An image as a file.
 
-    `infotext` says how it was made, in the notation of AUTOMATIC1111's web UI.
+    Attributes:
+        data: the bytes of the file.
+        output_format: the file format.
+        width: in pixels.
+        height: in pixels.
+        seed: makes the same image again.
+        steps_run: UNet calls.
+        start_timestep: the noise level that the run started from.
+        tokens_cut: tokens of the prompt that were not read.
+        seconds: the time of each stage, by its name in `Server-Timing`, in their order.
+        infotext: says how it was made, in the notation of AUTOMATIC1111's web UI.
     """
 
     data: bytes = field(repr=False)
     output_format: OutputFormat
+    width: int
+    height: int
     seed: int
     steps_run: int
     start_timestep: float
     tokens_cut: int
     seconds: dict[str, float]
     infotext: str = field(repr=False)
+
+    @property
+    def size(self) -> str:
+        """As `512x512`."""
+        return f"{self.width}x{self.height}"
 
     @property
     def filename(self) -> str:

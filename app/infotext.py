@@ -3,7 +3,6 @@
 import json
 import re
 
-from app.pixels import IMAGE_SIZE
 from app.request import Img2ImgRequest
 
 _NEGATIVE = "Negative prompt: "
@@ -30,12 +29,13 @@ def sampler_name(scheduler: str) -> str:
     return _SAMPLERS.get(scheduler, scheduler)
 
 
-def infotext(request: Img2ImgRequest, seed: int, model: str, sampler: str, version: str) -> str:
+def infotext(request: Img2ImgRequest, seed: int, size: tuple[int, int], model: str, sampler: str, version: str) -> str:
     """The request in the notation of AUTOMATIC1111's web UI, which image tools read back.
 
     Args:
         request: what was asked for.
-        seed: the seed that was used, whether asked for or drawn.
+        seed: the seed that was used, from the request or random.
+        size: width and height of the image.
         model: name of the checkpoint.
         sampler: as the web UI calls it.
         version: of this program. Its name goes before it: the web UI takes a bare number for its own version, and
@@ -46,7 +46,7 @@ def infotext(request: Img2ImgRequest, seed: int, model: str, sampler: str, versi
         "Sampler": _quote(sampler),
         "CFG scale": f"{request.guidance_scale:.15g}",
         "Seed": seed,
-        "Size": f"{IMAGE_SIZE}x{IMAGE_SIZE}",
+        "Size": "x".join(map(str, size)),
         "Model": _quote(model),
         "Denoising strength": f"{request.strength:.15g}",
         "Version": _quote(f"img2img {version}"),

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Literal, TypeVar
 
 from app import __version__
-from app.edits import EditedImage, Queued, RequestInfo, StepDone, Upload
+from app.edits import EditedImage, EncodedPreview, Queued, RequestInfo, StepDone, Upload
 from app.engine.engine import Engine
 from app.engine.messages import Job, Progress
 from app.engine.ticket import OnProgress
@@ -22,7 +22,7 @@ from app.infotext import infotext, sampler_name
 from app.observability import tracing
 from app.observability.logs import facts
 from app.observability.metrics import Metrics
-from app.pixels import OutputFormat, Pixels
+from app.pixels import IMAGE_SIZE, OutputFormat, Pixels
 from app.request import Img2ImgRequest, random_seed
 from app.settings import Settings
 
@@ -105,7 +105,8 @@ class Service:
                     result = await self.engine.run(job, on_progress, call.caller)
                     seconds |= (inside := {"queue": result.queued, **asdict(result.timings)})
                     tracing.lay_out(time.time(), inside)
-            text = infotext(request, seed, self.model_name, self.sampler, __version__)
+            size = result.pixels.width, result.pixels.height
+            text = infotext(request, seed, size, self.model_name, self.sampler, __version__)
             write = partial(encode_image, helper=self._helpers, quality=request.quality)
             with tracing.stage(output_format.value, seconds):
                 data = await _on_thread(self._writers, write, result.pixels, output_format, self._marks(text))
@@ -116,6 +117,8 @@ class Service:
         return EditedImage(
             data=data,
             output_format=output_format,
+            width=result.pixels.width,
+            height=result.pixels.height,
             seed=seed,
             steps_run=result.steps_run,
             start_timestep=result.start_timestep,
@@ -149,15 +152,17 @@ class Service:
                 if (key := (one.step, one.preview is not None)) in done:
                     continue
                 done.add(key)
-                shown = None
-                if one.preview:
-                    marks = self._marks("")
-                    shown = await _on_thread(self._writers, encode_preview, one.preview, preview_format, marks)
+                shown = await self._encode_preview(one.preview, preview_format) if one.preview else None
                 yield StepDone(one.step, one.steps, shown)
             yield task.result()
         finally:
             task.cancel()
             await asyncio.wait({task})
+
+    async def _encode_preview(self, preview: Pixels, output_format: OutputFormat) -> EncodedPreview:
+        marks = self._marks("")
+        data = await _on_thread(self._writers, encode_preview, preview, output_format, marks, IMAGE_SIZE)
+        return EncodedPreview(data, IMAGE_SIZE, IMAGE_SIZE)
 
     def _note(self, seed: int, seconds: dict[str, float]) -> None:
         """Put the times of a picture's stages into the metrics, and into the log line of its request."""

@@ -77,13 +77,13 @@ def encode_image(
     return buffer.getvalue()
 
 
-def encode_preview(pixels: Pixels, output_format: OutputFormat, marks: Marks) -> bytes:
-    """A preview as a file of 512x512. Of the metadata, it has that it was generated."""
+def encode_preview(pixels: Pixels, output_format: OutputFormat, marks: Marks, size: int = IMAGE_SIZE) -> bytes:
+    """A preview as a file with `size` pixels on each side. Of the metadata, it has that it was generated."""
     small = Image.frombytes("RGB", (pixels.width, pixels.height), pixels.data)
     buffer = BytesIO()
     marks = Marks(generated=marks.generated)
     options = {"pnginfo": _png_text(marks)} if output_format is OutputFormat.PNG else {"xmp": marks.xmp}
-    small.resize((IMAGE_SIZE, IMAGE_SIZE)).save(buffer, output_format.value, quality=_PREVIEW_QUALITY, **options)
+    small.resize((size, size)).save(buffer, output_format.value, quality=_PREVIEW_QUALITY, **options)
     return buffer.getvalue()
 
 

@@ -2,27 +2,72 @@
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import unquote_to_bytes
 
 from fastapi import APIRouter, Request
 from fastapi.responses import StreamingResponse
+from pydantic import BaseModel, Field
 
 from app.edits import Queued, RequestInfo, StepDone, Upload
 from app.errors import InvalidParameter, UnsupportedMediaType
 from app.pixels import IMAGE_SIZE, OutputFormat
-from app.request import Img2ImgRequest, parse_request
+from app.request import MAX_PROMPT_LENGTH, Img2ImgRequest, parse_request
 from app.routes.dependencies import service_of
 from app.service import Service
-from app.web.bodies import data_url, decode_base64, mapping, once, read_body, read_json, switch
+from app.web.bodies import data_url, decode_base64, read_body, read_json
 from app.web.dialects import Dialect
+from app.web.fields import boolean, mapping, unique
 from app.web.forms import AS_FILE, read_form
 from app.web.negotiation import PICTURES, acceptable, prefers
-from app.web.openapi import IMG2IMG_OPENAPI, IMG2IMG_RESPONSES, KEYS
+from app.web.openapi import KEYS, body, error_responses, image_response, object_schema
+from app.web.problems import Problem
 from app.web.requests import picture_response, request_info, unless_disconnected
 from app.web.sse import EVENTS, Event, event_stream
 
 router = APIRouter()
+
+
+class UploadFields(BaseModel):
+    """The upload of a form."""
+
+    image: bytes = Field(description="The picture: PNG, JPEG or WebP, of any size.")
+
+
+class TargetSize(BaseModel):
+    """A size in pixels."""
+
+    width: Literal[512]
+    height: Literal[512]
+
+
+class HuggingFaceParameters(BaseModel):
+    """The fields of Hugging Face's `parameters` that are not those of a form."""
+
+    prompt: str = Field("", max_length=MAX_PROMPT_LENGTH, description=Img2ImgRequest.model_fields["prompt"].description)
+    target_size: TargetSize | None = Field(None, description="The size of the answer; there is only one.")
+
+
+class HuggingFaceBody(BaseModel):
+    """The JSON body of Hugging Face's `InferenceClient.image_to_image`."""
+
+    inputs: str = Field(description="The picture as base64.", json_schema_extra={"format": "byte"})
+    parameters: dict[str, Any] | None = Field(None, description="The fields.")
+
+
+_PARAMETERS = object_schema(Img2ImgRequest, HuggingFaceParameters)
+
+_BODY = body(
+    {
+        "multipart/form-data": {"schema": object_schema(UploadFields, Img2ImgRequest)},
+        "image/*": {
+            "schema": {"type": "string", "format": "binary", "description": "The picture. Fields go into the query."}
+        },
+        "application/json": {"schema": object_schema(HuggingFaceBody, parameters=_PARAMETERS)},
+    }
+)
+
+_EVENTS = {EVENTS: {"schema": {"type": "string", "description": "Events, if `Accept` asks for them."}}}
 
 _RAW = ("application/octet-stream", "application/x-image", "")
 """Media types of a picture that say nothing more; the second is SageMaker's own."""
@@ -36,9 +81,12 @@ _RAW = ("application/octet-stream", "application/x-image", "")
     operation_id="img2img",
     tags=["pictures"],
     response_class=StreamingResponse,
-    responses=IMG2IMG_RESPONSES,
+    responses={
+        200: image_response(f"The picture, {IMAGE_SIZE}x{IMAGE_SIZE}.", _EVENTS),
+        **error_responses(Problem, (400, 401, 403, 406, 408, 413, 415, 422, 429, 500, 503)),
+    },
     dependencies=KEYS,
-    openapi_extra=IMG2IMG_OPENAPI,
+    openapi_extra=_BODY,
 )
 async def img2img(request: Request) -> StreamingResponse:
     """Takes the picture as `multipart/form-data`, as a raw body, or as base64 in Hugging Face's JSON.
@@ -50,7 +98,7 @@ async def img2img(request: Request) -> StreamingResponse:
     """
     call = request_info(request)
     upload, fields = await _read(request)
-    asked = parse_request(fields, ("image", "target_size"))
+    asked = parse_request(fields, (*UploadFields.model_fields, "target_size"))
     service = service_of(request)
     accept = request.headers.get("accept") or "*/*"
     as_events = prefers(accept, EVENTS, PICTURES)
@@ -59,7 +107,7 @@ async def img2img(request: Request) -> StreamingResponse:
         best = acceptable(f"{accept}, */*;q=0.001" if as_events else accept)
         asked = asked.model_copy(update={"output_format": best})
     if as_events:
-        previews = switch(request.headers.get("x-previews", "0"), "X-Previews")
+        previews = boolean(request.headers.get("x-previews", "0"), "X-Previews")
         return await event_stream(request, _events(service, upload, asked, call, previews))
     picture = await unless_disconnected(request, service.edit(upload, asked, call))
     return picture_response(picture)
@@ -75,7 +123,7 @@ async def _events(
                 case Queued():
                     yield Event("waiting", {"ahead": seen.ahead})
                 case StepDone():
-                    preview = {"preview": data_url(seen.preview, OutputFormat.JPEG)} if seen.preview else {}
+                    preview = {"preview": data_url(seen.preview.data, OutputFormat.JPEG)} if seen.preview else {}
                     yield Event("step", {"step": seen.step, "steps": seen.steps, **preview})
                 case _:
                     facts = {"seed": seen.seed, "steps_run": seen.steps_run, "start_timestep": seen.start_timestep}
@@ -95,17 +143,17 @@ async def _read(request: Request) -> tuple[Upload, dict[str, Any]]:
         files, parts = await read_form(request)
         if "image" not in files:
             raise InvalidParameter(AS_FILE, param="image")
-        upload, fields = Upload(files["image"]), once([*query, *parts.items()])
+        upload, fields = Upload(files["image"]), unique([*query, *parts.items()])
         if "prompt" not in fields:
             raise InvalidParameter("Send a text field 'prompt'; it may be empty.", param="prompt")
         return upload, fields
     if media_type == "application/json":
         image, fields = parse_hugging_face(await read_body(request))
         said = {name: value for name, value in fields.items() if value is not None}
-        return Upload(image), {"prompt": "", **once([*query, *said.items()])}
+        return Upload(image), {"prompt": "", **unique([*query, *said.items()])}
     # Hugging Face's client names no type for bytes: what a picture is shows in its content anyway.
     if media_type.startswith("image/") or media_type in _RAW:
-        return Upload(await read_body(request)), {"prompt": "", **once(query)}
+        return Upload(await read_body(request)), {"prompt": "", **unique(query)}
     raise UnsupportedMediaType(
         f"Content-Type {media_type[:64]} is not taken here. Send multipart/form-data with a file 'image' "
         "and a text 'prompt', or a raw image/png, image/jpeg or image/webp body, or application/json."
@@ -124,7 +172,7 @@ def parse_hugging_face(data: bytes) -> tuple[bytes, dict[str, Any]]:
     if not isinstance(body.get("inputs"), str):
         raise InvalidParameter('Send {"inputs": "<base64 of the picture>", "parameters": {…}}.', param="inputs")
     fields = mapping(body, "parameters")
-    if others := sorted(set(body) - {"inputs", "parameters"}):
+    if others := sorted(set(body) - set(HuggingFaceBody.model_fields)):
         raise InvalidParameter("'inputs' and 'parameters' are all that is read here.", param=others[0][:64])
     size = fields.pop("target_size", None)
     if size not in (None, {"width": IMAGE_SIZE, "height": IMAGE_SIZE}):

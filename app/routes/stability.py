@@ -1,32 +1,84 @@
 """`POST /v2beta/stable-image/generate/sd3`: Stability AI's REST API, with `mode=image-to-image`."""
 
 from collections.abc import Mapping
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 from fastapi import APIRouter, Depends, Request
-from fastapi.responses import JSONResponse, Response
-from pydantic import BaseModel
+from fastapi.responses import Response
+from pydantic import BaseModel, Field
 
 from app.edits import EditedImage, Upload
 from app.errors import InvalidParameter, ServiceError
 from app.pixels import OutputFormat
-from app.request import Img2ImgRequest, parse_request
+from app.request import MAX_SEED, Img2ImgRequest, parse_request
 from app.routes.dependencies import service_of
 from app.web.bodies import base64_text
 from app.web.dialects import Dialect
+from app.web.fields import choices, names
 from app.web.forms import AS_FILE, read_form
 from app.web.negotiation import PICTURES, prefers
-from app.web.requests import picture_headers, picture_response, reject_query_fields, request_info, unless_disconnected
+from app.web.openapi import KEYS, error_responses, form_body, image_response
+from app.web.requests import (
+    json_of_images,
+    picture_response,
+    reject_query_fields,
+    request_info,
+    unless_disconnected,
+)
 
-# Stability AI describes this itself.
-router = APIRouter(prefix="/v2beta/stable-image", include_in_schema=False, dependencies=[Depends(reject_query_fields)])
+router = APIRouter(
+    prefix="/v2beta/stable-image", tags=["Stability AI"], dependencies=[Depends(reject_query_fields), *KEYS]
+)
 
-_MODE = "image-to-image"
-_FIELDS = ("image", "mode", "model", "cfg_scale")
+
+class Sd3Fields(BaseModel):
+    """Fields of a form besides those of `/img2img`."""
+
+    image: bytes = Field(description="A PNG, JPEG or WebP file.")
+    mode: Literal["image-to-image"] = Field(description="The only mode that is served.")
+    model: str | None = Field(None, description="The model's name, or one that the service takes for it.")
+    cfg_scale: float = Field(0.0, ge=0, le=20, description="The same as `guidance_scale`; send one of them.")
+
+
+class Sd3Defaults(BaseModel):
+    """Fields of `/img2img` that mean something else here."""
+
+    seed: int = Field(0, ge=0, le=MAX_SEED, description="The same seed gives the same picture; 0 is a random one.")
+    output_format: OutputFormat = Field(OutputFormat.PNG, description="`png`, `webp` or `jpeg`.")
+
+
+class Sd3Answer(BaseModel):
+    """The picture in JSON, if `Accept` asks for `application/json`."""
+
+    image: str = Field(description="The file as base64.")
+    finish_reason: Literal["SUCCESS"] = "SUCCESS"
+    seed: int = Field(description="The seed that makes the picture again.")
+
+
+class Sd3Error(BaseModel):
+    """An error."""
+
+    id: str = Field(description="The id that the log knows the request by.")
+    name: str = Field(examples=["invalid_parameter"])
+    errors: list[str] = Field(description="What is wrong, and what to do.")
+
+
+_FIELDS = names(Sd3Fields)
 _UNSUPPORTED = ("style_preset", "aspect_ratio")
 
 
-@router.post("/generate/sd3", response_model=None)
+@router.post(
+    "/generate/sd3",
+    summary="Edit an image",
+    operation_id="stability_sd3",
+    response_model=None,
+    responses={
+        200: {**image_response("The picture."), "model": Sd3Answer},
+        **error_responses(Sd3Error, (400, 401, 403, 404, 408, 413, 415, 422, 429, 500, 503)),
+    },
+    openapi_extra=form_body(Img2ImgRequest, Sd3Defaults, Sd3Fields),
+)
 async def sd3(request: Request) -> Response:
     """A form in; the picture itself out, or JSON that holds it, as `Accept` says."""
     files, fields = await read_form(request)
@@ -35,26 +87,29 @@ async def sd3(request: Request) -> Response:
     asked, model = parse_sd3(fields)
     service = service_of(request)
     service.check_model(model)
-    picture = await unless_disconnected(request, service.edit(Upload(files.pop("image")), asked, request_info(request)))
-    as_json = prefers(request.headers.get("accept", ""), "application/json", PICTURES)
-    answer = _in_json(picture) if as_json else picture_response(picture)
-    answer.headers["Seed"] = str(picture.seed)
+    image = await unless_disconnected(request, service.edit(Upload(files.pop("image")), asked, request_info(request)))
+    answer: Response = picture_response(image)
+    if prefers(request.headers.get("accept", ""), "application/json", PICTURES):
+        media_type = f"application/json; type={image.output_format.media_type}"
+        answer = await json_of_images(partial(_in_json, image), [image], media_type)
+        answer.headers["Cache-Control"] = "no-store"
+    answer.headers["Seed"] = str(image.seed)
     answer.headers["Finish-Reason"] = "SUCCESS"
     return answer
 
 
 def parse_sd3(fields: Mapping[str, str]) -> tuple[Img2ImgRequest, str | None]:
-    """The texts of a form to what is asked for, and the name that was given for the model.
+    """The texts of a form to what is asked for, and the model's name in it.
 
-    `strength` has the direction of diffusers' there too: 1 keeps nothing of the picture. A `seed` of 0 is a random one.
+    `strength` has the direction of diffusers' there too: 1 keeps nothing of the image. A `seed` of 0 is a random one.
 
     Raises:
         InvalidParameter: names the field that cannot be honoured.
     """
-    left: dict[str, Any] = {"output_format": OutputFormat.PNG, **fields}
+    left: dict[str, Any] = {"output_format": Sd3Defaults().output_format, **fields}
     mode = left.pop("mode", "text-to-image")
-    if mode != _MODE:
-        raise InvalidParameter(f"Only mode={_MODE} is served here.", param="mode")
+    if mode not in (modes := choices(Sd3Fields, "mode")):
+        raise InvalidParameter(f"Only mode={modes[0]} is served here.", param="mode")
     for name in _UNSUPPORTED:
         if name in left:
             raise InvalidParameter(f"{name} cannot be honoured here. Leave it out.", param=name)
@@ -73,24 +128,12 @@ def parse_sd3(fields: Mapping[str, str]) -> tuple[Img2ImgRequest, str | None]:
     return parse_request(left, _FIELDS, {"guidance_scale": "cfg_scale"}), model
 
 
-def _in_json(picture: EditedImage) -> JSONResponse:
-    body = {"image": base64_text(picture.data), "finish_reason": "SUCCESS", "seed": picture.seed}
-    media_type = f"application/json; type={picture.output_format.media_type}"
-    return JSONResponse(
-        body, headers={"Content-Type": media_type, "Cache-Control": "no-store", **picture_headers(picture)}
-    )
+def _in_json(image: EditedImage) -> str:
+    return Sd3Answer(image=base64_text(image.data), seed=image.seed).model_dump_json()
 
 
-class StabilityError(BaseModel):
-    """An error."""
-
-    id: str
-    name: str
-    errors: list[str]
-
-
-def _render_error(error: ServiceError, request_id: str) -> tuple[int, StabilityError]:
-    return error.status, StabilityError(id=request_id, name=error.code, errors=[error.message])
+def _render_error(error: ServiceError, request_id: str) -> tuple[int, Sd3Error]:
+    return error.status, Sd3Error(id=request_id, name=error.code, errors=[error.message])
 
 
 DIALECT = Dialect(

@@ -6,7 +6,8 @@ from fastapi.responses import HTMLResponse, JSONResponse
 
 from app.routes.dependencies import service_of
 from app.web.dialects import Dialect, SettingRoute
-from app.web.openapi import KEYS, METRICS_RESPONSES
+from app.web.openapi import KEYS, error_responses
+from app.web.problems import Problem
 
 router = APIRouter(tags=["system"])
 
@@ -43,7 +44,7 @@ async def ready(request: Request) -> JSONResponse:
     "/metrics",
     summary="Prometheus metrics",
     response_class=Response,
-    responses=METRICS_RESPONSES,
+    responses=error_responses(Problem, (401,)),
     dependencies=KEYS,
 )
 async def metrics(request: Request) -> Response:

@@ -1,33 +1,87 @@
 """Vertex AI's predictions, at the path that it chooses."""
 
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
+from annotated_types import MaxLen
 from fastapi import APIRouter, Depends, Request
-from fastapi.responses import JSONResponse
+from fastapi.responses import Response
+from pydantic import BaseModel, Field
 
 from app.edits import EditedImage, RequestInfo, Upload
 from app.errors import InvalidParameter
 from app.pixels import OutputFormat
-from app.request import Img2ImgRequest, parse_request
+from app.request import MAX_PROMPT_LENGTH, Img2ImgRequest, parse_request
 from app.routes.dependencies import service_of
 from app.service import Service
-from app.web.bodies import base64_text, decode_base64, prefix_param, read_body, read_json
+from app.web.bodies import base64_text, decode_base64, read_body, read_json
 from app.web.dialects import Dialect, SettingRoute
-from app.web.requests import gather_or_cancel, picture_headers, reject_query_fields, request_info, unless_disconnected
+from app.web.fields import names, prefix_param
+from app.web.openapi import KEYS, error_responses, image_headers, json_body, object_schema
+from app.web.problems import Problem
+from app.web.requests import gather_or_cancel, json_of_images, reject_query_fields, request_info, unless_disconnected
 
-_MAX_INSTANCES = 16
+
+class VertexEncodedImage(BaseModel):
+    """An image in an object, under either name."""
+
+    bytesBase64Encoded: str | None = Field(None, description="The file as base64.")  # noqa: N815
+    b64: str | None = Field(None, description="The same, as TensorFlow has it.")
 
 
-async def predict(request: Request) -> JSONResponse:
+class VertexInstanceFields(BaseModel):
+    """Fields of an instance besides those of `/img2img`, and those with another default."""
+
+    image: str | VertexEncodedImage = Field(
+        description="A PNG, JPEG or WebP file as base64, or an object that holds it."
+    )
+    prompt: str = Field("", max_length=MAX_PROMPT_LENGTH, description="What the picture should become.")
+    output_format: OutputFormat = Field(OutputFormat.PNG, description="`png`, `webp` or `jpeg`.")
+
+
+class VertexInstances(BaseModel):
+    """The body."""
+
+    instances: list[dict[str, Any]] = Field(min_length=1, max_length=16, description="One for each picture.")
+    parameters: dict[str, Any] | None = Field(None, description="Fields of all instances that do not have their own.")
+
+
+class VertexPrediction(BaseModel):
+    """A picture."""
+
+    bytesBase64Encoded: str = Field(description="The file as base64.")  # noqa: N815
+    mimeType: str = Field(examples=["image/png"])  # noqa: N815
+    seed: int = Field(description="The seed that makes the picture again.")
+
+
+class VertexPredictions(BaseModel):
+    """The answer: a prediction for each instance, in their order."""
+
+    predictions: list[VertexPrediction]
+
+
+_IMAGE_NAMES = names(VertexEncodedImage)
+_INSTANCE = object_schema(Img2ImgRequest, VertexInstanceFields)
+_PARAMETERS = object_schema(Img2ImgRequest, VertexInstanceFields, without=("image",))
+_BODY = object_schema(
+    VertexInstances,
+    instances={"type": "array", "minItems": 1, "maxItems": 16, "items": _INSTANCE},
+    parameters={**_PARAMETERS, "required": []},
+)
+_MAX_INSTANCES = next(
+    one.max_length for one in VertexInstances.model_fields["instances"].metadata if isinstance(one, MaxLen)
+)
+
+
+async def predict(request: Request) -> Response:
     """Takes `{"instances": [...], "parameters": {...}}`."""
     asked = parse_instances(read_json(await read_body(request)))
     service = service_of(request)
     service.check_count(len(asked), "instances")
     work = (_edit(service, index, image, one, request_info(request)) for index, (image, one) in enumerate(asked))
-    pictures = await unless_disconnected(request, gather_or_cancel(*work))
-    predictions = [_prediction(picture) for picture in pictures]
-    return JSONResponse({"predictions": predictions}, headers=picture_headers(*pictures))
+    images = await unless_disconnected(request, gather_or_cancel(*work))
+    return await json_of_images(partial(_predictions, images), images)
 
 
 async def _edit(service: Service, index: int, image: Upload, asked: Img2ImgRequest, call: RequestInfo) -> EditedImage:
@@ -42,7 +96,7 @@ def parse_instances(body: dict[str, Any]) -> list[tuple[Upload, Img2ImgRequest]]
         InvalidParameter: it is JSON of another shape, or a field cannot be used.
         InvalidImage: a picture is no base64.
     """
-    if others := sorted(set(body) - {"instances", "parameters"}):
+    if others := sorted(set(body) - set(VertexInstances.model_fields)):
         raise InvalidParameter("'instances' and 'parameters' are all that is read here.", param=others[0][:64])
     instances = body.get("instances")
     shared = {} if body.get("parameters") is None else body["parameters"]
@@ -69,22 +123,25 @@ def _instance_of(index: int) -> AbstractContextManager[None]:
 
 
 def _instance(instance: dict[str, Any], shared: dict[str, Any]) -> tuple[Upload, Img2ImgRequest]:
-    fields = {"prompt": "", "output_format": OutputFormat.PNG, **shared, **instance}
+    defaults = {name: VertexInstanceFields.model_fields[name].default for name in ("prompt", "output_format")}
+    fields = {**defaults, **shared, **instance}
     image = fields.pop("image", None)
     if isinstance(image, dict):
         # As Google's own models have it, and as TensorFlow's do.
-        image = image.get("bytesBase64Encoded", image.get("b64"))
+        image = next((image[name] for name in _IMAGE_NAMES if name in image), None)
     if not isinstance(image, str):
         raise InvalidParameter('It needs an image: base64, or {"bytesBase64Encoded": "<base64>"}.', param="image")
     return Upload(decode_base64(image, "image")), parse_request(fields, ("image",))
 
 
-def _prediction(picture: EditedImage) -> dict[str, Any]:
-    return {
-        "bytesBase64Encoded": base64_text(picture.data),
-        "mimeType": picture.output_format.media_type,
-        "seed": picture.seed,
-    }
+def _predictions(images: list[EditedImage]) -> str:
+    predictions = [
+        VertexPrediction(
+            bytesBase64Encoded=base64_text(image.data), mimeType=image.output_format.media_type, seed=image.seed
+        )
+        for image in images
+    ]
+    return VertexPredictions(predictions=predictions).model_dump_json()
 
 
 DIALECT = Dialect(
@@ -95,7 +152,17 @@ DIALECT = Dialect(
             "predict_route",
             "POST",
             predict,
-            options={"include_in_schema": False, "dependencies": [Depends(reject_query_fields)]},
+            options={
+                "summary": "Edit images",
+                "operation_id": "vertex_predict",
+                "tags": ["Vertex AI"],
+                "dependencies": [Depends(reject_query_fields), *KEYS],
+                "responses": {
+                    200: {"model": VertexPredictions, "description": "The pictures.", "headers": image_headers()},
+                    **error_responses(Problem, (400, 401, 403, 408, 413, 415, 422, 429, 500, 503)),
+                },
+                "openapi_extra": json_body(_BODY),
+            },
         ),
     ),
 )

@@ -7,7 +7,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from app.errors import MalformedBody, UnsupportedMediaType
-from app.web.bodies import once
+from app.web.fields import unique
 
 _MAX_TEXT_BYTES = 64 * 1024
 _MAX_FIELDS = 40
@@ -147,7 +147,7 @@ async def read_form(request: Request, max_files: int = 1) -> tuple[dict[str, byt
         raise (_unreadable("Invalid multipart data.") if parts.begun else _incomplete()) from error
     if not parts.complete:
         raise _incomplete()
-    found = once(parts.items)
+    found = unique(parts.items)
     files = {name: part for name, part in found.items() if isinstance(part, bytes)}
     return files, {name: part for name, part in found.items() if isinstance(part, str)}
 

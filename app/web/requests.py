@@ -1,11 +1,11 @@
 """What every dialect shares: cancelling for a caller who left, how long he waits, and a picture as an HTTP answer."""
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Request
-from fastapi.responses import StreamingResponse
+from fastapi.responses import Response, StreamingResponse
 from pydantic import Field, TypeAdapter, ValidationError
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
@@ -13,6 +13,7 @@ from starlette.types import Receive, Scope, Send
 from app.edits import EditedImage, RequestInfo
 from app.errors import InvalidParameter
 from app.request import Img2ImgRequest, Number
+from app.web.offload import offload
 from app.web.request_state import request_state
 
 T = TypeVar("T")
@@ -103,6 +104,14 @@ def picture_response(picture: EditedImage) -> StreamingResponse:
         **picture_headers(picture),
     }
     return _Streamed(_chunks(picture.data), headers=headers, media_type=picture.output_format.media_type)
+
+
+async def json_of_images(
+    render: Callable[[], str], images: Sequence[EditedImage], media_type: str = "application/json"
+) -> Response:
+    """JSON that holds images, with their headers. `render` may run on a thread."""
+    content = await offload(sum(len(image.data) for image in images), render)
+    return Response(content, media_type=media_type, headers=picture_headers(*images))
 
 
 def picture_headers(*pictures: EditedImage) -> dict[str, str]:

@@ -12,7 +12,9 @@ import httpx2
 import pytest
 
 from app.request import Img2ImgRequest
-from app.routes import cog, openai, stability
+from app.routes import stability
+from app.routes.cog import routes as cog
+from app.routes.openai.fields import _HINTS
 from app.routes.webui import fields
 from tests.support.images import noise, saved
 from tests.support.servers import run_server
@@ -243,7 +245,7 @@ def test_the_fields_of_the_native_route_are_taken_too(url: str, dialect: str) ->
 
 def test_what_the_code_lists_as_refused_or_of_no_effect_is_in_the_tables() -> None:
     lists: list[tuple[str, tuple[str, ...], str]] = [
-        ("OpenAI", openai._HINTS, "No effect"),
+        ("OpenAI", _HINTS, "No effect"),
         ("AUTOMATIC1111", tuple(fields._UNSUPPORTED), "Refused"),
         ("AUTOMATIC1111", tuple(fields._OF_THE_SAMPLER), "No effect"),
         ("Stability AI", stability._UNSUPPORTED, "Refused"),

@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 from app.errors import InvalidParameter
-from app.routes.openai import parse_edit, spread
+from app.routes.openai.fields import parse_edit
+from app.routes.openai.routes import spread
 from tests.support.http import eventually, post, sample
 from tests.support.images import opened
 from tests.support.servers import StartServer

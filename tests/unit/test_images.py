@@ -203,7 +203,7 @@ def test_nothing_but_the_pixels_of_the_upload_comes_out(output_format: OutputFor
 
 def test_the_infotext_has_the_notation_of_the_web_ui() -> None:
     request = Img2ImgRequest(prompt="a dog,\na wizard", negative_prompt="blurry", strength=0.9)
-    assert infotext(request, 42, "sdxl-turbo", "Euler a", "1.2.3") == (
+    assert infotext(request, 42, (512, 512), "sdxl-turbo", "Euler a", "1.2.3") == (
         "a dog,\na wizard\n"
         "Negative prompt: blurry\n"
         "Steps: 4, Sampler: Euler a, CFG scale: 0, Seed: 42, Size: 512x512, Model: sdxl-turbo, "
@@ -212,10 +212,10 @@ def test_the_infotext_has_the_notation_of_the_web_ui() -> None:
 
 
 def test_the_infotext_leaves_out_an_absent_negative_prompt_and_quotes_names_with_separators() -> None:
-    text = infotext(Img2ImgRequest(prompt="x", guidance_scale=1.5), 0, "a, b: ü", "DPM++ 2M", "1")
+    text = infotext(Img2ImgRequest(prompt="x", guidance_scale=1.5), 0, (640, 512), "a, b: ü", "DPM++ 2M", "1")
     assert text.splitlines() == [
         "x",
-        'Steps: 4, Sampler: DPM++ 2M, CFG scale: 1.5, Seed: 0, Size: 512x512, Model: "a, b: ü", '
+        'Steps: 4, Sampler: DPM++ 2M, CFG scale: 1.5, Seed: 0, Size: 640x512, Model: "a, b: ü", '
         "Denoising strength: 0.9, Version: img2img 1",
     ]
 

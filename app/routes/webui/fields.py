@@ -4,35 +4,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
-
 from app.edits import Upload
 from app.errors import InvalidParameter
 from app.pixels import IMAGE_SIZE, Fit, OutputFormat
-from app.request import MAX_STEPS, Img2ImgRequest, Number, in_a_row, parse_request, smallest_steps, smallest_strength
-from app.web.bodies import decode_base64, mapping, switch, whole
+from app.request import MAX_STEPS, Img2ImgRequest, in_a_row, parse_request, smallest_steps
+from app.routes.webui.models import TURBO_STEPS, WebUIFields, WebUISampler
+from app.web.bodies import decode_base64
+from app.web.fields import boolean, integer, mapping, number, parse_integer
 
 _ALIASES = {"Euler a": ("k_euler_a", "k_euler_ancestral"), "Euler": ("k_euler",)}
 """What the web UI calls its samplers besides."""
 
-_TURBO_STEPS = 4
-"""What SDXL-Turbo was distilled for. Such clients send 20 where nobody has said anything, and a scale of 7."""
-
-_MAX_STEPS, _MAX_SCALE = 150, 30
-"""What the web UI's own sliders go up to."""
-
 _MAX_PICTURES = 10
 _FITS = {0: Fit.STRETCH, 1: Fit.CROP, 2: Fit.PAD}
 
-_OF_THE_SAMPLER: dict[str, Any] = {
-    "scheduler": "automatic",
-    "eta": 1.0,
-    "s_churn": 0.0,
-    "s_tmin": 0.0,
-    "s_tmax": 0.0,
-    "s_noise": 1.0,
-}
-"""What belongs to a sampler, as the one that there is has it; it gives way like the sampler itself."""
+_OF_THE_SAMPLER = WebUISampler().model_dump()
+"""The values of the model's sampler; others give way like the sampler itself."""
 
 _EMPTY: tuple[Any, ...] = ("", "None", [], 0, False)
 _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
@@ -99,17 +86,16 @@ def parse_webui(body: Mapping[str, Any], sampler: str) -> Asked:
     """
     body = {name: value for name, value in body.items() if value is not None}
     _refuse_unsupported(body)
-    mode = body.get("resize_mode", 0)
+    mode = body.get("resize_mode", _default("resize_mode"))
     fit = _FITS.get(mode) if isinstance(mode, int) else None
     if fit is None:
         raise InvalidParameter("resize_mode can be 0 (stretch), 1 (crop) or 2 (fill) here.", param="resize_mode")
-    size, rounds = whole(body.get("batch_size", 1), "batch_size", 1), whole(body.get("n_iter", 1), "n_iter", 1)
+    size, rounds = (integer(body, WebUIFields, name) for name in ("batch_size", "n_iter"))
     if size * rounds > _MAX_PICTURES:
         raise InvalidParameter(f"batch_size x n_iter can be {_MAX_PICTURES} at most.", param="batch_size")
-    strength = _number(body, "denoising_strength", 0.75, smallest_strength(MAX_STEPS), 1)
-    scale = _number(body, "cfg_scale", 0.0, 0, _MAX_SCALE)
-    steps = whole(body.get("steps", _TURBO_STEPS), "steps", 1, _MAX_STEPS)
-    run = max(min(steps, _TURBO_STEPS), smallest_steps(strength) or MAX_STEPS)
+    strength, scale = (number(body, WebUIFields, name) for name in ("denoising_strength", "cfg_scale"))
+    steps = integer(body, WebUIFields, "steps")
+    run = max(min(steps, TURBO_STEPS), smallest_steps(strength) or MAX_STEPS)
     values = {"steps": (steps, run), "cfg_scale": (scale, min(scale, 1.0)), **_sampler(body, sampler)}
     request = parse_request(
         {
@@ -130,7 +116,7 @@ def parse_webui(body: Mapping[str, Any], sampler: str) -> Asked:
         taken={
             "prompt": request.prompt,
             "negative_prompt": request.negative_prompt or "",
-            "seed": body.get("seed", -1),
+            "seed": body.get("seed", _default("seed")),
             "batch_size": size,
             "n_iter": rounds,
             "width": IMAGE_SIZE,
@@ -141,8 +127,12 @@ def parse_webui(body: Mapping[str, Any], sampler: str) -> Asked:
         clamped={name: pair for name, pair in values.items() if pair[0] != pair[1]},
         sampler=sampler,
         model=str(mapping(body, "override_settings").get("sd_model_checkpoint") or "") or None,
-        send_images=switch(body.get("send_images", True), "send_images"),
+        send_images=boolean(body.get("send_images", _default("send_images")), "send_images"),
     )
+
+
+def _default(name: str) -> Any:
+    return WebUIFields.model_fields[name].default
 
 
 def _sampler(body: Mapping[str, Any], sampler: str) -> dict[str, tuple[Any, Any]]:
@@ -174,7 +164,7 @@ def _refuse_unsupported(body: Mapping[str, Any]) -> None:
         if not _switched_off(arguments.get("args") if isinstance(arguments, dict) else arguments):
             raise InvalidParameter(f"alwayson_scripts: there is no '{script[:64]}' here.", param="alwayson_scripts")
     for name in ("width", "height"):
-        if whole(body.get(name, IMAGE_SIZE), name, 1) != IMAGE_SIZE:
+        if parse_integer(body.get(name, IMAGE_SIZE), name, 1) != IMAGE_SIZE:
             raise InvalidParameter(f"{name} can only be {IMAGE_SIZE} here.", param=name)
 
 
@@ -191,16 +181,3 @@ def _image(body: Mapping[str, Any]) -> bytes:
     if not isinstance(images, list) or len(images) != 1 or not isinstance(images[0], str):
         raise InvalidParameter("Send one picture as base64: init_images=[…].", param="init_images")
     return decode_base64(images[0], "init_images")
-
-
-def _number(body: Mapping[str, Any], name: str, default: float, least: float, most: float) -> float:
-    try:
-        value = _NUMBER.validate_python(body.get(name, default))
-    except ValidationError:
-        value = least - 1
-    if not least <= value <= most:
-        raise InvalidParameter(f"{name} must be a number from {least:g} to {most:g}.", param=name)
-    return value
-
-
-_NUMBER: TypeAdapter[float] = TypeAdapter(Number)

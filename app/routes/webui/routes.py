@@ -2,33 +2,60 @@
 
 import json
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
-from pydantic import BaseModel
 
 from app.edits import EditedImage
 from app.errors import InvalidParameter, ServiceError
 from app.infotext import parse_infotext
-from app.pixels import IMAGE_SIZE, OutputFormat
+from app.pixels import OutputFormat
 from app.routes.dependencies import service_of
 from app.routes.webui.fields import Asked, aliases, parse_webui
+from app.routes.webui.models import (
+    WebUIAnswer,
+    WebUIError,
+    WebUIFields,
+    WebUIModel,
+    WebUIOptions,
+    WebUIPngInfo,
+    WebUIPngInfoFields,
+    WebUIProgress,
+    WebUISampler,
+    WebUISamplerInfo,
+    WebUIState,
+)
 from app.routes.webui.runs import Runs
 from app.service import Service
 from app.web.app_state import app_singleton
 from app.web.bodies import base64_text, decode_base64, read_body, read_json
 from app.web.dialects import Dialect
+from app.web.openapi import KEYS, error_responses, image_headers, json_body, object_schema
 from app.web.request_state import request_state
-from app.web.requests import picture_headers, reject_query_fields, request_info, unless_disconnected
+from app.web.requests import json_of_images, reject_query_fields, request_info, unless_disconnected
 
-# The web UI describes these itself.
-router = APIRouter(prefix="/sdapi/v1", include_in_schema=False, dependencies=[Depends(reject_query_fields)])
+router = APIRouter(
+    prefix="/sdapi/v1",
+    tags=["Web UI"],
+    dependencies=[Depends(reject_query_fields), *KEYS],
+    responses=error_responses(WebUIError, (401, 403, 422, 503)),
+)
+
+_ERRORS = error_responses(WebUIError, (400, 401, 403, 404, 408, 409, 413, 415, 422, 429, 500, 503))
 
 
-@router.post("/img2img", response_model=None)
+@router.post(
+    "/img2img",
+    summary="Edit an image",
+    operation_id="webui_img2img",
+    response_model=None,
+    responses={200: {"model": WebUIAnswer, "description": "The pictures.", "headers": image_headers()}, **_ERRORS},
+    openapi_extra=json_body(object_schema(WebUISampler, WebUIFields)),
+)
 async def img2img(request: Request) -> Response:
-    """Pictures as base64, the parameters as they were taken, and the web UI's `info`, JSON in a text."""
+    """Pictures as base64, the fields with the values that were taken, and the web UI's `info`, JSON in a text."""
     body = read_json(await read_body(request))
     service = service_of(request)
     asked = parse_webui(body, service.sampler)
@@ -41,30 +68,32 @@ async def img2img(request: Request) -> Response:
         watched = [
             service.watch(asked.image, one, request_info(request), previews, OutputFormat.PNG) for one in asked.requests
         ]
-        pictures = await unless_disconnected(request, run.pictures(*watched))
-    images = [base64_text(picture.data) for picture in pictures] if asked.send_images else []
+        images = await unless_disconnected(request, run.images(*watched))
     sent = {name: value for name, value in body.items() if value is not None}
-    parameters = {**sent, **asked.taken}
-    info = _info(service.model_name, request.app.version, asked, pictures)
-    headers = picture_headers(*pictures)
+    info = _info(service.model_name, request.app.version, asked, images)
+    answer = await json_of_images(partial(_answer, {**sent, **asked.taken}, info, asked, images), images)
     if asked.clamped:
-        headers["X-Clamped"] = ", ".join(asked.clamped)
-    answer = {"images": images, "parameters": parameters, "info": json.dumps(info)}
-    # What the caller's own fields hold goes back as it came, be it what UTF-8 or strict JSON has no place for.
-    return Response(json.dumps(answer), media_type="application/json", headers=headers)
+        answer.headers["X-Clamped"] = ", ".join(asked.clamped)
+    return answer
 
 
-def _info(model: str, version: str, asked: Asked, pictures: list[EditedImage]) -> dict[str, Any]:
-    first, seeds = asked.requests[0], [picture.seed for picture in pictures]
+def _answer(parameters: dict[str, Any], info: dict[str, Any], asked: Asked, images: list[EditedImage]) -> str:
+    encoded = [base64_text(image.data) for image in images] if asked.send_images else []
+    # Not by pydantic: fields go back as they came, even if UTF-8 or strict JSON cannot hold them.
+    return json.dumps({"images": encoded, "parameters": parameters, "info": json.dumps(info)})
+
+
+def _info(model: str, version: str, asked: Asked, images: list[EditedImage]) -> dict[str, Any]:
+    first, seeds = asked.requests[0], [image.seed for image in images]
     return {
         "prompt": first.prompt,
-        "all_prompts": [first.prompt] * len(pictures),
+        "all_prompts": [first.prompt] * len(images),
         "negative_prompt": first.negative_prompt or "",
-        "all_negative_prompts": [first.negative_prompt or ""] * len(pictures),
+        "all_negative_prompts": [first.negative_prompt or ""] * len(images),
         "seed": seeds[0],
         "all_seeds": seeds,
-        "width": IMAGE_SIZE,
-        "height": IMAGE_SIZE,
+        "width": images[0].width,
+        "height": images[0].height,
         "sampler_name": asked.sampler,
         "cfg_scale": first.guidance_scale,
         "steps": first.num_inference_steps,
@@ -73,7 +102,7 @@ def _info(model: str, version: str, asked: Asked, pictures: list[EditedImage]) -
         "denoising_strength": first.strength,
         "subseed": -1,
         "subseed_strength": 0,
-        "all_subseeds": [-1] * len(pictures),
+        "all_subseeds": [-1] * len(images),
         "seed_resize_from_w": -1,
         "seed_resize_from_h": -1,
         "restore_faces": False,
@@ -87,34 +116,30 @@ def _info(model: str, version: str, asked: Asked, pictures: list[EditedImage]) -
         "version": f"img2img {version}",
         "extra_generation_params": {},
         "index_of_first_image": 0,
-        "infotexts": [picture.infotext for picture in pictures],
+        "infotexts": [image.infotext for image in images],
         "styles": [],
         "clamped": asked.clamped,
     }
 
 
 @router.get("/progress")
-async def progress(request: Request, skip_current_image: bool = False) -> dict[str, Any]:
+async def progress(request: Request, skip_current_image: bool = False) -> WebUIProgress:
     """Of the caller's own request, the one that runs longest."""
     runs = app_singleton(request, Runs).of(request_state(request.scope).caller)
     run = runs[0] if runs else None
     preview = None if run is None or skip_current_image else run.preview
-    return {
-        "progress": run.progress if run else 0.0,
-        "eta_relative": run.seconds_left if run else 0.0,
-        "state": {
-            "skipped": False,
-            "interrupted": run.interrupted if run else False,
-            "job": "img2img" if run else "",
-            "job_count": len(runs),
-            "job_timestamp": "",
-            "job_no": 0,
-            "sampling_step": run.done if run else 0,
-            "sampling_steps": run.steps if run else 0,
-        },
-        "current_image": base64_text(preview) if preview else None,
-        "textinfo": None,
-    }
+    return WebUIProgress(
+        progress=run.progress if run else 0.0,
+        eta_relative=run.seconds_left if run else 0.0,
+        state=WebUIState(
+            interrupted=run.interrupted if run else False,
+            job="img2img" if run else "",
+            job_count=len(runs),
+            sampling_step=run.done if run else 0,
+            sampling_steps=run.steps if run else 0,
+        ),
+        current_image=base64_text(preview) if preview else None,
+    )
 
 
 @router.post("/skip")
@@ -126,28 +151,28 @@ async def interrupt(request: Request) -> dict[str, Any]:
     return {}
 
 
-@router.post("/png-info")
-async def png_info(request: Request) -> dict[str, Any]:
+@router.post("/png-info", responses=_ERRORS, openapi_extra=json_body(object_schema(WebUIPngInfoFields)))
+async def png_info(request: Request) -> WebUIPngInfo:
     """What a picture file says of how it was made."""
     body = read_json(await read_body(request))
     if not isinstance(body.get("image"), str):
         raise InvalidParameter('Send {"image": "<base64 of the picture>"}.', param="image")
     service = service_of(request)
     text = await service.infotext_of(decode_base64(body["image"], "image"), request_info(request))
-    return {"info": text, "items": {"parameters": text} if text else {}, "parameters": parse_infotext(text)}
+    return WebUIPngInfo(info=text, items={"parameters": text} if text else {}, parameters=parse_infotext(text))
 
 
 @router.get("/options")
-async def options(request: Request) -> dict[str, Any]:
+async def options(request: Request) -> WebUIOptions:
     """What cannot be changed, with the values that it has."""
     return _options(service_of(request))
 
 
-@router.post("/options")
+@router.post("/options", responses=_ERRORS, openapi_extra=json_body({"type": "object"}))
 async def set_options(request: Request) -> None:
     """Takes what is so already: clients send all of them back, with another model's name or the same."""
     service = service_of(request)
-    there = _options(service)
+    there = _options(service).model_dump()
     for name, value in read_json(await read_body(request)).items():
         if value is None or (name in there and value == there[name]):
             continue
@@ -156,23 +181,23 @@ async def set_options(request: Request) -> None:
         service.check_model(str(value))
 
 
-def _options(service: Service) -> dict[str, Any]:
-    return {"sd_model_checkpoint": service.model_name, "samples_format": "png"}
+def _options(service: Service) -> WebUIOptions:
+    return WebUIOptions(sd_model_checkpoint=service.model_name)
 
 
 @router.get("/sd-models")
-async def sd_models(request: Request) -> list[dict[str, Any]]:
+async def sd_models(request: Request) -> list[WebUIModel]:
     """The one model that is served."""
     service = service_of(request)
     name = service.model_name
-    return [{"title": name, "model_name": name, "hash": None, "sha256": None, "filename": name, "config": None}]
+    return [WebUIModel(title=name, model_name=name, filename=name)]
 
 
 @router.get("/samplers")
-async def samplers(request: Request) -> list[dict[str, Any]]:
+async def samplers(request: Request) -> list[WebUISamplerInfo]:
     """The model's own."""
     service = service_of(request)
-    return [{"name": service.sampler, "aliases": list(aliases(service.sampler)), "options": {}}]
+    return [WebUISamplerInfo(name=service.sampler, aliases=list(aliases(service.sampler)))]
 
 
 @router.get("/schedulers")
@@ -183,7 +208,7 @@ async def schedulers() -> list[dict[str, Any]]:
 
 @router.get("/scripts")
 async def scripts() -> dict[str, list[str]]:
-    """None; clients ask for them before anything else."""
+    """None. Clients ask for them first."""
     return {"txt2img": [], "img2img": []}
 
 
@@ -198,7 +223,7 @@ async def scripts() -> dict[str, list[str]]:
 @router.get("/script-info")
 @router.get("/extensions")
 async def nothing() -> list[Any]:
-    """Of these there are none."""
+    """Not supported; always empty."""
     return []
 
 
@@ -226,15 +251,6 @@ async def refresh() -> None:
 async def cmd_flags() -> dict[str, Any]:
     """None."""
     return {}
-
-
-class WebUIError(BaseModel):
-    """An error: clients show one of the fields or all."""
-
-    error: str
-    detail: str
-    body: str
-    errors: str
 
 
 def _render_error(error: ServiceError, request_id: str) -> tuple[int, WebUIError]:

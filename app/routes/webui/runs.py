@@ -5,7 +5,7 @@ import time
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, contextmanager
 
-from app.edits import EditedImage, Queued, StepDone
+from app.edits import EditedImage, EncodedPreview, Queued, StepDone
 from app.errors import Interrupted
 from app.web.requests import gather_or_cancel
 
@@ -38,7 +38,7 @@ class Run:
         for task in self._tasks:
             task.cancel()
 
-    async def pictures(self, *watched: AsyncGenerator[Queued | StepDone | EditedImage, None]) -> list[EditedImage]:
+    async def images(self, *watched: AsyncGenerator[Queued | StepDone | EditedImage, None]) -> list[EditedImage]:
         """All pictures.
 
         Raises:
@@ -58,8 +58,8 @@ class Run:
         async with aclosing(watched):
             async for seen in watched:
                 match seen:
-                    case StepDone(preview=bytes(preview)):
-                        self.preview = preview
+                    case StepDone(preview=EncodedPreview(data=data)):
+                        self.preview = data
                     case StepDone():
                         self.done += 1
                     case EditedImage():

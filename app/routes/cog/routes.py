@@ -7,13 +7,13 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 from fastapi import APIRouter, Depends, Request
-from fastapi.responses import JSONResponse
-from pydantic import BaseModel
+from fastapi.responses import Response
 
-from app.edits import RequestInfo, Upload
+from app.edits import EditedImage, RequestInfo, Upload
 from app.errors import (
     DeadlineExceeded,
     EngineError,
@@ -24,33 +24,61 @@ from app.errors import (
     ServiceError,
     TooManyRequests,
 )
-from app.pixels import OutputFormat
 from app.request import Img2ImgRequest, parse_request
+from app.routes.cog.models import (
+    ID,
+    CogBody,
+    CogError,
+    CogHealth,
+    CogHints,
+    CogInput,
+    CogInputError,
+    CogMetrics,
+    CogPrediction,
+    CogSetup,
+    CogTimes,
+)
 from app.routes.dependencies import service_of
 from app.service import Service
 from app.web.app_state import app_singleton, app_state
-from app.web.bodies import data_url, decode_base64, is_data_url, prefix_param, read_body, read_json
+from app.web.bodies import data_url, decode_base64, is_data_url, read_body, read_json
 from app.web.dialects import Dialect
 from app.web.error_responses import ErrorResponses
+from app.web.fields import names, prefix_param
 from app.web.negotiation import prefers
+from app.web.offload import offload
+from app.web.openapi import KEYS, Responses, error_responses, image_headers, json_body, object_schema
 from app.web.request_state import request_state
 from app.web.requests import picture_headers, reject_query_fields, request_info, unless_disconnected
 from app.web.sse import EVENTS
 
-# Cog describes these itself.
-router = APIRouter(include_in_schema=False, dependencies=[Depends(reject_query_fields)])
+router = APIRouter(tags=["Cog"], dependencies=[Depends(reject_query_fields)])
 
 _NEVER_SENT = ("webhook", "webhook_events_filter", "output_file_prefix")
-"""What would have the service send something to an address that a caller names: it never does."""
+"""These ask the service to send something to an address in the request: they are refused."""
 
-_NO_EFFECT = ("created_at", "started_at", "context", "version", "status", "logs", "urls")
-"""What whoever hands a prediction on to a container says of it besides."""
+_NO_EFFECT = names(CogHints)
 
-_ID = re.compile(r"[\w.-]{1,128}", re.ASCII)
+_BODY = json_body(object_schema(CogBody, CogHints, input=object_schema(Img2ImgRequest, CogInput)))
+_RESPONSES: Responses = {
+    200: {"model": CogPrediction, "description": "The prediction.", "headers": image_headers()},
+    **error_responses(CogError, (400, 401, 403, 406, 408, 409, 413, 415, 422, 500, 503)),
+}
 
-Prediction = dict[str, Any]
-Outcome = tuple[Prediction, dict[str, str]]
-"""With what headers say of the picture."""
+_HEALTH: dict[str, Literal["READY", "STARTING", "DEFUNCT"]] = {
+    "ready": "READY",
+    "starting": "STARTING",
+    "draining": "DEFUNCT",
+    "unsigned": "DEFUNCT",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a prediction ends with: the answer as JSON, and its headers."""
+
+    json: bytes
+    headers: Mapping[str, str]
 
 
 @dataclass
@@ -92,19 +120,35 @@ class Predictions:
                 running.task.cancel()
 
 
-@router.post("/predictions")
-async def create(request: Request) -> JSONResponse:
+@router.post(
+    "/predictions",
+    summary="Edit an image",
+    operation_id="cog_create",
+    response_model=None,
+    responses=_RESPONSES,
+    openapi_extra=_BODY,
+    dependencies=KEYS,
+)
+async def create(request: Request) -> Response:
     """A picture of `{"input": {...}}`; of two requests with one `id` at once, both get the same."""
     return await _answer(request, None)
 
 
-@router.put("/predictions/{name}")
-async def create_once(request: Request, name: str) -> JSONResponse:
+@router.put(
+    "/predictions/{name}",
+    summary="Edit an image, once for all requests with one id",
+    operation_id="cog_create_with_id",
+    response_model=None,
+    responses=_RESPONSES,
+    openapi_extra=_BODY,
+    dependencies=KEYS,
+)
+async def create_once(request: Request, name: str) -> Response:
     """The same, with the id in the path."""
     return await _answer(request, name)
 
 
-async def _answer(request: Request, path_name: str | None) -> JSONResponse:
+async def _answer(request: Request, path_name: str | None) -> Response:
     if prefers(request.headers.get("accept", ""), EVENTS, ("application/json",)):
         raise NotAcceptable("Predictions come whole: for events ask POST /img2img.", param="Accept")
     call, body = request_info(request), read_json(await read_body(request))
@@ -120,13 +164,13 @@ async def _answer(request: Request, path_name: str | None) -> JSONResponse:
         # The prediction that runs has its own upload: this one is not decoded.
         image.take()
     with predictions.waiting(call.caller, name, lambda: _predict(service, errors, image, asked, call, name)) as task:
-        prediction, headers = await unless_disconnected(request, _outcome(task, name, seconds))
-    return JSONResponse(prediction, headers=headers)
+        outcome = await unless_disconnected(request, _outcome(task, name, seconds))
+    return Response(outcome.json, media_type="application/json", headers=dict(outcome.headers))
 
 
 def _name(sent: Any, path_name: str | None) -> str:
     name = (path_name or secrets.token_hex(16)) if sent is None else sent
-    if not isinstance(name, str) or not _ID.fullmatch(name):
+    if not isinstance(name, str) or not re.fullmatch(ID, name):
         raise InvalidParameter("id may have 1 to 128 letters, digits, dots, dashes and underscores.", param="id")
     if path_name not in (None, name):
         raise InvalidParameter("The id in the body is another one than that in the path. Leave it out.", param="id")
@@ -138,38 +182,52 @@ async def _outcome(task: "asyncio.Task[Outcome]", name: str, seconds: float | No
     await asyncio.wait({task}, timeout=seconds)
     if not task.done():
         raise DeadlineExceeded(f"The prediction was not done within {seconds:g} s. Allow more time.", retry_after=5)
-    return (_canceled(name), {}) if task.cancelled() else task.result()
+    if task.cancelled():
+        return Outcome(_json(CogPrediction(id=name, status="canceled")), {})
+    return task.result()
 
 
 async def _predict(
-    service: Service, errors: ErrorResponses, image: Upload, asked: Img2ImgRequest, call: RequestInfo, name: str
+    service: Service, errors: ErrorResponses, upload: Upload, asked: Img2ImgRequest, call: RequestInfo, name: str
 ) -> Outcome:
     created = datetime.now(UTC)
     try:
-        picture = await service.edit(image, asked, call)
+        image = await service.edit(upload, asked, call)
     except EngineError as error:
         errors.count(error)
-        return {"id": name, "status": "failed", "output": None, "error": error.message, **_moments(created)}, {}
-    prediction = {
-        "id": name,
-        "status": "succeeded",
-        "output": data_url(picture.data, picture.output_format),
-        "error": None,
-        "logs": f"Using seed: {picture.seed}\n",
-        **_moments(created),
-    }
-    return prediction, picture_headers(picture)
+        failed = CogPrediction(id=name, status="failed", error=error.message, **_times(created))
+        return Outcome(_json(failed, without="logs"), {})
+    render = partial(_succeeded, image, name, created)
+    return Outcome(await offload(len(image.data), render), picture_headers(image))
 
 
-def _canceled(name: str) -> Prediction:
-    return {"id": name, "status": "canceled", "output": None, "error": None, "logs": ""}
+def _succeeded(image: EditedImage, name: str, created: datetime) -> bytes:
+    return _json(
+        CogPrediction(
+            id=name,
+            status="succeeded",
+            output=data_url(image.data, image.output_format),
+            logs=f"Using seed: {image.seed}\n",
+            **_times(created),
+        )
+    )
 
 
-def _moments(created: datetime) -> dict[str, Any]:
+def _json(prediction: CogPrediction, *, without: str = "") -> bytes:
+    # A cancelled prediction has no times.
+    absent = {name for name in names(CogTimes) if getattr(prediction, name) is None}
+    return prediction.model_dump_json(exclude=absent | {without}).encode()
+
+
+def _times(created: datetime) -> dict[str, Any]:
     completed = datetime.now(UTC)
-    moments = {"created_at": created, "started_at": created, "completed_at": completed}
-    seconds = (completed - created).total_seconds()
-    return {**{name: moment.isoformat() for name, moment in moments.items()}, "metrics": {"predict_time": seconds}}
+    metrics = CogMetrics(predict_time=(completed - created).total_seconds())
+    return {
+        "created_at": created.isoformat(),
+        "started_at": created.isoformat(),
+        "completed_at": completed.isoformat(),
+        "metrics": metrics,
+    }
 
 
 def parse_prediction(body: Mapping[str, Any]) -> tuple[Upload, Img2ImgRequest]:
@@ -182,7 +240,7 @@ def parse_prediction(body: Mapping[str, Any]) -> tuple[Upload, Img2ImgRequest]:
     for name in _NEVER_SENT:
         if body.get(name) is not None:
             raise InvalidParameter(f"{name} cannot be honoured: nothing is sent to addresses here.", param=name)
-    if others := sorted(set(body) - {"id", "input", *_NEVER_SENT, *_NO_EFFECT}):
+    if others := sorted(set(body) - {*names(CogBody), *_NEVER_SENT, *_NO_EFFECT}):
         raise InvalidParameter(
             f"There is no '{others[0][:64]}' beside 'input'. What the picture is to be made of goes into that.",
             param=others[0][:64],
@@ -190,7 +248,8 @@ def parse_prediction(body: Mapping[str, Any]) -> tuple[Upload, Img2ImgRequest]:
     fields = body.get("input")
     if not isinstance(fields, dict):
         raise InvalidParameter('Send {"input": {"image": "data:…", "prompt": "…"}}.', param="input")
-    fields = {"prompt": "", "output_format": OutputFormat.PNG, **fields}
+    defaults = {name: CogInput.model_fields[name].default for name in ("prompt", "output_format")}
+    fields = {**defaults, **fields}
     image = fields.pop("image", None)
     with prefix_param("input"):
         # Base64 has no colon.
@@ -199,7 +258,12 @@ def parse_prediction(body: Mapping[str, Any]) -> tuple[Upload, Img2ImgRequest]:
         return Upload(decode_base64(image, "image")), parse_request(fields, ("image",))
 
 
-@router.post("/predictions/{name}/cancel")
+@router.post(
+    "/predictions/{name}/cancel",
+    summary="Cancel a prediction",
+    responses=error_responses(CogError, (401, 403, 404, 422)),
+    dependencies=KEYS,
+)
 async def cancel(request: Request, name: str) -> dict[str, Any]:
     """Ends a prediction of the caller's own."""
     task = app_singleton(request, Predictions).find(request_state(request.scope).caller, name)
@@ -209,28 +273,14 @@ async def cancel(request: Request, name: str) -> dict[str, Any]:
     return {}
 
 
-@router.get("/health-check")
-async def health_check(request: Request) -> dict[str, Any]:
+@router.get("/health-check", summary="The state of the service")
+async def health_check(request: Request) -> CogHealth:
     """Always 200; the `status` says whether a picture can be made now."""
     service = service_of(request)
-    status = {"ready": "READY", "starting": "STARTING", "draining": "DEFUNCT", "unsigned": "DEFUNCT"}[service.status]
+    status = _HEALTH[service.status]
     started = datetime.fromtimestamp(service.started, UTC).isoformat()
-    setup = {"started_at": started, "status": "starting" if status == "STARTING" else "succeeded", "logs": ""}
-    return {"status": status, "setup": setup, "version": {"img2img": request.app.version}}
-
-
-class CogInputError(BaseModel):
-    """A field of the input that cannot be used."""
-
-    loc: list[str]
-    msg: str
-    type: str
-
-
-class CogError(BaseModel):
-    """An error: a list of what is wrong with the input, or a sentence."""
-
-    detail: str | list[CogInputError]
+    setup = CogSetup(started_at=started, status="starting" if status == "STARTING" else "succeeded")
+    return CogHealth(status=status, setup=setup, version={"img2img": request.app.version})
 
 
 def _render_error(error: ServiceError, request_id: str) -> tuple[int, CogError]:
