@@ -6,8 +6,9 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 BUFFER_BYTES = 2**20
 """More than the pixels of a 512x512 image: a message that does not fit wakes both processes once for each piece."""
@@ -30,7 +31,12 @@ class ChildProcess:
 
     @classmethod
     def start(
-        cls, module: str, *arguments: str, environment: Mapping[str, str], stdout: int | None = None
+        cls,
+        module: str,
+        *arguments: str,
+        environment: Mapping[str, str],
+        stdout: int | None = None,
+        options: Sequence[str] = (),
     ) -> "ChildProcess":
         """Run `python -m module FD *arguments`, where FD is its end of the socket pair. Blocks for milliseconds.
 
@@ -39,6 +45,7 @@ class ChildProcess:
             arguments: further arguments.
             environment: all its variables but `PYTHONPATH`, which gives it the modules of this process.
             stdout: as of `subprocess.Popen`.
+            options: further options of the interpreter.
 
         Raises:
             OSError: the system cannot start another process.
@@ -50,7 +57,7 @@ class ChildProcess:
                 enlarge_buffer(end)
             ours.setblocking(False)
             process = subprocess.Popen(  # noqa: S603
-                [sys.executable, "-P", "-m", module, str(theirs.fileno()), *arguments],
+                [sys.executable, "-P", *options, "-m", module, str(theirs.fileno()), *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=stdout,
                 pass_fds=(theirs.fileno(),),
@@ -62,17 +69,13 @@ class ChildProcess:
         return cls(process, ours)
 
     @classmethod
-    async def spawn(
-        cls, module: str, *arguments: str, environment: Mapping[str, str], stdout: int | None = None
-    ) -> "ChildProcess":
+    async def spawn(cls, module: str, *arguments: str, **options: Any) -> "ChildProcess":
         """As `start`, on a thread. After a cancellation, no process is left.
 
         Raises:
             OSError: the system cannot start another process.
         """
-        starting = asyncio.ensure_future(
-            asyncio.to_thread(cls.start, module, *arguments, environment=environment, stdout=stdout)
-        )
+        starting = asyncio.ensure_future(asyncio.to_thread(cls.start, module, *arguments, **options))
         try:
             return await asyncio.shield(starting)
         except asyncio.CancelledError:
@@ -117,5 +120,7 @@ def _discard(starting: "asyncio.Future[ChildProcess]") -> None:
 
 
 def _module_path() -> str:
-    """Where this process finds modules: not in the folder that a child is started in."""
-    return os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
+    """Where this process finds modules, and where this package lies: an editable install has it in no entry."""
+    entries = [entry or str(Path.cwd()) for entry in sys.path]
+    root = str(Path(__file__).parents[1])
+    return os.pathsep.join(entries if root in entries else [*entries, root])

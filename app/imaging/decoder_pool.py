@@ -176,9 +176,14 @@ class _Decoder:
 
     @classmethod
     async def spawn(cls, max_pixels: int) -> "_Decoder":
-        # An empty environment: neither keys nor tokens of this process.
         child = await ChildProcess.spawn(
-            "app.imaging.decoder_process", str(max_pixels), environment={}, stdout=subprocess.DEVNULL
+            "app.imaging.decoder_process",
+            str(max_pixels),
+            # Neither keys nor tokens of this process.
+            environment={},
+            stdout=subprocess.DEVNULL,
+            # Without `site`, a decoder has a few modules less.
+            options=["-S"],
         )
         return cls(child)
 
