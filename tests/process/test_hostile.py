@@ -1,32 +1,24 @@
-"""What hostile callers send, to a whole real server: each gets the stated status, and nobody else notices."""
+"""Hostile files, forms, JSON and HTTP, sent to a whole real server: each gets its status and does no harm."""
 
 import asyncio
 import io
 import json
 import random
 import re
-import socket
-import struct
-import threading
-import time
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
-from functools import cache
-from pathlib import Path
-from urllib.parse import urlsplit
 
 import httpx2
 import pytest
 from PIL import Image
 
-from scripts.resilience.target import Target, serving
-from tests.support.http import connect, eventually, post, problem
+from scripts.resilience.target import Target
+from tests.support.hostile import IMAGE, PROMPT, form, part, unharmed
+from tests.support.http import connect, post, problem
 from tests.support.images import (
     FILES,
     MODES,
     SMALL,
-    chunk,
     many_scans,
     noise,
     orientation,
@@ -36,54 +28,12 @@ from tests.support.images import (
     webp_bomb,
 )
 from tests.support.images import png as raw_png
-from tests.support.servers import StartServer
 
 
 @pytest.fixture(scope="module")
 def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
-    """A server in a process of its own, whose memory is nobody else's."""
-    with serving(tmp_path_factory.mktemp("target")) as target:
+    with unharmed(tmp_path_factory.mktemp("target")) as target:
         yield target
-
-
-def flat(size: tuple[int, int], colour: int = 2) -> bytes:
-    """A PNG of one colour that is made without holding its pixels."""
-    width, height = size
-    packer = zlib.compressobj(9)
-    row = b"\0" + bytes(width * {2: 3, 6: 4}[colour])
-    data = b"".join(packer.compress(row) for _ in range(height)) + packer.flush()
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, colour, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", data) + chunk(b"IEND", b"")
-
-
-def empty_webp(size: tuple[int, int]) -> bytes:
-    return saved(Image.new("RGB", size), "WEBP", lossless=True, method=0)
-
-
-def packed_chunk(kind: bytes) -> bytes:
-    """A PNG of one pixel with a chunk of 80 MB of zeros, compressed."""
-    return raw_png((1, 1), 8, 2, bytes(4), chunk(kind, b"a\0\0" + zlib.compress(bytes(80_000_000))))
-
-
-BOMBS: dict[str, tuple[Callable[[], bytes], int]] = {
-    "a JPEG of thousands of scans": (lambda: many_scans(3_000), 422),
-    "a PNG of 84 megapixels": (lambda: flat((9_200, 9_200)), 413),
-    "a PNG of 20000 x 20000": (lambda: flat((20_000, 20_000))[:100_000], 413),
-    "a JPEG of 84 megapixels": (lambda: saved(Image.new("L", (9_200, 9_200)), "JPEG"), 413),
-    "a WebP of 84 megapixels in 3 KB": (lambda: empty_webp((9_200, 9_200)), 413),
-    "a PNG of 49 megapixels": (lambda: flat((7_000, 7_000)), 200),
-    "a PNG of 49 megapixels with alpha": (lambda: flat((7_000, 7_000), 6), 200),
-    "a WebP of 49 megapixels": (lambda: empty_webp((7_000, 7_000)), 200),
-    "a text chunk that unpacks to 80 MB": (lambda: packed_chunk(b"zTXt"), 422),
-    "a profile that unpacks to 80 MB": (lambda: packed_chunk(b"iCCP"), 422),
-}
-"""Each is made by the first test that asks for it: all of them take ten seconds."""
-
-
-@cache
-def bomb(name: str) -> bytes:
-    make, _ = BOMBS[name]
-    return make()
 
 
 LIARS = {
@@ -121,29 +71,15 @@ POLYGLOTS = {
 SMALL_FILES = {**LIARS, **SHAPES, **POLYGLOTS}
 
 
-@pytest.mark.parametrize("name", [*BOMBS, *SMALL_FILES])
+@pytest.mark.parametrize("name", SMALL_FILES)
 def test_each_hostile_file_gets_its_status(target: Target, name: str) -> None:
-    data, status = (bomb(name), BOMBS[name][1]) if name in BOMBS else SMALL_FILES[name]
+    data, status = SMALL_FILES[name]
     answer = post(target.url, data)
     assert answer.status_code == status, answer.content[:300]
     if status == 200:
         assert Image.open(io.BytesIO(answer.content)).size == (512, 512)
     else:
         assert problem(answer, status, answer.json()["code"], "image")
-
-
-def test_none_of_it_takes_much_memory_in_the_api_process_or_more_than_its_share_in_a_decoder(target: Target) -> None:
-    def most(pid: int) -> int:
-        (line,) = re.findall(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
-        return int(line) * 1024
-
-    for name in BOMBS:
-        post(target.url, bomb(name))
-    # The upload, its parts, and a picture or two; never its pixels.
-    assert most(target.process.pid) < 250e6
-    for pid in target.children("app.imaging.decoder_process"):
-        assert most(pid) < 900e6
-    assert target.metric("img2img_decoder_deaths_total") == 0
 
 
 def boundaries(data: bytes) -> Iterator[int]:
@@ -174,18 +110,6 @@ def test_a_file_that_was_cut_anywhere_is_refused_or_read_but_never_a_fault(targe
         assert answer.status_code in ((200, 415, 422) if end > 0.9 * len(data) else (415, 422)), (kind, end)
 
 
-def form(*parts: bytes, boundary: bytes = b"x", close: bool = True) -> bytes:
-    body = b"".join(b"--" + boundary + b"\r\n" + part + b"\r\n" for part in parts)
-    return body + (b"--" + boundary + b"--\r\n" if close else b"")
-
-
-def part(name: str, value: bytes, *headers: str, filename: str | None = None) -> bytes:
-    disposition = f'Content-Disposition: form-data; name="{name}"' + (f'; filename="{filename}"' if filename else "")
-    return "\r\n".join((disposition, *headers)).encode() + b"\r\n\r\n" + value
-
-
-IMAGE = part("image", FILES["PNG"], filename="a.png")
-PROMPT = part("prompt", b"dog")
 MULTIPART = {
     "thousands of parts": (form(IMAGE, *(part(f"p{n}", b"") for n in range(5_000))), 400),
     "thousands of files": (form(*(part("image", b"", filename="a") for _ in range(5_000))), 400),
@@ -297,93 +221,6 @@ def test_a_prompt_of_lone_surrogates_or_nulls_is_never_a_fault(target: Target) -
             assert answer.status_code in (200, 422), (prompt[:5], format_, answer.text)
 
 
-class TestSlow:
-    """Callers who take their time, a thousand of them: those who do not are served as ever."""
-
-    @pytest.fixture
-    def latency(self, target: Target) -> float:
-        return self.typical(target)
-
-    @staticmethod
-    def typical(target: Target) -> float:
-        times = []
-        for seed in range(9):
-            start = time.perf_counter()
-            assert post(target.url, FILES["PNG"], seed=str(seed)).status_code == 200
-            times.append(time.perf_counter() - start)
-        return sorted(times)[4]
-
-    HEAD = b"POST /img2img HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 1000000\r\n\r\n"
-
-    @pytest.mark.parametrize("said", [b"", b"GET /health/li", HEAD[:40], HEAD, HEAD + b"\x89PNG"], ids=range(5))
-    def test_a_thousand_half_open_connections_do_not_disturb_those_who_are_served(
-        self, target: Target, latency: float, said: bytes
-    ) -> None:
-        before = target.descriptors()
-        connections = [connect(target.url) for _ in range(1_000)]
-        try:
-            for connection in connections:
-                connection.sendall(said)
-            eventually(lambda: target.descriptors() >= before + 900)
-            # No figure of seconds: only that nobody waits for any of the thousand.
-            assert self.typical(target) < max(1.0, 20 * latency)
-            assert httpx2.get(f"{target.url}/health/ready").status_code == 200
-        finally:
-            for connection in connections:
-                connection.close()
-        eventually(lambda: target.descriptors() <= before + 5)
-
-    def test_drips_do_not_disturb_them_either(self, target: Target, latency: float) -> None:
-        over = threading.Event()
-
-        def drip() -> None:
-            with connect(target.url) as connection, suppress(OSError):
-                for byte in self.HEAD + bytes(1_000):
-                    if over.wait(0.02):
-                        return
-                    connection.sendall(bytes([byte]))
-
-        threads = [threading.Thread(target=drip) for _ in range(50)]
-        for thread in threads:
-            thread.start()
-        try:
-            assert self.typical(target) < max(1.0, 20 * latency)
-        finally:
-            over.set()
-            for thread in threads:
-                thread.join()
-
-    def test_a_body_without_an_end_is_ended(self, start_server: StartServer) -> None:
-        with start_server(max_body_bytes=50_000) as url, connect(url) as connection:
-            connection.sendall(
-                b"POST /img2img HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nTransfer-Encoding: chunked\r\n\r\n"
-            )
-            with suppress(OSError):
-                for _ in range(1_000):
-                    connection.sendall(b"400\r\n" + bytes(1024) + b"\r\n")
-            assert b" 413 " in connection.recv(100)
-
-    def test_a_reader_who_takes_his_time_holds_up_nobody(self, target: Target, latency: float) -> None:
-        body = form(IMAGE, PROMPT)
-        head = (
-            b"POST /img2img HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=x\r\n"
-            b"Content-Length: " + str(len(body)).encode() + b"\r\n\r\n"
-        )
-        readers = []
-        for _ in range(20):
-            connection = socket.socket()
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            address = urlsplit(target.url)
-            connection.connect((address.hostname, address.port))
-            connection.sendall(head + body)
-            readers.append(connection)
-        try:
-            assert self.typical(target) < max(2.0, 40 * latency)
-        finally:
-            for connection in readers:
-                connection.close()
-
-
 def test_bytes_that_are_no_http_are_refused_or_cut_off(target: Target) -> None:
     draw = random.Random(0)
     for data in (
@@ -437,10 +274,3 @@ def test_no_address_that_a_request_names_is_ever_asked(target: Target) -> None:
         return asked
 
     assert asyncio.run(listen()) == []
-
-
-def test_after_all_of_it_nothing_has_died_and_nothing_unexpected_is_in_the_log(target: Target) -> None:
-    assert target.process.poll() is None
-    assert "Traceback" not in target.log.read_text()
-    assert target.metric("img2img_decoder_deaths_total") == 0
-    assert target.metric('img2img_requests_total{code="500",route="/img2img"}') == 0
