@@ -49,7 +49,7 @@ def main() -> int:
         metavar="FILE",
         help="measure how cost grows with load and batch size, and draw that into this file, from the project's folder",
     )
-    parser.add_argument("--log", action="store_true", help="append to scripts/benchmarks/LOG.md")
+    parser.add_argument("--log", action="store_true", help="append to docs/benchmarks/log.md")
     options = parser.parse_args()
     _check(parser, options)
     cases: dict[str, Callable[[], report.Outcome]] = {

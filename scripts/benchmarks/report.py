@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 ROOT = Path(__file__).parent.parent.parent
-LOG = Path(__file__).parent / "LOG.md"
+LOG = Path(__file__).parents[2] / "docs/benchmarks/log.md"
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The README's tables of what becomes of each dialect's fields, held against a real server that is sent them."""
+"""The docs' tables of each dialect's fields, held against a real server that is sent them."""
 
 import ast
 import base64
@@ -17,8 +17,9 @@ from app.routes.cog import routes as cog
 from app.routes.openai.fields import _HINTS
 from app.routes.webui import fields
 from tests.support.images import noise, saved
+from tests.support.pages import read, section, tables
+from tests.support.paths import ROOT
 from tests.support.servers import run_server
-from tests.test_readme import ROOT, section
 
 PNG = saved(noise((24, 24)), "PNG")
 TEXT = base64.b64encode(PNG).decode()
@@ -175,18 +176,24 @@ DIALECTS = {
         {"instances": [{"image": TEXT, "prompt": "an owl", "seed": 7}], "parameters": {"strength": 0.5}},
     ),
 }
+PAGES = {
+    "OpenAI": "openai",
+    "AUTOMATIC1111": "webui",
+    "Stability AI": "stability",
+    "Cog": "cog",
+    "Hugging Face": "huggingface",
+    "Vertex AI": "vertex",
+}
+"""The page of `docs/clients` with a dialect's table."""
+
 NEEDS = {"output_compression": {"output_format": "webp"}, "partial_images": {"stream": "true"}}
 """What has to be said for a field to mean something."""
 
 
 def told(dialect: str) -> dict[str, str]:
-    """What the README says becomes of each field."""
-    text = section("## Fields of the other dialects").partition(f"**{dialect}**")[2]
-    table = re.search(r"(?:^\|.*\n)+", text, re.MULTILINE)
-    assert table
-    rows = [re.fullmatch(r"\| `([^`]+)` \| (.*) \|", row) for row in table[0].splitlines()[2:]]
-    assert all(rows)
-    return {row[1]: row[2] for row in rows if row}
+    """What the docs say becomes of each field."""
+    (table,) = tables(section(read(f"docs/clients/{PAGES[dialect]}.md"), "## Fields"))
+    return {row[0].strip("`"): row[-1] for row in table}
 
 
 CASES = [(dialect, field) for dialect in DIALECTS for field in DIALECTS[dialect].values]
@@ -258,12 +265,12 @@ def test_what_the_code_lists_as_refused_or_of_no_effect_is_in_the_tables() -> No
 
 def test_every_request_header_that_the_code_reads_has_its_row() -> None:
     framework = {"content-type", "content-length", "content-encoding", "host", "origin"}
-    read = {"authorization", "x-api-key", "traceparent"}
+    asked = {"authorization", "x-api-key", "traceparent"}
     for path in (ROOT / "app").rglob("*.py"):
         if "client" not in path.parts:
-            read |= set(headers_read(path))
-    rows = re.findall(r"^\| `([^`]+)` \|", section("## Request headers"), re.MULTILINE)
-    assert sorted(row.lower() for row in rows) == sorted(read - framework)
+            asked |= set(headers_read(path))
+    (rows,) = tables(section(read("docs/reference/headers.md"), "## Request headers"))
+    assert sorted(row[0].strip("`").lower() for row in rows) == sorted(asked - framework)
 
 
 def headers_read(path: Path) -> Iterator[str]:

@@ -3,6 +3,7 @@
 There a host read raises, a tensor left on the CPU meets one that is not, and every operation can be counted.
 """
 
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -13,6 +14,7 @@ from app.engine.messages import Job
 from app.model.diffusion import SdxlDiffusion, State
 from app.pixels import Pixels
 from scripts.benchmarks.counted import full_size
+from tests.support.pages import read, section
 
 UNET, ENCODE, DECODE, TEXT = 1588.8, 1116.7, 2514.5, 111.2
 TINY_ENCODE, TINY_DECODE = 122.3, 141.4
@@ -118,3 +120,9 @@ def test_nothing_is_encoded_twice(vae: str, counter: FlopCounterMode) -> None:
     # There is room for one prompt of 0.32 MB.
     assert cost(job("e", prompt="a cat", grey=1)) == 0
     assert cost(job("f")) == pytest.approx(TEXT, rel=1e-3)
+
+
+def test_docs_name_the_work_that_is_counted() -> None:
+    text = section(read("docs/architecture/04-model.md"), "## Work of a request")
+    said = [float(number) for number in re.findall(r"\d\.\d{3}", text)]
+    assert said == pytest.approx([gigaflop / 1000 for gigaflop in (UNET, ENCODE, DECODE, TEXT)], abs=6e-4)
