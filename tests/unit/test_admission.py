@@ -4,12 +4,12 @@ from app.engine.admission import CODEC_ROWS, Admission
 from app.errors import DeadlineExceeded, QueueFull, TooManyRequests
 
 
-def test_without_a_measurement_everything_fits() -> None:
+def test_every_request_fits_before_a_measurement() -> None:
     admission = Admission(queue_size=3, deadline_seconds=10)
     assert [admission.admit(3) for _ in range(3)] == [10, 10, 10]
 
 
-def test_one_more_than_the_queue_holds_is_refused_until_one_leaves() -> None:
+def test_full_queue_refuses_until_a_request_ends() -> None:
     admission = Admission(queue_size=1, deadline_seconds=10)
     admission.admit(3)
     with pytest.raises(QueueFull, match="1 places"):
@@ -18,7 +18,7 @@ def test_one_more_than_the_queue_holds_is_refused_until_one_leaves() -> None:
     admission.admit(3)
 
 
-def test_a_request_that_cannot_make_its_deadline_is_refused_with_the_time_to_wait() -> None:
+def test_request_that_cannot_meet_its_deadline_gets_retry_after() -> None:
     admission = Admission(queue_size=100, deadline_seconds=10)
     admission.measured(3, 4.0)
     admission.admit(3)
@@ -29,7 +29,7 @@ def test_a_request_that_cannot_make_its_deadline_is_refused_with_the_time_to_wai
     assert error.value.code == "deadline_exceeded"
 
 
-def test_an_idle_server_takes_a_request_however_slow_it_is_and_gives_it_the_time() -> None:
+def test_idle_service_admits_a_slow_request_with_more_time() -> None:
     admission = Admission(queue_size=100, deadline_seconds=10)
     admission.measured(3, 40.0)
     assert admission.admit(3) == pytest.approx(100.0)
@@ -37,7 +37,7 @@ def test_an_idle_server_takes_a_request_however_slow_it_is_and_gives_it_the_time
         admission.admit(3)
 
 
-def test_the_prediction_follows_the_work_asked_for() -> None:
+def test_prediction_grows_with_the_work() -> None:
     admission = Admission(queue_size=100, deadline_seconds=10)
     admission.measured(3, 5.0)
     admission.admit(3)
@@ -46,7 +46,7 @@ def test_the_prediction_follows_the_work_asked_for() -> None:
     admission.admit(1)
 
 
-def test_jobs_that_finish_in_the_same_moment_are_counted_together() -> None:
+def test_jobs_that_finish_at_once_are_measured_together() -> None:
     admission = Admission(queue_size=100, deadline_seconds=10)
     for _ in range(200):
         for seconds in (4.0, 0.0, 0.0, 0.0):
@@ -56,14 +56,14 @@ def test_jobs_that_finish_in_the_same_moment_are_counted_together() -> None:
 
 
 class TestSharing:
-    def test_a_caller_alone_may_take_every_place_but_no_more(self) -> None:
+    def test_caller_alone_may_take_every_place(self) -> None:
         admission = Admission(queue_size=4, deadline_seconds=10)
         for _ in range(4):
             admission.admit(3, "greedy")
         with pytest.raises(QueueFull):
             admission.admit(3, "greedy")
 
-    def test_another_is_let_in_beyond_a_full_queue_and_the_greedy_one_sent_away_until_it_has_its_share(self) -> None:
+    def test_full_queue_admits_a_new_caller_and_refuses_the_greedy_one(self) -> None:
         admission = Admission(queue_size=4, deadline_seconds=10)
         for _ in range(4):
             admission.admit(3, "greedy")
@@ -75,14 +75,14 @@ class TestSharing:
             admission.release(3, "greedy")
         admission.admit(3, "greedy")
 
-    def test_many_callers_fill_the_queue_to_its_double_and_then_the_server_is_full_for_all(self) -> None:
+    def test_many_callers_fill_the_queue_to_twice_its_size(self) -> None:
         admission = Admission(queue_size=4, deadline_seconds=10)
         for number in range(8):
             admission.admit(3, f"caller {number}")
         with pytest.raises(QueueFull):
             admission.admit(3, "one more")
 
-    def test_a_modest_caller_is_predicted_its_turn_and_not_all_that_waits(self) -> None:
+    def test_modest_caller_is_predicted_its_turn_only(self) -> None:
         admission = Admission(queue_size=100, deadline_seconds=10)
         admission.measured(3, 1.0)
         for _ in range(7):
@@ -95,7 +95,7 @@ class TestSharing:
         with pytest.raises(DeadlineExceeded):
             admission.admit(3, "third", timeout=3.7)
 
-    def test_what_is_released_is_forgotten(self) -> None:
+    def test_released_requests_are_forgotten(self) -> None:
         admission = Admission(queue_size=4, deadline_seconds=10)
         for caller in ("a", "b"):
             admission.admit(3, caller)
@@ -105,19 +105,19 @@ class TestSharing:
 
 
 class TestTimeouts:
-    def test_a_caller_may_wait_less_long_but_not_longer(self) -> None:
+    def test_timeout_may_be_shorter_than_the_deadline_but_not_longer(self) -> None:
         admission = Admission(queue_size=4, deadline_seconds=10)
         assert admission.admit(3, timeout=2.5) == 2.5
         assert admission.admit(3, timeout=99) == 10
 
-    def test_one_who_would_wait_in_vain_is_told_at_once_even_by_an_idle_server(self) -> None:
+    def test_hopeless_timeout_is_refused_at_once_when_idle(self) -> None:
         admission = Admission(queue_size=4, deadline_seconds=10)
         admission.measured(3, 5.0)
         with pytest.raises(DeadlineExceeded, match=r"take 6\.2 s, and the limit is 2 s"):
             admission.admit(3, timeout=2)
         assert admission.requests == 0
 
-    def test_the_time_until_work_can_begin_counts(self) -> None:
+    def test_time_until_work_can_begin_counts(self) -> None:
         admission = Admission(queue_size=4, deadline_seconds=10)
         admission.measured(3, 1.0)
         assert admission.admit(3, delay=30) == pytest.approx(77.5)
@@ -125,7 +125,7 @@ class TestTimeouts:
             admission.admit(3, delay=30)
 
 
-def test_one_that_can_not_be_done_in_time_any_more_is_known() -> None:
+def test_request_with_too_little_time_left_is_too_late() -> None:
     admission = Admission(queue_size=4, deadline_seconds=10)
     assert not admission.too_late(3, 0.001)
     admission.measured(3, 5.0)

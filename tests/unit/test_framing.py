@@ -15,7 +15,7 @@ SMALL = [Started("a"), Progress("a", 1, 3), Progress("a", 2, 3)]
 
 
 def done(side: int) -> Done:
-    """A message with a picture of `side` squared pixels."""
+    """A message with an image of `side` squared pixels."""
     return Done("a", Result(Pixels(side, side, random.Random(side).randbytes(3 * side * side)), 3, 0.5), 1)
 
 
@@ -54,13 +54,13 @@ def cut(data: bytes, sizes: range, seed: int) -> list[bytes]:
 
 
 @pytest.mark.parametrize("sizes", [range(1, 4), range(1, 40), range(1, 5000), range(2**22, 2**22 + 1)], ids=str)
-def test_messages_come_out_as_they_went_in_however_they_are_cut(sizes: range) -> None:
+def test_messages_cut_anywhere_are_received_as_sent(sizes: range) -> None:
     messages = [*SMALL, done(8), done(24), *SMALL, done(16)]
     data = b"".join(part for message in messages for part in pack(message))
     assert asyncio.run(received(cut(data, sizes, seed=sizes.stop), len(messages))) == messages
 
 
-def test_a_message_larger_than_the_buffer_comes_through_and_so_do_those_around_it() -> None:
+def test_message_larger_than_the_buffer_is_received() -> None:
     messages = [*SMALL, done(1024), *SMALL, done(512), done(1500)]
     data = b"".join(part for message in messages for part in pack(message))
     assert len(pack(done(1024))[1]) > BUFFER_BYTES
@@ -68,12 +68,12 @@ def test_a_message_larger_than_the_buffer_comes_through_and_so_do_those_around_i
 
 
 @pytest.mark.parametrize("header", [HEADER.pack(2**31, 0), HEADER.pack(10, 2**32 - 1), HEADER.pack(0, 5)])
-def test_what_is_no_message_ends_the_connection_and_takes_no_memory(header: bytes) -> None:
+def test_malformed_message_ends_the_connection_and_takes_no_memory(header: bytes) -> None:
     with pytest.raises(ValueError, match="no message"):
         asyncio.run(received([header, b"x" * 1000], 1))
 
 
-def test_a_connection_that_ends_within_a_message_gives_none() -> None:
+def test_connection_that_ends_within_a_message_gives_none() -> None:
     data = b"".join(pack(done(8)))
     assert asyncio.run(received([data, data[:-1]], 1)) == [done(8)]
 
@@ -86,9 +86,7 @@ def test_a_connection_that_ends_within_a_message_gives_none() -> None:
     ],
     ids=["words", "nonsense"],
 )
-def test_the_last_words_of_one_that_has_died_are_heard_though_it_could_not_be_told_anything(
-    left: bytes, last: type[Exception] | None
-) -> None:
+def test_last_messages_are_received_after_a_send_failed(left: bytes, last: type[Exception] | None) -> None:
     async def go() -> list[object]:
         ours, theirs = socket.socketpair()
         enlarge_buffer(theirs)
@@ -109,7 +107,7 @@ def test_the_last_words_of_one_that_has_died_are_heard_though_it_could_not_be_to
         assert asyncio.run(go()) == [*SMALL, done(512)]
 
 
-def test_one_that_left_no_words_has_ended_all_the_same() -> None:
+def test_connection_that_ends_without_a_message_gives_none() -> None:
     async def go() -> object:
         ours, theirs = socket.socketpair()
         with ours, theirs:
@@ -121,10 +119,10 @@ def test_one_that_left_no_words_has_ended_all_the_same() -> None:
     assert asyncio.run(go()) is None
 
 
-def test_pixels_stand_beside_the_pickle_and_are_bytes_again() -> None:
+def test_pixels_stand_beside_the_pickle_and_come_back_as_bytes() -> None:
     message = done(8)
-    body, picture = pack(message)
-    assert picture == message.result.pixels.data
-    again = unpack(bytes(body[HEADER.size :]), bytes(picture))
+    body, pixels = pack(message)
+    assert pixels == message.result.pixels.data
+    again = unpack(bytes(body[HEADER.size :]), bytes(pixels))
     assert again == message
     assert type(again.result.pixels.data) is bytes

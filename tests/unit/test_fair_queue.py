@@ -9,7 +9,7 @@ def drained(queue: FairQueue[str]) -> list[str]:
     return [queue.pop() for _ in range(len(queue))]
 
 
-def test_one_caller_is_served_in_its_order() -> None:
+def test_items_of_one_caller_leave_in_their_order() -> None:
     queue: FairQueue[str] = FairQueue()
     for name in "abc":
         queue.push(name, "one", 1)
@@ -19,7 +19,7 @@ def test_one_caller_is_served_in_its_order() -> None:
         queue.pop()
 
 
-def test_a_caller_with_one_item_does_not_wait_for_fifty_of_another() -> None:
+def test_caller_with_one_item_does_not_wait_for_fifty() -> None:
     queue: FairQueue[str] = FairQueue()
     for number in range(50):
         queue.push(f"greedy {number}", "greedy", 5)
@@ -29,7 +29,7 @@ def test_a_caller_with_one_item_does_not_wait_for_fifty_of_another() -> None:
     assert queue.pop() == "modest"
 
 
-def test_callers_share_by_work_and_not_by_number() -> None:
+def test_callers_share_by_work_and_not_by_number_of_items() -> None:
     queue: FairQueue[str] = FairQueue()
     for _ in range(10):
         queue.push("heavy", "heavy", 10)
@@ -40,7 +40,7 @@ def test_callers_share_by_work_and_not_by_number() -> None:
     assert first.count("heavy") == 2
 
 
-def test_a_caller_who_was_away_has_saved_nothing_up() -> None:
+def test_caller_that_was_away_has_no_credit() -> None:
     queue: FairQueue[str] = FairQueue()
     queue.push("early", "returns", 1)
     queue.pop()
@@ -53,7 +53,7 @@ def test_a_caller_who_was_away_has_saved_nothing_up() -> None:
     assert sorted([queue.pop() for _ in range(6)]) == ["back"] * 3 + ["steady"] * 3
 
 
-def test_what_runs_again_goes_first_and_what_is_removed_is_gone() -> None:
+def test_pushed_first_leaves_first_and_removed_does_not_leave() -> None:
     queue: FairQueue[str] = FairQueue()
     a, b, c = "a", "b", "c"
     queue.push(a, "one", 1)
@@ -84,7 +84,7 @@ def test_queue_in_turn_lists_what_pop_returns_and_changes_nothing() -> None:
         assert [queue.pop() for _ in range(len(queue))] == listed
 
 
-def test_nothing_is_lost_or_doubled_and_no_caller_is_remembered_for_ever() -> None:
+def test_random_use_loses_no_item_and_forgets_each_caller() -> None:
     draw = random.Random(0)
     queue: FairQueue[int] = FairQueue()
     inside: set[int] = set()

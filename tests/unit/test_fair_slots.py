@@ -9,7 +9,7 @@ from tests.support.engines import in_a_loop
 
 
 class Visitors:
-    """Tasks that take a place and stay until they are told to go."""
+    """Tasks that take a slot and hold it until they are released."""
 
     def __init__(self, places: int) -> None:
         self.turns = FairSlots(places)
@@ -47,7 +47,7 @@ class Visitors:
 
 
 @in_a_loop
-async def test_the_last_place_is_for_somebody_who_has_none() -> None:
+async def test_last_slot_is_for_a_caller_that_holds_none() -> None:
     visitors = Visitors(3)
     assert await visitors.come("a1", "a2", "a3", "a4") == ["a1", "a2"]
     assert await visitors.come("b1", "b2") == ["a1", "a2", "b1"]
@@ -56,7 +56,7 @@ async def test_the_last_place_is_for_somebody_who_has_none() -> None:
 
 
 @in_a_loop
-async def test_whoever_has_least_inside_comes_next_and_callers_take_turns() -> None:
+async def test_caller_with_the_fewest_slots_is_next() -> None:
     visitors = Visitors(2)
     assert await visitors.come("a1", "a2", "a3", "b1", "c1") == ["a1", "b1"]
     assert await visitors.go("a1") == ["a2", "b1"]
@@ -65,7 +65,7 @@ async def test_whoever_has_least_inside_comes_next_and_callers_take_turns() -> N
 
 
 @in_a_loop
-async def test_who_gives_up_takes_no_place_and_keeps_none() -> None:
+async def test_cancelled_waiter_takes_and_keeps_no_slot() -> None:
     visitors = Visitors(2)
     assert await visitors.come("a1", "a2", "a3") == ["a1"]
     assert await visitors.give_up("a2") == ["a1"]
@@ -75,7 +75,7 @@ async def test_who_gives_up_takes_no_place_and_keeps_none() -> None:
 
 
 @in_a_loop
-async def test_who_is_cancelled_in_the_moment_of_being_let_in_frees_the_place() -> None:
+async def test_waiter_cancelled_as_it_gets_a_slot_frees_it() -> None:
     visitors = Visitors(2)
     assert await visitors.come("a1", "a2") == ["a1"]
     visitors.doors["a1"].set()
@@ -85,7 +85,7 @@ async def test_who_is_cancelled_in_the_moment_of_being_let_in_frees_the_place() 
 
 
 @in_a_loop
-async def test_who_is_cancelled_in_the_moment_in_which_a_place_is_free_does_not_take_it_along() -> None:
+async def test_waiter_cancelled_as_a_slot_gets_free_does_not_take_it() -> None:
     visitors = Visitors(2)
     assert await visitors.come("a1", "a2", "a3") == ["a1"]
     visitors.tasks["a1"].cancel()
@@ -97,7 +97,7 @@ async def test_who_is_cancelled_in_the_moment_in_which_a_place_is_free_does_not_
 
 
 @in_a_loop
-async def test_an_error_inside_frees_the_place() -> None:
+async def test_error_inside_frees_the_slot() -> None:
     turns = FairSlots(2)
     for _ in range(3):
         with pytest.raises(ValueError, match="inside"):
