@@ -4,21 +4,29 @@ import argparse
 import re
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from scripts.docs_pages.command_line import commands
 from scripts.docs_pages.errors import errors
-from scripts.docs_pages.fields import parameters, response_headers
+from scripts.docs_pages.fields import VERTEX_PATH, dialect, parameters, response_headers
 from scripts.docs_pages.metrics import alerts, metrics
 from scripts.docs_pages.settings import settings
 from scripts.docs_pages.tables import Incomplete
 
 ROOT = Path(__file__).parents[2]
 
+FORM, JSON = "multipart/form-data", "application/json"
 PARTS: dict[str, Callable[[], str]] = {
     "alerts": alerts,
     "command line": commands,
     "errors": errors,
+    "fields of AUTOMATIC1111": partial(dialect, "/sdapi/v1/img2img", JSON),
+    "fields of Cog": partial(dialect, "/predictions", JSON),
+    "fields of Hugging Face": partial(dialect, "/img2img", JSON),
+    "fields of OpenAI": partial(dialect, "/v1/images/edits", FORM),
+    "fields of Stability AI": partial(dialect, "/v2beta/stable-image/generate/sd3", FORM),
+    "fields of Vertex AI": partial(dialect, VERTEX_PATH, JSON),
     "metrics": metrics,
     "parameters": parameters,
     "response headers": response_headers,

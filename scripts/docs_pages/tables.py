@@ -61,7 +61,9 @@ def values(schema: Schema, definitions: Schema) -> str:
 def _kind(schema: Schema, definitions: Schema) -> str:
     kind = str(schema.get("type", "any"))
     if kind == "array":
-        return f"list of {values(schema.get('items', {}), definitions)}"
+        least, most = schema.get("minItems"), schema.get("maxItems")
+        count = "" if most is None else f" ({most})" if least == most else f" ({least or 0} to {most})"
+        return f"list{count} of {values(schema.get('items', {}), definitions)}"
     named = {"path": "path", "binary": "file", "byte": "base64", "password": "secret"}
     return named.get(schema.get("format", ""), {"string": "text"}.get(kind, kind))
 

@@ -5,6 +5,7 @@ import base64
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ from tests.support.servers import run_server
 
 PNG = saved(noise((24, 24)), "PNG")
 TEXT = base64.b64encode(PNG).decode()
-OTHER = base64.b64encode(saved(noise((32, 24)), "PNG")).decode()
+OTHER_PNG = saved(noise((32, 24)), "PNG")
+OTHER = base64.b64encode(OTHER_PNG).decode()
 FIELDS = {"prompt": "a wizard", "seed": "7"}
 PREDICT = "/predict"
 
@@ -49,7 +51,8 @@ def by_webui(url: str, fields: dict[str, Any]) -> httpx2.Response:
 
 def by_stability(url: str, fields: dict[str, Any]) -> httpx2.Response:
     data = {"mode": "image-to-image", **FIELDS, **fields}
-    return httpx2.post(f"{url}/v2beta/stable-image/generate/sd3", files={"image": PNG}, data=data)
+    files = {"image": data.pop("image", PNG)}
+    return httpx2.post(f"{url}/v2beta/stable-image/generate/sd3", files=files, data=data)
 
 
 def by_cog(url: str, fields: dict[str, Any]) -> httpx2.Response:
@@ -84,6 +87,7 @@ DIALECTS = {
             "stream": "true",
             "partial_images": "2",
             "response_format": "url",
+            "output_format": "webp",
             "output_compression": "50",
             "model": "another",
             "size": "1024x1024",
@@ -138,8 +142,10 @@ DIALECTS = {
     "Stability AI": Dialect(
         by_stability,
         {
+            "image": OTHER_PNG,
             "mode": "text-to-image",
             "seed": "8",
+            "output_format": "webp",
             "cfg_scale": "2",
             "model": "another",
             "style_preset": "anime",
@@ -190,25 +196,57 @@ NEEDS = {"output_compression": {"output_format": "webp"}, "partial_images": {"st
 """What has to be said for a field to mean something."""
 
 
-def told(dialect: str) -> dict[str, str]:
-    """What the docs say becomes of each field."""
-    (table,) = tables(section(read(f"docs/clients/{PAGES[dialect]}.md"), "## Fields"))
-    return {row[0].strip("`"): row[-1] for row in table}
+@dataclass(frozen=True)
+class Row:
+    """What the docs say of a field: the choices in its values, and its meaning; None if it is refused."""
+
+    choices: list[str]
+    meaning: str | None
 
 
+@cache
+def documented(dialect: str) -> dict[str, Row]:
+    """The fields in the tables of a dialect's page."""
+    page = read(f"docs/clients/{PAGES[dialect]}.md")
+    (fields,) = tables(section(page, "## Fields"))
+    rows = {name.strip("`"): Row(re.findall("`([^`]+)`", choices), meaning) for name, choices, _, meaning in fields}
+    if "## Refused fields" in page:
+        (refused,) = tables(section(page, "## Refused fields"))
+        assert all(reason for _, reason in refused)
+        rows |= {name.strip("`"): Row([], None) for name, _ in refused}
+    return rows
+
+
+def expected(dialect: str, field: str, value: Any) -> str:
+    """What comes of a field: `refused`, `unknown model`, `no effect` or `effect`."""
+    row = documented(dialect)[field]
+    if field in ("model", "override_settings"):
+        return "unknown model"
+    # A second image, and a script that is switched on.
+    if row.meaning is None or (dialect, field) in (("OpenAI", "image"), ("AUTOMATIC1111", "alwayson_scripts")):
+        return "refused"
+    if field in SAMPLING or "no effect" in row.meaning:
+        return "no effect"
+    return "refused" if row.choices and str(value).lower() not in row.choices else "effect"
+
+
+SAMPLING = (*fields._OF_THE_SAMPLER, "sampler_name", "sampler_index")
 CASES = [(dialect, field) for dialect in DIALECTS for field in DIALECTS[dialect].values]
 
 
 @pytest.mark.parametrize(("dialect", "field"), CASES)
-def test_a_field_does_what_the_table_says(url: str, dialect: str, field: str) -> None:
-    says, ask, value = told(dialect)[field], DIALECTS[dialect].ask, DIALECTS[dialect].values[field]
-    needs = NEEDS.get(field, {})
+def test_field_does_what_the_docs_say(url: str, dialect: str, field: str) -> None:
+    ask, value = DIALECTS[dialect].ask, DIALECTS[dialect].values[field]
+    outcome, needs = expected(dialect, field, value), NEEDS.get(field, {})
     without, answer = ask(url, needs), ask(url, {**needs, field: value})
     assert without.is_success, without.text
-    if says.startswith("Refused") or "else 404" in says or (field == "image" and "second one is refused" in says):
-        assert answer.status_code == (404 if "else 404" in says else 400 if dialect == "OpenAI" else 422)
-        assert ("another" if "else 404" in says else field.rpartition(".")[2]) in answer.text
-    elif says.startswith("No effect"):
+    if outcome == "unknown model":
+        assert answer.status_code == 404
+        assert "another" in answer.text
+    elif outcome == "refused":
+        assert answer.status_code == (400 if dialect == "OpenAI" else 422)
+        assert field.rpartition(".")[2] in answer.text
+    elif outcome == "no effect":
         assert answer.is_success, answer.text
         assert pictures(answer) == pictures(without)
     else:
@@ -231,8 +269,8 @@ def comparable(answer: httpx2.Response) -> tuple[list[bytes], str]:
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
-def test_a_table_has_the_fields_that_are_sent_here_and_no_other(dialect: str) -> None:
-    assert list(told(dialect)) == list(DIALECTS[dialect].values)
+def test_tables_have_the_fields_that_are_sent_here_and_no_other(dialect: str) -> None:
+    assert set(documented(dialect)) == set(DIALECTS[dialect].values)
 
 
 @pytest.mark.parametrize("dialect", ["OpenAI", "Stability AI", "Cog", "Hugging Face", "Vertex AI"])
@@ -250,17 +288,22 @@ def test_the_fields_of_the_native_route_are_taken_too(url: str, dialect: str) ->
     assert pictures(answer) == [native.content]
 
 
-def test_what_the_code_lists_as_refused_or_of_no_effect_is_in_the_tables() -> None:
-    lists: list[tuple[str, tuple[str, ...], str]] = [
-        ("OpenAI", _HINTS, "No effect"),
-        ("AUTOMATIC1111", tuple(fields._UNSUPPORTED), "Refused"),
-        ("AUTOMATIC1111", tuple(fields._OF_THE_SAMPLER), "No effect"),
-        ("Stability AI", stability._UNSUPPORTED, "Refused"),
-        ("Cog", cog._NEVER_SENT, "Refused"),
-        ("Cog", cog._NO_EFFECT, "No effect"),
+def test_fields_that_the_code_refuses_are_in_the_tables_of_refused_fields() -> None:
+    lists: list[tuple[str, tuple[str, ...]]] = [
+        ("AUTOMATIC1111", tuple(fields._UNSUPPORTED)),
+        ("Stability AI", stability._UNSUPPORTED),
+        ("Cog", cog._NEVER_SENT),
     ]
-    for dialect, names, says in lists:
-        assert {name: told(dialect)[name].startswith(says) for name in names} == dict.fromkeys(names, True)
+    for dialect, names in lists:
+        rows = documented(dialect)
+        assert [name for name in names if name not in rows or rows[name].meaning is not None] == []
+
+
+def test_fields_that_the_code_ignores_are_described_as_without_effect() -> None:
+    lists: list[tuple[str, tuple[str, ...]]] = [("OpenAI", _HINTS), ("Cog", tuple(cog._NO_EFFECT))]
+    for dialect, names in lists:
+        rows = documented(dialect)
+        assert [name for name in names if "no effect" not in str(rows[name].meaning)] == []
 
 
 def test_every_request_header_that_the_code_reads_has_its_row() -> None:
