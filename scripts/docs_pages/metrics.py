@@ -1,5 +1,6 @@
 """The metrics, from the registry, and the alerts, from the rules of Prometheus."""
 
+import re
 from pathlib import Path
 
 import yaml
@@ -33,6 +34,8 @@ def alerts() -> str:
                 rule.get("annotations", {}).get("summary"),
                 f"The alert '{rule['alert']}' in deploy/observability/alerts.yml",
             )
+            # A label of the alert, as Prometheus' templates write it.
+            summary = re.sub(r"\{\{ \$labels\.(\w+) \}\}", r"`\1`", summary)
             condition = " ".join(str(rule["expr"]).split())
             rows.append((f"`{rule['alert']}`", f"`{condition}`", rule.get("for", "at once"), summary))
     return table(("alert", "condition", "for", "meaning"), rows)
