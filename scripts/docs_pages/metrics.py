@@ -26,16 +26,15 @@ def metrics() -> str:
 
 
 def alerts() -> str:
-    """A row for each alert."""
-    rows = []
+    """A section for each alert. Not a table: conditions hold bars, which Markdown's dialects escape differently."""
+    sections = []
     for group in yaml.safe_load(RULES.read_text())["groups"]:
         for rule in group["rules"]:
-            summary = required(
-                rule.get("annotations", {}).get("summary"),
-                f"The alert '{rule['alert']}' in deploy/observability/alerts.yml",
-            )
+            where = f"The alert '{rule['alert']}' in deploy/observability/alerts.yml"
+            summary = required(rule.get("annotations", {}).get("summary"), where)
             # A label of the alert, as Prometheus' templates write it.
             summary = re.sub(r"\{\{ \$labels\.(\w+) \}\}", r"`\1`", summary)
-            condition = " ".join(str(rule["expr"]).split())
-            rows.append((f"`{rule['alert']}`", f"`{condition}`", rule.get("for", "at once"), summary))
-    return table(("alert", "condition", "for", "meaning"), rows)
+            lasting = f"It fires after {rule['for']}." if "for" in rule else "It fires at once."
+            condition = "\n".join(line.strip() for line in str(rule["expr"]).splitlines())
+            sections.append(f"## {rule['alert']}\n\n{summary} {lasting}\n\n```promql\n{condition}\n```")
+    return "\n\n".join(sections)

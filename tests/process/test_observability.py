@@ -50,13 +50,13 @@ tests:
         exp_alerts:
           - exp_labels: {device: 'cuda:1'}
             exp_annotations:
-              summary: The worker on cuda:1 makes no pictures; others may. See the log for its cause of death.
+              summary: The worker on cuda:1 makes no images. Others may. See the log for its cause of death.
       - eval_time: 8m
         alertname: WorkersDie
         exp_alerts:
           - exp_labels: {cause: hang}
             exp_annotations:
-              summary: Workers die again and again (hang). Requests are run again, but all take longer.
+              summary: Workers die again and again (hang). Their requests run again, but take longer.
       - {eval_time: 15m, alertname: ServiceGone}
       - {eval_time: 15m, alertname: ServiceNotReady}
       - {eval_time: 15m, alertname: TooBusy}
@@ -76,28 +76,28 @@ tests:
         alertname: ServiceGone
         exp_alerts:
           - exp_labels: {job: img2img}
-            exp_annotations: {summary: 'Nothing answers /metrics, or not with this key.'}
+            exp_annotations: {summary: 'Nothing answers `/metrics`, or not with this key.'}
       - eval_time: 15m
         alertname: ServiceNotReady
         exp_alerts:
           - exp_annotations:
-              summary: No picture can be made. A start takes minutes where the model is downloaded first; see the log.
+              summary: No image can be made. The first start downloads the model, which takes minutes. See the log.
       - eval_time: 15m
         alertname: TooBusy
         exp_alerts:
           - exp_annotations:
-              summary: More than a tenth of the requests is refused, for there is more to do than can be done.
+              summary: More than a tenth of the requests is refused, because there is too much work.
       - eval_time: 12m
         alertname: RequestsFail
         exp_alerts:
           - exp_labels: {route: /img2img}
             exp_annotations:
-              summary: Requests to /img2img fail by a fault of the service or its model; see the log.
+              summary: Requests to /img2img fail because of a fault of the service or its model. See the log.
       - eval_time: 15m
         alertname: CertificateExpires
         exp_alerts:
           - exp_annotations:
-              summary: The certificate that signs pictures expires within two weeks. No picture is made after that.
+              summary: The certificate that signs images expires within two weeks. No image is made after that.
 """
 """For promtool: what Prometheus sees, and which alerts come of it."""
 
