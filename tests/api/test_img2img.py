@@ -10,9 +10,6 @@ import httpx2
 import pytest
 from PIL import Image
 
-from app.errors import NotAcceptable
-from app.pixels import OutputFormat
-from app.web.negotiation import acceptable, prefers
 from tests.support.http import post, problem
 from tests.support.servers import StartServer
 
@@ -280,48 +277,6 @@ def test_an_empty_accept_header_does_not_mind(server: str, png: bytes) -> None:
 
 def test_an_accept_header_without_any_of_our_formats_is_refused(server: str, png: bytes) -> None:
     problem(post(server, png, accept="application/json"), 406, "not_acceptable", "Accept")
-
-
-@pytest.mark.parametrize(
-    ("accept", "chosen"),
-    [
-        ("*/*", "png"),
-        ("", None),
-        ("image/*", "png"),
-        ("image/webp", "webp"),
-        ("IMAGE/JPEG;q=1", "jpeg"),
-        ("image/png;q=0.5, image/webp", "webp"),
-        ("image/png;q=0, */*", "webp"),
-        ("image/webp;q=0.3, image/*;q=0.2", "webp"),
-        ("image/*;q=oops", "png"),
-        ("image/png;q=0", None),
-        ("text/html", None),
-    ],
-)
-def test_accept_is_read_as_http_says(accept: str, chosen: str | None) -> None:
-    if chosen is None:
-        with pytest.raises(NotAcceptable):
-            acceptable(accept)
-    else:
-        assert acceptable(accept) is OutputFormat(chosen)
-
-
-@pytest.mark.parametrize(
-    ("accept", "preferred"),
-    [
-        ("text/event-stream", True),
-        ("Text/Event-Stream;Q=1, */*", True),
-        ("text/event-stream;q=0", False),
-        ("text/event-stream;q=0.5, image/png", False),
-        ("text/event-stream, image/png;q=0.5", True),
-        ("text/*", False),
-        ("*/*", False),
-        ("x-text/event-stream", False),
-        ("", False),
-    ],
-)
-def test_events_are_what_a_caller_likes_best_by_their_name(accept: str, preferred: bool) -> None:
-    assert prefers(accept, "text/event-stream", ["image/png", "image/webp"]) is preferred
 
 
 def test_events_that_are_not_acceptable_do_not_come(server: str, png: bytes) -> None:

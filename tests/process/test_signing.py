@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx2
 import pytest
@@ -242,12 +243,14 @@ class TestWhatCannotSign:
 
 
 def test_a_picture_that_cannot_be_signed_is_not_made_and_nobody_is_sent_to_ask_for_one(
-    authority: Authority, tmp_path: Path
+    authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    certificate, key = authority.issue(tmp_path, KEYS["P-256"](), seconds=4)
+    start = time.time()
+    certificate, key = authority.issue(tmp_path, KEYS["P-256"](), seconds=1000)
     with run_server(c2pa_certificate=certificate, c2pa_key=key) as url:
-        assert 0 < sample(url, "img2img_certificate_expiry_timestamp_seconds") - time.time() < 4
-        time.sleep(4.5)
+        expires = sample(url, "img2img_certificate_expiry_timestamp_seconds")
+        assert start + 999 <= expires <= time.time() + 1000
+        monkeypatch.setattr("app.imaging.c2pa.time", SimpleNamespace(time=lambda: expires))
         refused = post(url, PNG)
         assert (refused.status_code, refused.json()["code"]) == (500, "signing_failed")
         assert refused.headers["x-should-retry"] == "false"

@@ -80,7 +80,7 @@ class TestUnloading:
 async def test_message_to_an_unloaded_worker_has_no_effect() -> None:
     async with running(idle_unload_seconds=0.2) as engine:
         worker = engine.workers[0]
-        await until(lambda: worker.asleep and worker.pid is None)
+        await until(lambda: worker.state is WorkerState.ASLEEP)
         worker._send(Cancel("ended"))
         worker.lower_capacity(2)
         worker.unload_if_idle(0.0)

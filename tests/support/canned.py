@@ -1,12 +1,14 @@
 """A small real HTTP server that gives the answers it was told to, for clients that must cope with them."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
+
+from app.client import Edited, Progress
 
 
 @dataclass(frozen=True)
@@ -98,3 +100,23 @@ def events(*named: tuple[str, object]) -> bytes:
 
 def in_events(body: bytes, content_type: str = "text/event-stream") -> Answer:
     return Answer(body=body, headers={"Content-Type": content_type, "X-Request-Id": "r1"})
+
+
+DEEP = b"[" * 100_000
+"""JSON that no parser follows to its end."""
+TOLD = {
+    "image": "data:image/png;base64,cGljdHVyZQ==",
+    "seed": 3,
+    "steps_run": 2,
+    "start_timestep": 499.0,
+    "tokens_cut": 0,
+    "seconds": {"queue": 0.0015},
+}
+
+
+def ignore(progress: Progress) -> None:
+    """For tests that are not about progress."""
+
+
+Ask = Callable[..., Edited]
+"""`edit` of either client."""
