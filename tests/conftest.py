@@ -18,6 +18,8 @@ from tests.support.hub import HUB_PORT
 from tests.support.paths import ROOT
 
 if TYPE_CHECKING:
+    from diffusers import StableDiffusionXLImg2ImgPipeline
+
     from tests.support.servers import StartServer
 
 # The hub client reads this when it is imported. Each test process has a hub of its own, and reaches no other.
@@ -110,6 +112,19 @@ NPM_CI = (
 )
 OWN_MISTAKES = {"EUSAGE", "EINTEGRITY", "EJSONPARSE"}
 """npm's codes for a lock that does not belong to its package.json, or that means another package than there is."""
+
+
+@pytest.fixture(scope="session")
+def oracle(tiny_checkpoint: Path) -> "StableDiffusionXLImg2ImgPipeline":
+    """diffusers' own pipeline with that checkpoint."""
+    import torch
+    from diffusers import StableDiffusionXLImg2ImgPipeline
+
+    pipe = StableDiffusionXLImg2ImgPipeline.from_pretrained(
+        tiny_checkpoint, variant="fp16", dtype=torch.float32, use_safetensors=True, add_watermarker=False
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
 
 
 @pytest.fixture(scope="session")

@@ -61,7 +61,11 @@ def test_a_revision_of_ones_own_is_taken() -> None:
 
 
 @pytest.mark.parametrize("name", ["no-such-folder", "./no/such", "a/b/c", "../x", "sd_xl_turbo_1.0.safetensors"])
-def test_a_model_that_is_neither_word_nor_folder_nor_hub_id_is_refused_with_the_choices(name: str) -> None:
+def test_a_model_that_is_neither_word_nor_folder_nor_hub_id_is_refused_with_the_choices(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
     with pytest.raises(CheckpointError, match="none of: auto, embedded"):
         checkpoint.resolve_model(name, "cpu")
 

@@ -1,54 +1,14 @@
 """The demo, from end to end, with the real embedded model."""
 
-import os
-import re
 import shutil
 import signal
 import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from tests.support.images import opened
+from tests.support.demo import demo
 from tests.support.paths import ROOT
-
-
-@contextmanager
-def demo(folder: Path, *arguments: str) -> "Iterator[subprocess.Popen[str]]":
-    """`scripts/demo.py`, called from a folder that is not the checkout."""
-    command = [sys.executable, str(ROOT / "scripts/demo.py"), *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "IMG2IMG_DEVICES": "cpu"}
-    with subprocess.Popen(
-        command,
-        cwd=folder,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=heed_ctrl_c,
-    ) as process:
-        yield process
-
-
-def heed_ctrl_c() -> None:
-    """As in a terminal: a shell that starts the tests in the background makes them and their children deaf to it."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
-def test_the_demo_makes_a_picture_and_says_how_long_each_stage_took(tmp_path: Path) -> None:
-    options = ["--output", "new/out.png", "--seed", "9", "--steps", "2", "--strength", "1", "--model", "embedded"]
-    with demo(tmp_path, *options) as process:
-        said, failed = process.communicate(timeout=300)
-    assert process.returncode == 0, failed
-    assert opened((tmp_path / "new/out.png").read_bytes()).size == (512, 512)
-    assert "Saved new/out.png\nSeed 9, 2 steps, by embedded on cpu in float32.\n" in said
-    assert said.count("The embedded model is small") == 1
-    for stage in ("start-up", "queue", "decode", "encode_prompt", "encode_image", "denoise", "vae", "png", "request"):
-        assert re.search(rf"{stage}.* \d+\.\d\d\d ", said), stage
-    assert re.search(r"Peak memory of the worker: [\d,]+ MB", said)
 
 
 def test_a_service_that_does_not_start_is_told_with_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

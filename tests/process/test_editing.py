@@ -1,10 +1,6 @@
 """`img2img edit --local`, mostly with the torch-free model."""
 
-import json
 import logging
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -84,15 +80,3 @@ def test_a_model_that_cannot_be_loaded_is_told_in_one_sentence(png: bytes, capsy
 
 def test_loading_does_not_use_up_the_time_that_a_picture_has(png: bytes) -> None:
     assert edit(png, {"seed": 1}, model="slow", deadline_seconds=0.5).seed == 1
-
-
-def test_the_program_makes_a_picture_with_the_embedded_model(tmp_path: Path, png: bytes) -> None:
-    (tmp_path / "in.png").write_bytes(png)
-    options = ["--local", "--model", "embedded", "--device", "cpu", "--seed", "1", "--json"]
-    command = [sys.executable, "-m", "app", "edit", str(tmp_path / "in.png"), "-p", "wizard", "-o", str(tmp_path)]
-    done = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    facts = json.loads(done.stdout)
-    assert facts["path"] == str(tmp_path / "in-1.png")
-    assert opened(Path(facts["path"]).read_bytes()).size == (512, 512)
-    assert "Step 3 of 3" in done.stderr

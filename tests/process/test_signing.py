@@ -1,7 +1,6 @@
 """Signed pictures, as the C2PA library's own reader sees them, and certificates that cannot sign."""
 
 import io
-import json
 import os
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 from cryptography.hazmat.primitives.asymmetric.types import CertificateIssuerPrivateKeyTypes
 from PIL import Image
 
+from app.cli.edit import edit_here
 from app.client import Img2Img
 from app.errors import Misconfigured, SigningFailed
 from app.imaging.c2pa import Signer, signer
@@ -24,6 +24,7 @@ from app.imaging.encode import DIGITAL_SOURCE_TYPE
 from app.pixels import OutputFormat
 from app.settings import Settings
 from tests.support.certificates import Authority, read
+from tests.support.fakes import FAKE
 from tests.support.http import post, sample
 from tests.support.images import noise, saved
 from tests.support.servers import run_server
@@ -269,27 +270,11 @@ def test_a_picture_that_cannot_be_signed_is_not_made_and_nobody_is_sent_to_ask_f
         assert post(url, PNG).is_success
 
 
-def test_what_is_made_without_a_service_is_signed_too(
-    authority: Authority, files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_image_edited_without_a_service_is_signed(
+    authority: Authority, files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "picture.png").write_bytes(PNG)
     monkeypatch.setenv("IMG2IMG_C2PA_CERTIFICATE", str(files[0]))
     monkeypatch.setenv("IMG2IMG_C2PA_KEY", str(files[1]))
-    command = [
-        "edit",
-        "picture.png",
-        "--prompt",
-        "a wizard",
-        "--local",
-        "--model",
-        "embedded",
-        "--output",
-        "out.png",
-        "--json",
-    ]
-    done = subprocess.run(
-        [sys.executable, "-m", "app", *command], cwd=tmp_path, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
-    assert "sign" in json.loads(done.stdout)["seconds"]
-    assert read((tmp_path / "out.png").read_bytes(), "image/png", authority)[0] == "Trusted"
+    edited = edit_here(PNG, {"prompt": "a wizard"}, Settings(devices="cpu"), FAKE)
+    assert "sign" in edited.seconds
+    assert read(edited.data, "image/png", authority)[0] == "Trusted"
