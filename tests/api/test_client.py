@@ -38,7 +38,7 @@ def refusal(client: Img2Img, png: bytes) -> Img2ImgError | None:
     return None
 
 
-def test_a_picture_comes_back_with_all_that_the_service_says_of_it(server: str, png: bytes) -> None:
+def test_edit_returns_the_image_and_its_facts(server: str, png: bytes) -> None:
     with Img2Img(server + "/") as client:
         edited = client.edit(png, "word " * 80, num_inference_steps=10, strength=0.5, seed=7, output_format="webp")
     assert opened(edited.data).format == "WEBP"
@@ -49,7 +49,7 @@ def test_a_picture_comes_back_with_all_that_the_service_says_of_it(server: str, 
     assert edited.seconds["denoise"] == pytest.approx(0.003)
 
 
-def test_only_what_is_given_is_sent(png: bytes) -> None:
+def test_edit_sends_only_the_given_fields(png: bytes) -> None:
     with canned(PICTURE) as server, Img2Img(server.url) as client:
         edited = client.edit(png, "wizard")
         client.edit(
@@ -78,7 +78,7 @@ def test_only_what_is_given_is_sent(png: bytes) -> None:
     assert edited == Edited(b"picture", "image/png", 3, 2, 499.0, 0, "r1", {"queue": 0.0015, "png": 0.02})
 
 
-def test_a_picture_may_be_bytes_a_path_or_an_open_file(server: str, png: bytes, tmp_path: Path) -> None:
+def test_image_may_be_bytes_a_path_or_an_open_file(server: str, png: bytes, tmp_path: Path) -> None:
     path = tmp_path / "in.png"
     path.write_bytes(png)
     with Img2Img(server) as client, path.open("rb") as file:
@@ -86,13 +86,13 @@ def test_a_picture_may_be_bytes_a_path_or_an_open_file(server: str, png: bytes, 
     assert len(set(pictures)) == 1
 
 
-def test_an_answer_is_saved_over_what_was_there(tmp_path: Path) -> None:
+def test_save_overwrites_the_file(tmp_path: Path) -> None:
     edited = Edited(b"new", "image/png", 1, 1, 0.0, 0, "", {})
     (tmp_path / "out.png").write_bytes(b"longer than that")
     assert edited.save(str(tmp_path / "out.png")).read_bytes() == b"new"
 
 
-def test_a_refusal_says_which_field_and_what_to_do(server: str, png: bytes) -> None:
+def test_refusal_names_the_field_and_says_what_to_do(server: str, png: bytes) -> None:
     with Img2Img(server) as client, pytest.raises(Img2ImgError, match=r"at least 0\.25") as caught:
         client.edit(png, "x", strength=0.1)
     error = caught.value
@@ -102,13 +102,13 @@ def test_a_refusal_says_which_field_and_what_to_do(server: str, png: bytes) -> N
     assert str(pickle.loads(pickle.dumps(error))) == error.detail
 
 
-def test_a_failure_of_the_service_is_not_tried_again(server: str, png: bytes) -> None:
+def test_failure_of_the_service_is_not_retried(server: str, png: bytes) -> None:
     with Img2Img(server) as client, pytest.raises(Img2ImgError) as caught:
         client.edit(png, "finish=nan")
     assert (caught.value.status, caught.value.code) == (500, "non_finite_result")
 
 
-def test_a_client_waits_for_its_place_in_a_full_queue(
+def test_client_waits_for_a_place_in_a_full_queue(
     start_server: Callable[..., AbstractContextManager[str]], png: bytes
 ) -> None:
     with start_server(queue_size=1) as url, Img2Img(url) as first, Img2Img(url, retries=0) as impatient:
@@ -124,7 +124,7 @@ def test_a_client_waits_for_its_place_in_a_full_queue(
         thread.join()
 
 
-def test_a_busy_service_is_asked_again_as_often_as_allowed() -> None:
+def test_busy_service_is_retried_as_often_as_allowed() -> None:
     with canned(problem(503, BUSY), problem(503, BUSY), PICTURE) as server, Img2Img(server.url) as client:
         assert client.edit(b"x", "").data == b"picture"
         assert len(server.asked) == 3
@@ -144,7 +144,7 @@ def test_a_busy_service_is_asked_again_as_often_as_allowed() -> None:
     ],
     ids=["it says not to", "it does not say when", "it says much later", "it is broken, not busy"],
 )
-def test_a_service_is_not_asked_again_if(status: int, headers: dict[str, str]) -> None:
+def test_service_is_not_retried_if(status: int, headers: dict[str, str]) -> None:
     with canned(problem(status, headers)) as server, Img2Img(server.url) as client:
         with pytest.raises(Img2ImgError):
             client.edit(b"x", "")
@@ -152,7 +152,7 @@ def test_a_service_is_not_asked_again_if(status: int, headers: dict[str, str]) -
 
 
 @pytest.mark.parametrize("body", [b"<h1>Bad Gateway</h1>", b"[]"])
-def test_a_proxys_error_is_told_without_a_problem_document(body: bytes) -> None:
+def test_error_of_a_proxy_is_reported_by_its_status(body: bytes) -> None:
     with (
         canned(Answer(502, body)) as server,
         Img2Img(server.url) as client,
@@ -162,14 +162,14 @@ def test_a_proxys_error_is_told_without_a_problem_document(body: bytes) -> None:
     assert (caught.value.code, caught.value.request_id) == ("unknown", None)
 
 
-def test_where_nothing_listens_the_error_says_how_to_start_a_service() -> None:
+def test_error_without_a_server_says_how_to_start_one() -> None:
     with Img2Img(f"http://127.0.0.1:{free_port()}") as client:
         assert not client.ready()
         with pytest.raises(NoService, match="start one with `img2img serve`"):
             client.edit(b"x", "")
 
 
-def test_where_something_else_answers_the_error_says_so() -> None:
+def test_error_for_another_program_says_so() -> None:
     with canned(Answer(200, b"<h1>It works!</h1>")) as server, Img2Img(server.url) as client:
         with pytest.raises(NoService, match="another program"):
             client.edit(b"x", "")
@@ -177,14 +177,14 @@ def test_where_something_else_answers_the_error_says_so() -> None:
             client.health()
 
 
-def test_a_service_that_says_nothing_is_given_up() -> None:
+def test_service_that_sends_nothing_times_out() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
         with Img2Img(url, timeout=0.2) as client, pytest.raises(NoService, match=r"did not answer within 0\.2 s"):
             client.edit(b"x", "")
 
 
-def test_a_service_that_goes_away_in_the_middle_is_told() -> None:
+def test_broken_connection_is_reported() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def hang_up() -> None:
@@ -200,7 +200,7 @@ def test_a_service_that_goes_away_in_the_middle_is_told() -> None:
         thread.join()
 
 
-def test_readiness_can_be_asked_and_waited_for(start_server: Callable[..., AbstractContextManager[str]]) -> None:
+def test_client_waits_until_ready(start_server: Callable[..., AbstractContextManager[str]]) -> None:
     with start_server(model="slow", wait=False) as url, Img2Img(url) as client:
         assert client.health() == {"status": "starting"}
         assert not client.ready()
@@ -212,27 +212,25 @@ def test_readiness_can_be_asked_and_waited_for(start_server: Callable[..., Abstr
 
 
 @pytest.mark.parametrize("url", ["localhost:8000", "http://", "ftp://host", "http://host:port", ""])
-def test_a_url_that_is_none_is_refused(url: str) -> None:
+def test_invalid_url_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match="is not an http:// or https:// URL"):
         Img2Img(url)
 
 
-def test_a_proxy_in_the_environment_does_not_hide_a_service_on_this_machine(
-    server: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_loopback_service_is_reached_past_a_proxy(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{free_port()}")
     with Img2Img(server) as client:
         assert client.ready()
 
 
-def test_the_client_needs_neither_the_models_nor_the_services_libraries() -> None:
+def test_client_imports_no_library_of_model_or_service() -> None:
     code = "import sys, app.client; print({'torch', 'fastapi', 'starlette', 'pydantic', 'PIL'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
 
 
 class TestProgress:
-    def test_each_step_and_preview_is_told_and_the_picture_is_the_same(self, server: str, png: bytes) -> None:
+    def test_progress_has_each_step_and_preview(self, server: str, png: bytes) -> None:
         seen: list[Progress] = []
         arguments: dict[str, Any] = {"num_inference_steps": 4, "strength": 1.0, "seed": 3, "output_format": "webp"}
         with Img2Img(server) as client:
@@ -245,7 +243,7 @@ class TestProgress:
         assert set(edited.seconds) == set(plain.seconds)
         assert edited.request_id
 
-    def test_who_waits_is_told_how_many_are_before(self, start_server: StartServer, png: bytes) -> None:
+    def test_progress_has_the_queue_position(self, start_server: StartServer, png: bytes) -> None:
         seen: list[Progress] = []
         with start_server(max_batch=1) as url, Img2Img(url) as client:
             other = threading.Thread(target=client.edit, args=(png, "tick=0.3"))
@@ -255,7 +253,7 @@ class TestProgress:
             other.join()
         assert [one.ahead for one in seen if one.ahead is not None][:1] == [1]
 
-    def test_a_failure_on_the_way_and_a_refusal_before_are_errors_as_ever(self, server: str, png: bytes) -> None:
+    def test_error_before_or_during_the_stream_is_raised(self, server: str, png: bytes) -> None:
         with Img2Img(server) as client:
             with pytest.raises(Img2ImgError) as failed:
                 client.edit(png, "fail_at=1", on_progress=lambda progress: None)
@@ -264,11 +262,11 @@ class TestProgress:
                 client.edit(png, "x", strength=0.1, on_progress=lambda progress: None)
             assert (refused.value.status, refused.value.param) == (422, "strength")
 
-    def test_a_service_that_has_no_events_sends_the_picture(self, png: bytes) -> None:
+    def test_service_without_events_sends_the_image(self, png: bytes) -> None:
         with canned(PICTURE) as other, Img2Img(other.url) as client:
             assert client.edit(png, "x", on_progress=lambda progress: None).seed == 3
 
-    def test_events_without_a_picture_are_another_program_s(self, png: bytes) -> None:
+    def test_events_without_an_image_are_another_program_s(self, png: bytes) -> None:
         answer = Answer(body=b"event: news\ndata: {}\n\n", headers={"Content-Type": "text/event-stream"})
         with canned(answer) as other, Img2Img(other.url) as client, pytest.raises(NoService, match="another"):
             client.edit(png, "x", on_progress=lambda progress: None)
@@ -277,7 +275,7 @@ class TestProgress:
 class TestAsynchronous:
     """The same on an event loop."""
 
-    def test_it_makes_the_same_picture(self, server: str, png: bytes) -> None:
+    def test_async_client_makes_the_same_image(self, server: str, png: bytes) -> None:
         async def ask() -> tuple[Edited, list[Progress]]:
             seen: list[Progress] = []
             async with AsyncImg2Img(server) as client:
@@ -293,7 +291,7 @@ class TestAsynchronous:
             assert client.edit(png, "x", seed=3).data == edited.data
         assert [one.step for one in seen] == [1, 2, 3]
 
-    def test_a_coroutine_function_is_awaited_for_each_step(self, server: str, png: bytes) -> None:
+    def test_coroutine_callback_is_awaited_for_each_step(self, server: str, png: bytes) -> None:
         async def ask() -> list[int]:
             seen: list[int] = []
 
@@ -307,14 +305,14 @@ class TestAsynchronous:
 
         assert asyncio.run(ask()) == [1, 2, 3]
 
-    def test_several_at_once(self, server: str, png: bytes) -> None:
+    def test_async_client_sends_several_at_once(self, server: str, png: bytes) -> None:
         async def ask() -> list[Edited]:
             async with AsyncImg2Img(server) as client:
                 return list(await asyncio.gather(*(client.edit(png, "x", seed=seed) for seed in range(4))))
 
         assert [edited.seed for edited in asyncio.run(ask())] == [0, 1, 2, 3]
 
-    def test_it_waits_as_it_is_told_and_tries_again(self, png: bytes) -> None:
+    def test_async_client_waits_and_retries(self, png: bytes) -> None:
         async def ask(url: str) -> Edited:
             async with AsyncImg2Img(url) as client:
                 return await client.edit(png, "x")
@@ -323,7 +321,7 @@ class TestAsynchronous:
             assert asyncio.run(ask(server.url)).seed == 3
             assert len(server.asked) == 2
 
-    def test_refusals_and_absence_are_its_errors_too(self, server: str, png: bytes) -> None:
+    def test_async_client_raises_the_same_errors(self, server: str, png: bytes) -> None:
         async def ask(url: str, strength: float) -> bool:
             async with AsyncImg2Img(url) as client:
                 await client.edit(png, "x", strength=strength)
@@ -334,7 +332,7 @@ class TestAsynchronous:
         with pytest.raises(NoService, match="No service answers"):
             asyncio.run(ask(f"http://127.0.0.1:{free_port()}", 1.0))
 
-    def test_it_can_wait_in_vain(self) -> None:
+    def test_async_client_times_out_when_never_ready(self) -> None:
         async def wait() -> None:
             async with AsyncImg2Img(f"http://127.0.0.1:{free_port()}") as client:
                 await client.wait_until_ready(0.1)

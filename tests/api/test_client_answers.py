@@ -28,28 +28,28 @@ class TestRefusals:
         "body",
         [FASTAPI, b'{"code": 7, "detail": null, "param": ["x"]}', b'{"detail": ""}', b"<h1>No</h1>", b"\xff", DEEP],
     )
-    def test_what_is_no_sentence_is_told_by_its_status(self, ask: Ask, body: bytes) -> None:
+    def test_error_without_a_text_is_reported_by_its_status(self, ask: Ask, body: bytes) -> None:
         with canned(Answer(422, body)) as server, pytest.raises(Img2ImgError) as caught:
             ask(server.url)
         error = caught.value
         assert str(error).startswith(f"{server.url} answered 422 Unprocessable ")
         assert (error.status, error.code, error.param) == (422, "unknown", None)
 
-    def test_a_sentence_of_another_program_is_told(self, ask: Ask) -> None:
+    def test_text_of_another_program_is_reported(self, ask: Ask) -> None:
         with (
             canned(Answer(400, b'{"detail": "No, thanks"}')) as server,
             pytest.raises(Img2ImgError, match="No, thanks"),
         ):
             ask(server.url)
 
-    def test_where_there_is_no_such_route_there_is_no_service(self, ask: Ask) -> None:
+    def test_missing_route_is_another_program(self, ask: Ask) -> None:
         with (
             canned(Answer(404, b'{"detail": "Not Found"}')) as server,
             pytest.raises(NoService, match="without a path"),
         ):
             ask(server.url)
 
-    def test_a_status_without_a_phrase_ends_like_a_sentence(self) -> None:
+    def test_status_without_a_phrase_ends_with_a_full_stop(self) -> None:
         with (
             canned(Answer(599)) as server,
             pytest.raises(Img2ImgError, match=r"answered 599\.$"),
@@ -74,7 +74,7 @@ class TestPictures:
             {"X-Prompt-Tokens-Cut": "9" * 5000},
         ],
     )
-    def test_headers_that_no_service_sends_are_another_programs(self, ask: Ask, headers: dict[str, str | None]) -> None:
+    def test_unreadable_headers_are_another_program_s(self, ask: Ask, headers: dict[str, str | None]) -> None:
         sent = {name: value for name, value in {**PICTURE.headers, **headers}.items() if value is not None}
         with canned(Answer(body=b"picture", headers=sent)) as server, pytest.raises(NoService, match="another program"):
             ask(server.url)
@@ -87,12 +87,12 @@ class TestPictures:
             ("cdn;desc=HIT, edge;dur=4;desc=x, queue;dur=1.5", {"edge": 0.004, "queue": 0.0015}),
         ],
     )
-    def test_of_times_only_what_can_be_read_is_told(self, timing: str, seconds: dict[str, float]) -> None:
+    def test_unreadable_times_are_left_out(self, timing: str, seconds: dict[str, float]) -> None:
         answer = Answer(body=b"picture", headers={**PICTURE.headers, "Server-Timing": timing})
         with canned(answer) as server, Img2Img(server.url) as client:
             assert client.edit(b"x", "").seconds == seconds
 
-    def test_a_proxy_may_drop_the_request_id_and_name_a_charset(self) -> None:
+    def test_response_without_request_id_and_with_charset_is_read(self) -> None:
         headers = {name: value for name, value in PICTURE.headers.items() if name != "X-Request-Id"}
         answer = Answer(body=b"picture", headers={**headers, "Content-Type": "Image/PNG; charset=utf-8"})
         with canned(answer) as server, Img2Img(server.url) as client:
@@ -107,7 +107,7 @@ def busy(status: int = 503, **members: object) -> Answer:
 
 class TestTryingAgain:
     @pytest.mark.parametrize("status", [503, 429])
-    def test_a_service_that_gets_too_busy_on_the_way_is_asked_again(self, ask: Ask, status: int) -> None:
+    def test_stream_that_ends_as_busy_is_retried(self, ask: Ask, status: int) -> None:
         seen: list[Progress] = []
         done = in_events(events(("step", {"step": 1, "steps": 2}), ("picture", TOLD)))
         with canned(busy(status, retry_after=0), busy(status, retry_after=-5), done) as server:
@@ -115,14 +115,14 @@ class TestTryingAgain:
             assert len(server.asked) == 3
         assert [one.step for one in seen] == [1, 1, 1]
 
-    def test_it_may_answer_in_another_way_then(self, ask: Ask) -> None:
+    def test_retry_may_be_answered_in_another_format(self, ask: Ask) -> None:
         torn = in_events(events(("picture", {**TOLD, "seed": 9}), ("error", {"status": 503, "retry_after": 0})))
         with canned(torn, problem(503, BUSY), PICTURE) as server:
             assert ask(server.url, on_progress=ignore).seed == 3
         with canned(torn, in_events(b"")) as server, pytest.raises(NoService, match="ended before the image"):
             ask(server.url, on_progress=ignore)
 
-    def test_all_tries_are_counted_together(self, ask: Ask) -> None:
+    def test_retries_are_counted_together(self, ask: Ask) -> None:
         with canned(problem(503, BUSY), busy(retry_after=0)) as server:
             with pytest.raises(Img2ImgError, match="Too busy") as caught:
                 ask(server.url, on_progress=ignore)
@@ -141,17 +141,13 @@ class TestTryingAgain:
             busy(500, retry_after=0),
         ],
     )
-    def test_it_is_not_asked_again_if_it_does_not_say_when_or_much_later_or_is_broken(
-        self, ask: Ask, answer: Answer
-    ) -> None:
+    def test_no_retry_without_a_usable_retry_after(self, ask: Ask, answer: Answer) -> None:
         with canned(answer) as server:
             with pytest.raises(Img2ImgError, match="Too busy"):
                 ask(server.url, on_progress=ignore)
             assert len(server.asked) == 1
 
-    def test_a_real_service_that_runs_out_of_memory_on_the_way_is_asked_again(
-        self, start_server: StartServer, png: bytes
-    ) -> None:
+    def test_out_of_memory_during_the_stream_is_retried(self, start_server: StartServer, png: bytes) -> None:
         def steps(url: str, retries: int) -> int:
             seen: list[Progress] = []
             with Img2Img(url, retries=retries) as client, pytest.raises(Img2ImgError) as caught:
@@ -165,12 +161,12 @@ class TestTryingAgain:
     @pytest.mark.parametrize(
         "date", ["Sun, 06 Nov 1994 08:49:37 GMT", "Sunday, 06-Nov-94 08:49:37 GMT", "Sun Nov  6 08:49:37 1994"]
     )
-    def test_a_date_that_has_come_is_not_waited_for(self, ask: Ask, date: str) -> None:
+    def test_retry_after_of_a_past_date_is_no_wait(self, ask: Ask, date: str) -> None:
         with canned(problem(503, {"Retry-After": date}), PICTURE) as server:
             assert ask(server.url).seed == 3
             assert len(server.asked) == 2
 
-    def test_a_date_is_waited_for(self) -> None:
+    def test_retry_after_of_a_date_is_waited_for(self) -> None:
         date = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=2)
         with (
             canned(problem(503, {"Retry-After": format_datetime(date, usegmt=True)}), PICTURE) as server,
@@ -186,7 +182,7 @@ class TestTryingAgain:
             f"Mon, {'9' * 30} Jan 2020 00:00:00 GMT",
         ],
     )
-    def test_neither_a_date_much_later_nor_nonsense_is(self, ask: Ask, value: str) -> None:
+    def test_retry_after_too_late_or_malformed_is_not_waited_for(self, ask: Ask, value: str) -> None:
         with canned(problem(503, {"Retry-After": value.encode().decode("latin-1")})) as server:
             with pytest.raises(Img2ImgError, match="Too busy"):
                 ask(server.url)
@@ -196,7 +192,7 @@ class TestTryingAgain:
 @pytest.mark.parametrize(
     "body", [b'{"status": "ready"}', b'{"status": "ready", "model": "x"}', b'{"status": "ok"}', b"[]", DEEP]
 )
-def test_health_of_another_program_is_not_taken_for_a_services(body: bytes) -> None:
+def test_health_of_another_program_raises_no_service(body: bytes) -> None:
     with canned(Answer(200, body)) as server, Img2Img(server.url) as client:
         assert not client.ready()
         with pytest.raises(NoService, match="another program"):

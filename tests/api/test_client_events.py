@@ -84,7 +84,7 @@ FORMS: dict[str, Callable[[bytes], bytes]] = {
 
 class TestEvents:
     @pytest.mark.parametrize("form", FORMS)
-    def test_every_form_that_the_standard_allows_is_understood(self, ask: Ask, stream: bytes, form: str) -> None:
+    def test_each_form_of_events_in_the_standard_is_read(self, ask: Ask, stream: bytes, form: str) -> None:
         told: list[Progress] = []
         seen: list[Progress] = []
         with canned(in_events(stream), in_events(FORMS[form](stream))) as server:
@@ -93,20 +93,20 @@ class TestEvents:
         assert seen == told
         assert [one.step for one in seen if one.steps] == [1, 2, 3]
 
-    def test_they_are_in_utf_8_whatever_the_header_says_and_its_letters_may_be_capitals(self, ask: Ask) -> None:
+    def test_events_are_utf_8_whatever_the_header_says(self, ask: Ask) -> None:
         body = 'event: error\ndata: {"status": 500, "detail": "Zu kalt: ☃"}\n\n'.encode()
         answer = in_events(body, "Text/Event-Stream ; charset=iso-8859-1")
         with canned(answer) as server, pytest.raises(Img2ImgError, match=r"^Zu kalt: ☃$"):
             ask(server.url, on_progress=ignore)
 
-    def test_characters_and_ends_of_lines_may_be_torn(self, ask: Ask) -> None:
+    def test_events_cut_anywhere_are_read(self, ask: Ask) -> None:
         body = 'event: error\r\ndata: {"status": 500, "detail": "Zu kalt: ☃"}\r\n\r\n'.encode()
         places = [0, body.index(b"\r\n") + 1, body.index("☃".encode()) + 1, len(body) - 3, len(body) - 1, len(body)]
         pieces = [body[start:end] for start, end in pairwise(places)]
         with in_pieces(*pieces) as url, pytest.raises(Img2ImgError, match=r"^Zu kalt: ☃$"):
             ask(url, on_progress=ignore)
 
-    def test_a_picture_that_nothing_compresses_comes_too(self, ask: Ask, server: str) -> None:
+    def test_event_with_an_incompressible_image_is_read(self, ask: Ask, server: str) -> None:
         buffer = io.BytesIO()
         Image.frombytes("RGB", (512, 512), random.Random(0).randbytes(512 * 512 * 3)).save(buffer, "PNG")
         edited = ask(server, buffer.getvalue(), on_progress=ignore, seed=3)
@@ -134,29 +134,29 @@ class TestEvents:
             events(("error", {"status": 200, "detail": "no"})),
         ],
     )
-    def test_events_that_no_service_sends_are_another_programs(self, ask: Ask, body: bytes) -> None:
+    def test_unreadable_events_are_another_program_s(self, ask: Ask, body: bytes) -> None:
         with canned(in_events(body)) as server, pytest.raises(NoService, match="another program"):
             ask(server.url, on_progress=ignore)
 
-    def test_a_newer_service_may_tell_more_of_a_picture(self, ask: Ask) -> None:
+    def test_unknown_members_of_an_event_are_ignored(self, ask: Ask) -> None:
         with canned(in_events(events(("picture", {**TOLD, "mood": "good"})))) as server:
             assert ask(server.url, on_progress=ignore) == Edited(
                 b"picture", "image/png", 3, 2, 499.0, 0, "r1", {"queue": 0.0015}
             )
 
-    def test_events_that_nobody_asked_for_are_read_all_the_same(self, ask: Ask, stream: bytes) -> None:
+    def test_events_that_were_not_requested_are_read(self, ask: Ask, stream: bytes) -> None:
         with canned(in_events(stream), in_events(b"data: {}\n\n")) as server:
             assert ask(server.url).seed == 3
             with pytest.raises(NoService, match="another program"):
                 ask(server.url)
 
     @pytest.mark.parametrize("end", [0, 7, -2, -100, None])
-    def test_a_stream_that_ends_before_the_picture_broke_off(self, ask: Ask, stream: bytes, end: int | None) -> None:
+    def test_stream_that_ends_before_the_image_is_reported(self, ask: Ask, stream: bytes, end: int | None) -> None:
         body = stream[: stream.index(b"event: picture")] if end is None else stream[: end or 0]
         with canned(in_events(body)) as server, pytest.raises(NoService, match="ended before the image"):
             ask(server.url, on_progress=ignore)
 
-    def test_an_error_without_a_sentence_is_told_by_its_status(self, ask: Ask) -> None:
+    def test_error_event_without_a_text_is_reported_by_its_status(self, ask: Ask) -> None:
         answer = in_events(events(("error", {"status": 500, "detail": [1]})))
         with canned(answer) as server, pytest.raises(Img2ImgError, match=r"answered 500\.$") as caught:
             ask(server.url, on_progress=ignore)

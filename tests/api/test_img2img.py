@@ -41,7 +41,7 @@ def test_the_same_seed_gives_the_same_bytes_and_a_random_one_is_told(server: str
     assert post(server, png).headers["x-seed"] != first.headers["x-seed"]
 
 
-def test_a_prompt_that_was_cut_is_told(server: str, png: bytes) -> None:
+def test_edit_reports_a_prompt_that_was_cut(server: str, png: bytes) -> None:
     assert post(server, png, prompt="word " * 100).headers["x-prompt-tokens-cut"] == "25"
 
 

@@ -46,17 +46,17 @@ def words(text: str) -> str:
     return re.sub(r"[\s│]+", " ", text)
 
 
-def test_the_version_is_shown() -> None:
+def test_version_is_shown() -> None:
     done = run_program("--version")
     assert (done.returncode, done.stdout) == (0, f"{__version__}\n".encode())
 
 
-def test_importing_the_program_runs_nothing() -> None:
+def test_import_of_the_program_runs_nothing() -> None:
     done = subprocess.run([sys.executable, "-c", "import app.__main__"], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("", "")
 
 
-def test_the_help_lists_the_commands_and_the_exit_codes() -> None:
+def test_help_lists_commands_and_exit_codes() -> None:
     text = words(run_cli("--help").output)
     for command in ("serve", "edit", "download", "health", "doctor"):
         assert f" {command} " in text
@@ -66,7 +66,7 @@ def test_the_help_lists_the_commands_and_the_exit_codes() -> None:
     ) in text
 
 
-def test_the_choices_of_edit_are_those_of_the_service() -> None:
+def test_choices_of_edit_are_those_of_the_service() -> None:
     text = words(run_cli("edit", "--help", env={"COLUMNS": "200"}).output)
     assert f"<{'|'.join(Fit)}>" in text
     assert f"<{'|'.join(OutputFormat)}>" in text
@@ -83,7 +83,7 @@ def test_help_and_health_load_no_model_library_and_no_web_framework(server: str)
 
 
 class TestEdit:
-    def test_the_picture_goes_where_it_is_said_to_go(self, edit: RunEdit, folder: Path) -> None:
+    def test_result_is_written_to_the_named_file_or_folder(self, edit: RunEdit, folder: Path) -> None:
         result = edit("-o", "out.png")
         assert (result.exit_code, result.stdout) == (0, "")
         assert result.stderr.endswith("s\n")
@@ -98,7 +98,7 @@ class TestEdit:
             (["--format", "webp"], ["in-5.webp", "in-5-2.webp", "in-5-3.webp"]),
         ],
     )
-    def test_a_name_that_nobody_chose_holds_the_seed_and_takes_no_files_place(
+    def test_default_file_name_has_the_seed_and_overwrites_no_file(
         self, edit: RunEdit, folder: Path, arguments: list[str], names: list[str]
     ) -> None:
         (folder / "pictures").mkdir()
@@ -116,13 +116,13 @@ class TestEdit:
             (["-o", "out.png", "--format", "webp"], "out.png", "WEBP"),
         ],
     )
-    def test_the_format_is_the_one_asked_for_or_that_of_the_files_ending(
+    def test_format_is_the_requested_one_or_that_of_the_file_name(
         self, edit: RunEdit, folder: Path, arguments: list[str], name: str, expected: str
     ) -> None:
         assert edit(*arguments).exit_code == 0
         assert opened((folder / name).read_bytes()).format == expected
 
-    def test_every_option_reaches_the_service(self, folder: Path, server: str) -> None:
+    def test_each_option_reaches_the_service(self, folder: Path, server: str) -> None:
         options = "--negative-prompt y --steps 10 --strength 0.5 --guidance-scale 2 --seed 7 --fit pad --format webp"
         result = run_cli("edit", "in.png", "--prompt", "x", "--url", server, "--json", *options.split())
         facts = json.loads(result.stdout)
@@ -133,20 +133,20 @@ class TestEdit:
             *("path", "media_type", "seed", "steps_run", "start_timestep", "tokens_cut", "request_id", "seconds"),
         }
 
-    def test_a_pipe_may_be_read_and_written(self, server: str, png: bytes) -> None:
+    def test_edit_reads_and_writes_pipes(self, server: str, png: bytes) -> None:
         done = run_program("edit", "-", "-p", "x", "-o", "-", "--url", server, input=png)
         assert done.returncode == 0
         assert opened(done.stdout).format == "PNG"
         assert b"Standard output: seed " in done.stderr
 
-    def test_a_picture_from_a_pipe_gets_a_name_too(self, folder: Path, server: str, png: bytes) -> None:
+    def test_image_from_a_pipe_gets_a_file_name(self, folder: Path, server: str, png: bytes) -> None:
         result = run_cli("edit", "-", "-p", "x", "--seed", "5", "--url", server, input=png)
         assert (result.exit_code, opened((folder / "img2img-5.png").read_bytes()).format) == (0, "PNG")
 
-    def test_a_single_step_is_no_plural(self, edit: RunEdit) -> None:
+    def test_summary_of_a_single_step_has_no_plural(self, edit: RunEdit) -> None:
         assert ": seed 5, 1 step, " in edit("--steps", "1", "--strength", "1").stderr
 
-    def test_a_prompt_that_was_cut_is_told(self, edit: RunEdit) -> None:
+    def test_edit_reports_a_prompt_that_was_cut(self, edit: RunEdit) -> None:
         assert "The prompt's last 5 tokens have no effect" in edit("-p", "word " * 80).stderr
 
     @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ class TestEdit:
             (["--url", "localhost"], "localhost is not an http:// or https:// URL."),
         ],
     )
-    def test_wrong_usage_is_told_before_any_work(
+    def test_wrong_usage_is_reported_before_any_work(
         self, edit: RunEdit, folder: Path, arguments: list[str], sentence: str
     ) -> None:
         result = edit(*(argument.replace("{name}", folder.name) for argument in arguments))
@@ -172,18 +172,18 @@ class TestEdit:
         assert [path.name for path in folder.iterdir()] == ["in.png"]
 
     @pytest.mark.parametrize("output", ["out.png", "here.png"])
-    def test_a_picture_that_is_not_there_cannot_be_read(self, folder: Path, output: str) -> None:
+    def test_missing_input_file_is_reported(self, folder: Path, output: str) -> None:
         (folder / "here.png").touch()
         result = run_cli("edit", "missing.png", "-p", "x", "-o", output)
         assert result.exit_code == 2
         assert "missing.png cannot be read: No such file or directory." in result.stderr
 
-    def test_a_full_disk_is_told(self, edit: RunEdit) -> None:
+    def test_full_disk_is_reported(self, edit: RunEdit) -> None:
         result = edit("-o", "/dev/full", "--format", "png")
         assert result.exit_code == 1
         assert "The image cannot be saved: [Errno 28]" in result.stderr
 
-    def test_a_terminal_is_neither_read_nor_written(self, tmp_path: Path, server: str) -> None:
+    def test_edit_neither_reads_nor_writes_a_terminal(self, tmp_path: Path, server: str) -> None:
         ours, theirs = pty.openpty()
         try:
             command = [sys.executable, "-m", "app", "edit", "-p", "x", "--url", server]
@@ -198,7 +198,7 @@ class TestEdit:
         assert b"A terminal cannot show an image" in to_terminal.stderr
         assert b"Standard input is a terminal" in from_terminal.stderr
 
-    def test_a_terminal_sees_progress_and_a_pipe_a_plain_line(
+    def test_progress_is_a_bar_on_a_terminal_and_lines_in_a_pipe(
         self, edit: RunEdit, server: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         assert edit().stderr.startswith(f"Waiting for {server} …\n")
@@ -214,14 +214,14 @@ class TestEdit:
             (["-p", "finish=nan"], 70, "values that are not numbers"),
         ],
     )
-    def test_the_exit_code_says_whose_fault_it_was(
+    def test_exit_code_tells_refusal_from_failure(
         self, edit: RunEdit, arguments: list[str], code: int, sentence: str
     ) -> None:
         result = edit(*arguments)
         assert (result.exit_code, result.stdout) == (code, "")
         assert sentence in result.stderr
 
-    def test_a_service_that_is_busy_or_not_there_is_unavailable(self, edit: RunEdit) -> None:
+    def test_busy_or_missing_service_exits_as_unavailable(self, edit: RunEdit) -> None:
         with canned(Answer(503)) as server:
             assert edit("--url", server.url).exit_code == 69
         result = edit("--url", f"http://127.0.0.1:{free_port()}")
@@ -239,7 +239,7 @@ class TestEdit:
             (in_events(events(("waiting", {"ahead": 1}))), 69, "ended before the image"),
         ],
     )
-    def test_a_server_of_another_kind_is_told_in_one_sentence(
+    def test_another_program_is_reported_in_one_sentence(
         self, edit: RunEdit, answer: Answer, code: int, sentence: str
     ) -> None:
         with canned(answer) as server:
@@ -251,6 +251,6 @@ class TestEdit:
         assert sentence in said[1]
 
     @pytest.mark.parametrize("variable", ["IMG2IMG_URL", "IMG2IMG_PORT"])
-    def test_the_environment_says_where_the_service_is(self, folder: Path, server: str, variable: str) -> None:
+    def test_url_of_the_service_comes_from_the_environment(self, folder: Path, server: str, variable: str) -> None:
         value = server if variable == "IMG2IMG_URL" else server.rpartition(":")[2]
         assert run_cli("edit", "in.png", "-p", "x", env={variable: value}).exit_code == 0

@@ -22,7 +22,7 @@ from tests.support.http import free_port
 
 
 class TestServe:
-    def test_every_wrong_setting_is_told_in_a_sentence(self) -> None:
+    def test_each_invalid_setting_is_reported_in_a_sentence(self) -> None:
         environment = {"IMG2IMG_MAX_BATCH": "0", "IMG2IMG_DEVICES": "gpu", "IMG2IMG_PORT": "1"}
         result = run_cli("serve", "--port", "77777", "--log-level", "loud", env=environment)
         assert result.exit_code == 2
@@ -47,12 +47,12 @@ class TestServe:
             ({"IMG2IMG_TICK_TIMEOUT_SECONDS": "1e-9"}, "IMG2IMG_TICK_TIMEOUT_SECONDS cannot be '1e-9': input should"),
         ],
     )
-    def test_the_variable_that_was_set_is_named(self, variables: dict[str, str], said: str) -> None:
+    def test_error_names_the_variable_that_is_set(self, variables: dict[str, str], said: str) -> None:
         result = run_cli("serve", env=variables)
         assert result.exit_code == 2
         assert result.stderr.startswith(f"img2img: {said}")
 
-    def test_a_service_listens_where_it_is_told_and_stops_cleanly_even_while_it_loads(self) -> None:
+    def test_serve_listens_on_its_address_and_stops_while_loading(self) -> None:
         port = str(free_port())
         command = [sys.executable, "-m", "app", "serve", "--host", "127.0.0.1", "--port", port, "--device", "cpu"]
         with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
@@ -68,29 +68,31 @@ class TestServe:
 
 
 class TestHealth:
-    def test_a_ready_service_is_found_by_the_servers_own_settings(self, server: str) -> None:
+    def test_health_finds_a_ready_service_by_its_settings(self, server: str) -> None:
         environment = {"IMG2IMG_PORT": server.rpartition(":")[2], "IMG2IMG_HOST": "0.0.0.0"}
         result = run_cli("health", env=environment)
         assert (result.exit_code, result.stdout, result.stderr) == (0, "", "Ready: fake on cpu.\n")
 
-    def test_a_service_that_loads_is_not_ready(self, start_server: Callable[..., AbstractContextManager[str]]) -> None:
+    def test_health_fails_while_the_service_loads(
+        self, start_server: Callable[..., AbstractContextManager[str]]
+    ) -> None:
         with start_server(model="slow", wait=False) as url:
             result = run_cli("health", "--url", url)
         assert result.exit_code == 1
         assert result.stderr == f"img2img: The service at {url} is still loading its model, or another worker.\n"
 
-    def test_no_service_is_not_ready(self) -> None:
+    def test_health_fails_without_a_service(self) -> None:
         result = run_cli("health", env={"PORT": str(free_port())})
         assert result.exit_code == 1
         assert len(result.stderr.strip().split("\n")) == 1
 
-    def test_another_program_is_not_ready(self) -> None:
+    def test_health_fails_for_another_program(self) -> None:
         with canned(Answer(200, b'{"status": "ready"}')) as server:
             result = run_cli("health", "--url", server.url)
         assert (result.exit_code, result.stdout) == (1, "")
         assert "another program" in result.stderr
 
-    def test_a_url_that_is_none_is_wrong_usage(self) -> None:
+    def test_health_of_an_invalid_url_is_wrong_usage(self) -> None:
         assert run_cli("health", "--url", "localhost").exit_code == 2
 
     @pytest.mark.parametrize(
@@ -103,7 +105,7 @@ class TestHealth:
             ("localhost", "http://localhost:8000"),
         ],
     )
-    def test_a_server_on_all_addresses_is_asked_on_loopback(self, host: str, url: str) -> None:
+    def test_health_asks_on_loopback_for_a_service_on_all_addresses(self, host: str, url: str) -> None:
         assert own_url(Settings(host=host)) == url
 
 
@@ -138,7 +140,7 @@ class TestDownload:
             (folder / name).touch()
         return folder
 
-    def test_what_a_cuda_host_loads_is_fetched_and_its_folder_printed(self, cache: Path) -> None:
+    def test_download_fetches_the_cuda_weights_and_prints_the_folder(self, cache: Path) -> None:
         environment = {"IMG2IMG_HUB_CACHE": str(cache), "IMG2IMG_OFFLINE": "true"}
         model = f"owner/name@{self.REVISION}"
         folder = str(cache / "models--owner--name/snapshots" / self.REVISION)
@@ -153,12 +155,12 @@ class TestDownload:
         }
 
     @pytest.mark.parametrize("arguments", [["--model", "embedded"], ["--model", str(EMBEDDED)], []])
-    def test_a_model_that_is_here_needs_no_download(self, arguments: list[str]) -> None:
+    def test_download_of_a_local_model_fetches_nothing(self, arguments: list[str]) -> None:
         result = run_cli("download", *arguments, env={"IMG2IMG_DEVICES": "cpu"})
         assert (result.exit_code, result.stdout) == (0, f"{EMBEDDED}\n")
         assert "there is nothing to download" in result.stderr
 
-    def test_a_model_that_cannot_be_had_is_told(self) -> None:
+    def test_download_of_an_unknown_model_is_reported(self) -> None:
         result = run_cli("download", "--model", "nope")
         assert (result.exit_code, result.stdout) == (1, "")
         assert "img2img: IMG2IMG_MODEL=nope is no folder here" in result.stderr

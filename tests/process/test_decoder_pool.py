@@ -66,7 +66,7 @@ def decoders() -> list[int]:
 
 @pytest.mark.parametrize("fit", list(Fit))
 @every_format
-def test_it_gives_the_very_pixels_that_decoding_here_gives(
+def test_pool_gives_the_pixels_of_decode_image(
     make: Callable[[Image.Image], bytes], fit: Fit, box: DecoderPool
 ) -> None:
     data = make(noise((700, 300)))
@@ -82,7 +82,7 @@ def test_it_gives_the_very_pixels_that_decoding_here_gives(
         (webp_bomb(b"VP8X", (16_000, 16_000)), ImageTooLarge),
     ],
 )
-def test_it_refuses_what_decoding_here_refuses_in_the_same_words(
+def test_pool_refuses_with_the_errors_of_decode_image(
     data: bytes, error: type[ServiceError], box: DecoderPool, deaths: list[int]
 ) -> None:
     with pytest.raises(error) as here:
@@ -134,16 +134,12 @@ def at_work(pid: int) -> bool:
     return "Max cpu time              1" in Path(f"/proc/{pid}/limits").read_text()
 
 
-def test_a_decoder_that_something_else_killed_is_replaced_and_nobody_notices(
-    box: DecoderPool, others: set[int], deaths: list[int]
-) -> None:
+def test_decoder_killed_from_outside_is_replaced(box: DecoderPool, others: set[int], deaths: list[int]) -> None:
     assert killed(box, others, 1) == [decode_image(slow_picture(), Fit.STRETCH, LIMIT)]
     assert deaths == [1]
 
 
-def test_a_picture_at_which_two_decoders_crash_is_refused_and_the_next_one_is_read(
-    box: DecoderPool, others: set[int], deaths: list[int]
-) -> None:
+def test_image_that_crashes_two_decoders_is_refused(box: DecoderPool, others: set[int], deaths: list[int]) -> None:
     (refused,) = killed(box, others, 2, signal.SIGSEGV)
     assert isinstance(refused, InvalidImage)
     assert "makes the decoder fail" in str(refused)
@@ -151,7 +147,7 @@ def test_a_picture_at_which_two_decoders_crash_is_refused_and_the_next_one_is_re
     assert decode(box, saved(noise((8, 8)), "PNG"))
 
 
-def test_a_picture_whose_decoders_something_else_killed_twice_is_not_blamed_for_it(
+def test_image_whose_decoders_were_killed_twice_is_retryable(
     box: DecoderPool, others: set[int], deaths: list[int]
 ) -> None:
     (refused,) = killed(box, others, 2)
@@ -160,7 +156,7 @@ def test_a_picture_whose_decoders_something_else_killed_twice_is_not_blamed_for_
     assert deaths == [1, 1]
 
 
-def test_a_decoder_that_hangs_is_killed_and_its_picture_not_tried_again(
+def test_hanging_decoder_is_killed_and_its_image_not_retried(
     box: DecoderPool, others: set[int], deaths: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("app.imaging.decoder_pool.DECODE_SECONDS", 3.0)
@@ -170,9 +166,7 @@ def test_a_decoder_that_hangs_is_killed_and_its_picture_not_tried_again(
     assert deaths == [1]
 
 
-def test_those_that_were_ended_while_they_waited_cost_no_request(
-    box: DecoderPool, others: set[int], deaths: list[int]
-) -> None:
+def test_decoder_killed_while_idle_costs_no_request(box: DecoderPool, others: set[int], deaths: list[int]) -> None:
     (pid,) = set(decoders()) - others
     os.kill(pid, signal.SIGKILL)
     time.sleep(0.2)
@@ -180,9 +174,7 @@ def test_those_that_were_ended_while_they_waited_cost_no_request(
     assert deaths == [1]
 
 
-def test_a_picture_is_not_decoded_for_longer_than_its_caller_waits(
-    box: DecoderPool, others: set[int], deaths: list[int]
-) -> None:
+def test_decoding_ends_at_the_deadline(box: DecoderPool, others: set[int], deaths: list[int]) -> None:
     before = set(decoders()) - others
     with pytest.raises(DeadlineExceeded):
         decode(box, slow_picture(), deadline=time.monotonic() + 0.1)
@@ -192,7 +184,7 @@ def test_a_picture_is_not_decoded_for_longer_than_its_caller_waits(
     assert deaths == [], "that is no fault of theirs"
 
 
-def test_nor_for_a_caller_who_has_gone(box: DecoderPool, others: set[int], deaths: list[int]) -> None:
+def test_decoding_ends_when_the_request_is_cancelled(box: DecoderPool, others: set[int], deaths: list[int]) -> None:
     (pid,) = set(decoders()) - others
 
     async def go() -> None:
@@ -209,7 +201,7 @@ def test_nor_for_a_caller_who_has_gone(box: DecoderPool, others: set[int], death
     assert deaths == []
 
 
-def test_a_caller_with_many_slow_pictures_does_not_keep_another_waiting(box: DecoderPool) -> None:
+def test_caller_with_many_slow_images_does_not_block_another(box: DecoderPool) -> None:
     async def go() -> int:
         slow = slow_picture()
         greedy = [asyncio.create_task(box.decode(slow, Fit.STRETCH, caller="greedy")) for _ in range(4)]
@@ -222,7 +214,7 @@ def test_a_caller_with_many_slow_pictures_does_not_keep_another_waiting(box: Dec
     assert asyncio.run(go()) <= 2, "not behind all of them"
 
 
-def test_a_picture_that_takes_too_much_of_the_processor_is_refused_and_not_tried_again(
+def test_image_over_the_cpu_limit_is_refused_and_not_retried(
     box: DecoderPool, others: set[int], deaths: list[int]
 ) -> None:
     (refusal,) = killed(box, others, 1, signal.SIGXCPU)
@@ -231,9 +223,7 @@ def test_a_picture_that_takes_too_much_of_the_processor_is_refused_and_not_tried
     assert deaths == [1]
 
 
-def test_a_decoder_that_dies_before_it_has_all_of_a_picture_is_replaced(
-    box: DecoderPool, others: set[int], deaths: list[int]
-) -> None:
+def test_decoder_that_dies_while_receiving_is_replaced(box: DecoderPool, others: set[int], deaths: list[int]) -> None:
     (pid,) = set(decoders()) - others
     os.kill(pid, signal.SIGSTOP)
     thread, outcome = reading(box, b"no picture" * 1_000_000)
@@ -245,7 +235,7 @@ def test_a_decoder_that_dies_before_it_has_all_of_a_picture_is_replaced(
 
 
 @pytest.mark.parametrize("patience", [0.0, 5.0])
-def test_an_answer_that_makes_no_sense_is_not_believed(
+def test_malformed_answer_of_a_decoder_is_rejected(
     box: DecoderPool, deaths: list[int], monkeypatch: pytest.MonkeyPatch, patience: float
 ) -> None:
     monkeypatch.setattr(decoder_pool, "_PIXELS_LENGTH", 3)
@@ -255,7 +245,7 @@ def test_an_answer_that_makes_no_sense_is_not_believed(
     assert deaths == [1, 1]
 
 
-def test_decoders_are_confined_and_end_with_the_box(box: DecoderPool, others: set[int]) -> None:
+def test_decoders_are_confined_and_end_with_the_pool(box: DecoderPool, others: set[int]) -> None:
     decode(box, saved(noise((8, 8)), "PNG"))
     pids = set(decoders()) - others
     assert len(pids) == 1
@@ -273,7 +263,7 @@ def test_decoders_are_confined_and_end_with_the_box(box: DecoderPool, others: se
     assert set(decoders()) <= others, "one that was at work then ends when it has done that"
 
 
-def test_a_picture_says_nothing_in_the_log() -> None:
+def test_image_with_bad_tags_writes_nothing_to_the_log() -> None:
     """Each tag of this one is worth a warning. The log is a pipe: to a file a confined decoder can write nothing."""
     count = 5_000
     tags = b"".join(struct.pack(">HHII", 1 + number, 2, 60_000, 8) for number in range(count))
@@ -294,7 +284,7 @@ def test_a_picture_says_nothing_in_the_log() -> None:
         assert log.read() == b""
 
 
-def test_the_loop_of_a_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decoder_process_answers_until_the_socket_closes(monkeypatch: pytest.MonkeyPatch) -> None:
     """In this process, without its confines."""
     monkeypatch.setattr(decoder_process, "_confine", lambda memory: None)
     monkeypatch.setattr(decoder_process, "_limit_time", lambda: None)
@@ -318,7 +308,7 @@ def test_the_loop_of_a_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
     assert b"too much memory" in body
 
 
-def test_a_crash_in_a_decoder_costs_one_request_and_is_counted(
+def test_decoder_crash_costs_one_request_and_is_counted(
     start_server: StartServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     picture = saved(noise((64, 64)), "PNG")

@@ -30,7 +30,7 @@ def exit_code(png: bytes, fields: dict[str, Any], **knobs: Any) -> int:
     return int(caught.value.exit_code)
 
 
-def test_a_picture_is_made_without_a_service(png: bytes, capsys: pytest.CaptureFixture[str]) -> None:
+def test_local_edit_makes_an_image_without_a_service(png: bytes, capsys: pytest.CaptureFixture[str]) -> None:
     edited = edit(png, {"seed": 7, "num_inference_steps": 2, "strength": 1, "output_format": "webp"})
     assert opened(edited.data).format == "WEBP"
     assert (edited.media_type, edited.seed, edited.steps_run, edited.tokens_cut) == ("image/webp", 7, 2, 0)
@@ -38,12 +38,14 @@ def test_a_picture_is_made_without_a_service(png: bytes, capsys: pytest.CaptureF
     assert capsys.readouterr().err == "Loading the model …\nStep 1 of 2\nStep 2 of 2\n"
 
 
-def test_the_log_is_shown_if_the_environment_asks_for_it(png: bytes, capfd: pytest.CaptureFixture[str]) -> None:
+def test_local_edit_logs_if_the_log_level_is_set(png: bytes, capfd: pytest.CaptureFixture[str]) -> None:
     edit(png, {}, log_level="info")
     assert "worker on cpu is ready" in capfd.readouterr().err
 
 
-def test_a_terminal_sees_a_bar(png: bytes, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_local_edit_shows_a_bar_on_a_terminal(
+    png: bytes, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TTY_COMPATIBLE", "1")
     edit(png, {"prompt": "tick=0.3"})
     assert "Drawing" in capsys.readouterr().err
@@ -57,7 +59,7 @@ def test_a_terminal_sees_a_bar(png: bytes, capsys: pytest.CaptureFixture[str], m
         (None, {"prompt": "finish=nan"}, 70, "not numbers"),
     ],
 )
-def test_errors_are_those_of_the_service(
+def test_local_edit_fails_with_the_errors_of_the_service(
     png: bytes,
     capsys: pytest.CaptureFixture[str],
     upload: bytes | None,
@@ -69,7 +71,7 @@ def test_errors_are_those_of_the_service(
     assert sentence in capsys.readouterr().err
 
 
-def test_a_model_that_cannot_be_loaded_is_told_in_one_sentence(png: bytes, capsys: pytest.CaptureFixture[str]) -> None:
+def test_local_edit_reports_a_model_that_cannot_load(png: bytes, capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_code(png, {}, model="broken") == 1
     assert capsys.readouterr().err.split("\n")[1:] == [
         "img2img: there is no such checkpoint",
@@ -78,5 +80,5 @@ def test_a_model_that_cannot_be_loaded_is_told_in_one_sentence(png: bytes, capsy
     ]
 
 
-def test_loading_does_not_use_up_the_time_that_a_picture_has(png: bytes) -> None:
+def test_local_edit_does_not_count_loading_to_the_deadline(png: bytes) -> None:
     assert edit(png, {"seed": 1}, model="slow", deadline_seconds=0.5).seed == 1

@@ -38,7 +38,7 @@ The heap grows by less than the block where its end has free bytes already."""
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="this is not glibc 2.33 or newer")
-def test_loading_returns_freed_blocks_and_afterwards_the_heap_keeps_them() -> None:
+def test_heap_returns_freed_blocks_only_while_loading() -> None:
     command = [sys.executable, "-c", ALLOCATE]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     loading, first, second, huge = json.loads(done.stdout)
@@ -48,14 +48,14 @@ def test_loading_returns_freed_blocks_and_afterwards_the_heap_keeps_them() -> No
     assert huge == [1, False, True], "one of 256 MiB is again of its own"
 
 
-def test_glibc_takes_the_options() -> None:
+def test_glibc_accepts_the_options() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         pytest.skip("this is not glibc")
     assert [mallopt(-3, 129 * 2**20), mallopt(-1, 2**31 - 1)] == [1, 1]
 
 
-def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
     with malloc.loading():
         pass

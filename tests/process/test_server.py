@@ -46,7 +46,7 @@ def serving(model: str = "fake", **knobs: float) -> Iterator[tuple[str, "subproc
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_lets_a_running_request_finish_and_ends_with_0(png: bytes, number: signal.Signals) -> None:
+def test_signal_lets_a_running_request_finish_and_exits_0(png: bytes, number: signal.Signals) -> None:
     with serving() as (url, process):
         eventually(lambda: is_ready(url))
         answers: list[httpx2.Response] = []
@@ -69,7 +69,7 @@ class TestDrain:
         eventually(lambda: sample(url, "img2img_jobs_on_board") == 1)
         return thread
 
-    def test_what_runs_is_finished_while_what_comes_is_refused_and_told_to_come_back(self, png: bytes) -> None:
+    def test_drain_finishes_running_and_refuses_new_requests(self, png: bytes) -> None:
         answers: list[httpx2.Response] = []
         with serving() as (url, process):
             eventually(lambda: is_ready(url))
@@ -90,7 +90,7 @@ class TestDrain:
             request.join()
         assert answers[0].status_code == 200
 
-    def test_what_takes_longer_than_it_may_is_refused_too_and_the_process_ends_in_time(self, png: bytes) -> None:
+    def test_drain_refuses_requests_that_take_too_long(self, png: bytes) -> None:
         answers: list[httpx2.Response] = []
         with serving(drain_seconds=0.5) as (url, process):
             eventually(lambda: is_ready(url))
@@ -101,7 +101,7 @@ class TestDrain:
         # The answer would be the image, had the process waited for it.
         problem(answers[0], 503, "shutting_down")
 
-    def test_it_stays_a_while_for_a_load_balancer_to_look_away_if_it_is_told_to(self, png: bytes) -> None:
+    def test_drain_delay_refuses_requests_before_the_port_closes(self, png: bytes) -> None:
         with serving(drain_delay_seconds=3) as (url, process):
             eventually(lambda: is_ready(url))
             process.send_signal(signal.SIGTERM)
@@ -116,7 +116,7 @@ class TestDrain:
             assert 4 <= refused < 1_000
             assert process.wait(20) == 0
 
-    def test_who_presses_ctrl_c_twice_does_not_wait_and_callers_are_told(self, png: bytes) -> None:
+    def test_second_ctrl_c_ends_at_once_and_answers_requests(self, png: bytes) -> None:
         answers: list[httpx2.Response] = []
         with serving(drain_seconds=60) as (url, process):
             eventually(lambda: is_ready(url))
@@ -129,7 +129,7 @@ class TestDrain:
         # The answer would be the image, had the process waited for it.
         problem(answers[0], 503, "shutting_down")
 
-    def test_a_caller_whose_picture_is_still_arriving_at_the_end_is_told_so(self) -> None:
+    def test_request_still_arriving_at_the_end_gets_an_answer(self) -> None:
         with serving() as (url, process):
             eventually(lambda: is_ready(url))
             with connect(url) as connection:
@@ -147,7 +147,7 @@ class TestDrain:
             assert "timeout graceful shutdown exceeded" in log
             assert "Traceback" not in log
 
-    def test_who_presses_ctrl_c_again_does_not_wait_for_slow_callers_either(self) -> None:
+    def test_second_ctrl_c_does_not_wait_for_slow_uploads(self) -> None:
         with serving() as (url, process):
             eventually(lambda: is_ready(url))
             with connect(url) as connection:
@@ -166,14 +166,14 @@ class TestDrain:
 
 
 @pytest.mark.parametrize(("model", "reason"), [("broken", "there is no such checkpoint"), ("dies", "died on cpu")])
-def test_an_engine_that_gives_up_ends_the_process_with_1_and_says_why(model: str, reason: str) -> None:
+def test_stopped_engine_ends_the_process_with_1_and_its_reason(model: str, reason: str) -> None:
     with serving(model) as (_, process):
         _, log = process.communicate(timeout=30)
         assert process.returncode == 1
         assert reason in log.strip().splitlines()[-1]
 
 
-def test_ending_the_process_is_a_sigterm_to_itself() -> None:
+def test_end_process_sends_sigterm_to_itself() -> None:
     received: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
     try:
@@ -183,7 +183,7 @@ def test_ending_the_process_is_a_sigterm_to_itself() -> None:
     assert received == [signal.SIGTERM]
 
 
-def test_under_another_server_a_dead_engine_ends_the_process_too() -> None:
+def test_stopped_engine_ends_the_process_of_another_server() -> None:
     code = """
 import uvicorn
 from app.main import create_app
@@ -195,7 +195,7 @@ uvicorn.run(create_app(Settings(devices="cpu", model="broken"), "tests.support.f
     assert "there is no such checkpoint" in done.stderr
 
 
-def test_an_address_that_cannot_be_listened_on_is_refused_before_anything_starts() -> None:
+def test_unusable_address_is_refused_before_anything_starts() -> None:
     with serving() as (url, first):
         eventually(lambda: is_ready(url))
         port = url.rpartition(":")[2]
@@ -217,12 +217,12 @@ def test_an_address_that_cannot_be_listened_on_is_refused_before_anything_starts
 
 
 @pytest.mark.parametrize("host", ["", "::", "::1", "localhost", "0.0.0.0"])
-def test_each_way_to_say_an_address_can_be_listened_on(host: str) -> None:
+def test_each_form_of_an_address_is_accepted(host: str) -> None:
     check_address(host, 0)
 
 
 @pytest.mark.parametrize(("trusted", "served"), [("", 2), ("127.0.0.1", 4)])
-def test_what_a_caller_says_of_its_address_counts_only_if_it_comes_from_a_proxy_that_is_named(
+def test_forwarded_address_counts_from_named_proxies_only(
     png: bytes, monkeypatch: pytest.MonkeyPatch, trusted: str, served: int
 ) -> None:
     """Of six requests, one caller gets the two places of the queue, and a crowd twice as many."""
@@ -240,7 +240,7 @@ def test_what_a_caller_says_of_its_address_counts_only_if_it_comes_from_a_proxy_
     assert statuses.count(200) == served
 
 
-def test_prompts_never_reach_the_log(png: bytes) -> None:
+def test_log_has_no_prompts(png: bytes) -> None:
     with serving() as (url, process):
         eventually(lambda: is_ready(url))
         secret = "unmistakable-secret"

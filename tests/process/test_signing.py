@@ -55,9 +55,7 @@ def files(authority: Authority, tmp_path: Path) -> tuple[Path, Path]:
 
 
 @pytest.mark.parametrize("output_format", ["png", "webp", "jpeg"])
-def test_a_picture_is_signed_and_says_what_it_is(
-    output_format: str, authority: Authority, files: tuple[Path, Path]
-) -> None:
+def test_signed_image_says_what_it_is(output_format: str, authority: Authority, files: tuple[Path, Path]) -> None:
     form = {"prompt": "unmistakable words", "seed": "7", "output_format": output_format}
     with run_server(c2pa_certificate=files[0], c2pa_key=files[1]) as url:
         answer = post(url, PNG, **form)
@@ -86,7 +84,7 @@ def test_a_picture_is_signed_and_says_what_it_is(
     assert 'img2img_stage_duration_seconds_count{stage="sign"} 2.0' in metrics
 
 
-def test_a_picture_that_was_changed_is_found_out(authority: Authority, files: tuple[Path, Path]) -> None:
+def test_changed_image_fails_verification(authority: Authority, files: tuple[Path, Path]) -> None:
     signed = bytearray(Signer(*files).sign(PNG, OutputFormat.PNG))
     assert 2_500 < len(signed) - len(PNG) < 4_000
     assert read(bytes(signed), "image/png", authority)[0] == "Trusted"
@@ -95,12 +93,12 @@ def test_a_picture_that_was_changed_is_found_out(authority: Authority, files: tu
 
 
 @pytest.mark.parametrize("kind", KEYS)
-def test_keys_of_all_kinds_that_c2pa_has_can_sign(kind: str, authority: Authority, tmp_path: Path) -> None:
+def test_each_kind_of_key_in_c2pa_signs(kind: str, authority: Authority, tmp_path: Path) -> None:
     signed = Signer(*authority.issue(tmp_path, KEYS[kind]())).sign(PNG, OutputFormat.PNG)
     assert read(signed, "image/png", authority)[0] == "Trusted"
 
 
-def test_a_key_as_openssl_writes_it_by_default_can_sign(authority: Authority, tmp_path: Path) -> None:
+def test_key_in_openssl_s_default_format_signs(authority: Authority, tmp_path: Path) -> None:
     key = KEYS["P-256"]()
     certificate, private = authority.issue(tmp_path, key)
     old = serialization.PrivateFormat.TraditionalOpenSSL
@@ -110,14 +108,14 @@ def test_a_key_as_openssl_writes_it_by_default_can_sign(authority: Authority, tm
 
 
 @pytest.mark.parametrize("usage", ["1.3.6.1.5.5.7.3.36", "1.3.6.1.4.1.62558.2.1"], ids=["documents", "claims"])
-def test_certificates_for_documents_and_for_claims_can_sign(usage: str, authority: Authority, tmp_path: Path) -> None:
+def test_certificates_for_documents_and_claims_sign(usage: str, authority: Authority, tmp_path: Path) -> None:
     signed = Signer(*authority.issue(tmp_path, KEYS["P-256"](), usage=usage)).sign(PNG, OutputFormat.PNG)
     # A validator has to be told that such are trusted.
     assert read(signed, "image/png", authority, {"trust_config": usage})[0] == "Trusted"
 
 
 class TestAnotherCertificate:
-    def test_it_is_taken_when_the_files_have_changed(self, authority: Authority, tmp_path: Path) -> None:
+    def test_new_certificate_is_used_when_the_files_change(self, authority: Authority, tmp_path: Path) -> None:
         signs = Signer(*authority.issue(tmp_path, KEYS["P-256"](), seconds=1000))
         before = signs.expires
         authority.issue(tmp_path, KEYS["RSA"](), seconds=2000)
@@ -126,7 +124,7 @@ class TestAnotherCertificate:
         assert read(signs.sign(PNG, OutputFormat.PNG), "image/png", authority)[1]["signature_info"]["alg"] == "Ps256"
 
     @pytest.mark.parametrize("change", [Path.unlink, lambda file: file.write_text("garbage")], ids=["gone", "garbage"])
-    def test_one_that_cannot_be_used_changes_nothing_and_is_complained_of_once(
+    def test_unusable_certificate_changes_nothing_and_is_logged_once(
         self, authority: Authority, tmp_path: Path, change: Callable[[Path], None], caplog: pytest.LogCaptureFixture
     ) -> None:
         files = authority.issue(tmp_path, KEYS["P-256"]())
@@ -138,7 +136,7 @@ class TestAnotherCertificate:
         (complaint,) = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
         assert complaint.startswith("the certificate stays as it was: IMG2IMG_C2PA_CERTIFICATE: ")
 
-    def test_it_ends_the_trouble_of_one_that_has_expired(
+    def test_new_certificate_replaces_an_expired_one(
         self, authority: Authority, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         signs = Signer(*authority.issue(tmp_path, KEYS["P-256"](), seconds=2))
@@ -161,47 +159,49 @@ class TestWhatCannotSign:
             signer(Settings(c2pa_certificate=certificate, c2pa_key=key))
         return str(error.value)
 
-    def test_nothing_is_asked_for_by_default(self) -> None:
+    def test_no_certificate_by_default(self) -> None:
         assert signer(Settings()) is None
 
-    def test_one_file_without_the_other(self, files: tuple[Path, Path]) -> None:
+    def test_one_file_without_the_other_is_refused(self, files: tuple[Path, Path]) -> None:
         for pair in ((files[0], None), (None, files[1])):
             assert "belong together" in self.refused(*pair)
 
-    def test_a_file_that_is_not_there(self, files: tuple[Path, Path]) -> None:
+    def test_missing_file_is_refused(self, files: tuple[Path, Path]) -> None:
         assert self.refused(files[0], Path("/nowhere.pem")).startswith("IMG2IMG_C2PA_KEY: /nowhere.pem cannot be read")
         assert self.refused(Path("/nowhere.pem"), files[1]).startswith("IMG2IMG_C2PA_CERTIFICATE: /nowhere.pem cannot")
 
-    def test_a_key_of_another_certificate(self, authority: Authority, files: tuple[Path, Path], tmp_path: Path) -> None:
+    def test_key_of_another_certificate_is_refused(
+        self, authority: Authority, files: tuple[Path, Path], tmp_path: Path
+    ) -> None:
         (tmp_path / "other").mkdir()
         _, other = authority.issue(tmp_path / "other", KEYS["P-256"]())
         assert "does not match the provided data or public key" in self.refused(files[0], other)
 
-    def test_a_certificate_that_has_expired(self, authority: Authority, tmp_path: Path) -> None:
+    def test_expired_certificate_is_refused(self, authority: Authority, tmp_path: Path) -> None:
         assert "has expired on 20" in self.refused(*authority.issue(tmp_path, KEYS["P-256"](), seconds=-1))
 
-    def test_a_certificate_that_is_for_something_else(self, authority: Authority, tmp_path: Path) -> None:
+    def test_certificate_for_another_use_is_refused(self, authority: Authority, tmp_path: Path) -> None:
         message = self.refused(*authority.issue(tmp_path, KEYS["P-256"](), usage=None))
         assert "emailProtection, documentSigning" in message
 
-    def test_a_file_without_a_certificate(self, files: tuple[Path, Path]) -> None:
+    def test_file_without_a_certificate_is_refused(self, files: tuple[Path, Path]) -> None:
         for text in ("", "garbage"):
             files[0].write_text(text)
             assert "holds no certificate in PEM" in self.refused(*files)
 
-    def test_a_message_is_one_line(self, authority: Authority, tmp_path: Path) -> None:
+    def test_message_is_one_line(self, authority: Authority, tmp_path: Path) -> None:
         for usage in (None, "1.3.6.1.4.1.311.10.3.12"):
             message = self.refused(*authority.issue(tmp_path, KEYS["P-256"](), usage=usage))
             assert "\n" not in message
             assert "self#" not in message
 
-    def test_a_pipe_in_place_of_a_file_is_not_waited_for(self, files: tuple[Path, Path]) -> None:
+    def test_pipe_in_place_of_a_file_is_refused_at_once(self, files: tuple[Path, Path]) -> None:
         for file in files:
             file.unlink()
             os.mkfifo(file)
             assert "cannot be read: it is not a regular file" in self.refused(*files)
 
-    def test_a_key_with_a_password_or_none_at_all(self, files: tuple[Path, Path]) -> None:
+    def test_key_with_a_password_or_no_key_is_refused(self, files: tuple[Path, Path]) -> None:
         encrypted = serialization.BestAvailableEncryption(b"secret")
         pkcs8 = serialization.PrivateFormat.PKCS8
         files[1].write_bytes(KEYS["P-256"]().private_bytes(serialization.Encoding.PEM, pkcs8, encrypted))
@@ -211,18 +211,18 @@ class TestWhatCannotSign:
         assert "no private key of a known kind in PEM without a password" in message
         assert "secret words" not in message
 
-    def test_a_key_of_a_kind_that_nobody_has(self, files: tuple[Path, Path]) -> None:
+    def test_key_of_an_unknown_kind_is_refused(self, files: tuple[Path, Path]) -> None:
         made = ["openssl", "genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:SM2", "-out", str(files[1])]
         subprocess.run(made, check=True, capture_output=True)
         assert "no private key of a known kind" in self.refused(*files)
 
-    def test_a_key_of_a_kind_that_c2pa_does_not_have(self, files: tuple[Path, Path]) -> None:
+    def test_key_of_a_kind_that_c2pa_lacks_is_refused(self, files: tuple[Path, Path]) -> None:
         pem, pkcs8, none = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         for key in (ec.generate_private_key(ec.SECP224R1()), ed448.Ed448PrivateKey.generate()):
             files[1].write_bytes(key.private_bytes(pem, pkcs8, none))
             assert "is of a kind that C2PA has not" in self.refused(*files)
 
-    def test_without_the_library_the_message_says_how_to_get_it(
+    def test_error_without_the_library_says_how_to_install_it(
         self, files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setitem(sys.modules, "c2pa", None)
@@ -231,7 +231,7 @@ class TestWhatCannotSign:
     @pytest.mark.parametrize(
         "command", [["serve"], ["edit", "picture.png", "--prompt", "x", "--local", "--model", "embedded"]]
     )
-    def test_the_command_line_says_so_in_one_line_and_starts_nothing(
+    def test_command_reports_it_in_one_line_and_starts_nothing(
         self, command: list[str], files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         (tmp_path / "picture.png").write_bytes(PNG)
@@ -243,7 +243,7 @@ class TestWhatCannotSign:
         assert done.stderr.splitlines()[-1].startswith("img2img: IMG2IMG_C2PA_CERTIFICATE and IMG2IMG_C2PA_KEY belong")
 
 
-def test_a_picture_that_cannot_be_signed_is_not_made_and_nobody_is_sent_to_ask_for_one(
+def test_image_that_cannot_be_signed_is_not_made(
     authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start = time.time()

@@ -8,7 +8,7 @@ from pathlib import Path
 from tests.support.images import opened
 
 
-def test_the_program_makes_a_picture_with_the_embedded_model(tmp_path: Path, png: bytes) -> None:
+def test_program_makes_an_image_with_the_embedded_model(tmp_path: Path, png: bytes) -> None:
     (tmp_path / "in.png").write_bytes(png)
     options = ["--local", "--model", "embedded", "--device", "cpu", "--seed", "1", "--json"]
     command = [sys.executable, "-m", "app", "edit", str(tmp_path / "in.png"), "-p", "wizard", "-o", str(tmp_path)]

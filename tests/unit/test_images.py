@@ -38,7 +38,7 @@ TEXT = "a café, 小狗 🐶\nNegative prompt: blurry\nSteps: 4, Seed: 42"
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 @pytest.mark.parametrize("size", [(1024, 1024), (1500, 1102), (4100, 2100)])
-def test_a_large_jpeg_decoded_at_a_reduced_scale_stays_close_to_the_full_decode(size: Size, mode: str) -> None:
+def test_jpeg_at_a_reduced_scale_is_close_to_the_full_decode(size: Size, mode: str) -> None:
     data = saved(noise((9, 9)).resize(size).convert(mode), "JPEG", quality=95)
     full = opened(data).convert("RGB").resize((512, 512))
     assert max(abs(a - b) for a, b in zip(decoded(data).tobytes(), full.tobytes(), strict=True)) <= 6
@@ -46,7 +46,7 @@ def test_a_large_jpeg_decoded_at_a_reduced_scale_stays_close_to_the_full_decode(
 
 @pytest.mark.parametrize("value", range(1, 9))
 @every_format
-def test_every_exif_orientation_is_turned_upright(make: Callable[[Image.Image], bytes], value: int) -> None:
+def test_each_exif_orientation_is_turned_upright(make: Callable[[Image.Image], bytes], value: int) -> None:
     file_format = str(opened(make(noise((1, 1)))).format)
     data = saved(noise((24, 16)), file_format, exif=orientation(value))
     stored = opened(data).convert("RGB")
@@ -61,12 +61,12 @@ def test_every_exif_orientation_is_turned_upright(make: Callable[[Image.Image], 
     assert decoded(data) == upright.resize((512, 512))
 
 
-def test_exif_that_is_no_exif_is_ignored() -> None:
+def test_malformed_exif_is_ignored() -> None:
     image = noise((20, 30))
     assert decoded(saved(image, "PNG", exif=b"Exif\0\0garbage!")) == decoded(saved(image, "PNG"))
 
 
-def test_orientation_is_applied_even_where_another_exif_tag_is_broken() -> None:
+def test_orientation_is_applied_beside_a_broken_exif_tag() -> None:
     exif = orientation(6)
     exif[ExifTags.Base.Make] = "maker"
     broken = exif.tobytes().replace(b"\x01\x0f\0\2", b"\x01\x02\0\2")
@@ -76,25 +76,25 @@ def test_orientation_is_applied_even_where_another_exif_tag_is_broken() -> None:
 
 
 @pytest.mark.parametrize(("data", "colour"), MODES.values(), ids=MODES)
-def test_every_mode_becomes_rgb_with_transparency_on_white(data: bytes, colour: tuple[int, int, int]) -> None:
+def test_each_mode_becomes_rgb_with_transparency_on_white(data: bytes, colour: tuple[int, int, int]) -> None:
     assert decoded(data).getcolors() == [(512 * 512, colour)]
 
 
-def test_16_bit_greyscale_keeps_its_shades() -> None:
+def test_16_bit_greyscale_keeps_its_high_bytes() -> None:
     ramp = b"\0" + b"".join(struct.pack(">H", 257 * x) for x in range(256))
     shades = Image.frombytes("L", (256, 1), bytes(range(256)))
     assert decoded(png((256, 1), 16, 0, ramp)) == shades.resize((512, 512)).convert("RGB")
 
 
 @pytest.mark.parametrize("file_format", ["PNG", "WEBP", "MPO"])
-def test_of_several_frames_the_first_is_taken(file_format: str) -> None:
+def test_first_of_several_frames_is_decoded(file_format: str) -> None:
     frames = [Image.new("RGB", (32, 32), colour) for colour in ("red", "green", "blue")]
     data = saved(frames[0], file_format, save_all=True, append_images=frames[1:])
     assert getattr(opened(data), "n_frames", 1) == 3
     assert decoded(data).getpixel((256, 256)) == opened(data).convert("RGB").getpixel((16, 16))
 
 
-def test_a_colour_profile_is_ignored() -> None:
+def test_colour_profile_is_ignored() -> None:
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
     assert decoded(saved(noise((9, 9)), "PNG", icc_profile=profile)) == decoded(saved(noise((9, 9)), "PNG"))
 
@@ -108,7 +108,7 @@ def test_crop_takes_the_centre_and_pad_keeps_all(size: Size) -> None:
 
 @pytest.mark.parametrize("size", [(1, 20_000), (20_000, 1)])
 @pytest.mark.parametrize("fit", Fit)
-def test_the_thinnest_picture_stays_visible(fit: Fit, size: Size) -> None:
+def test_thinnest_image_keeps_one_pixel(fit: Fit, size: Size) -> None:
     colours = {colour for _, colour in decoded(saved(Image.new("RGB", size, "red"), "PNG"), fit).getcolors() or []}
     assert colours == ({(255, 0, 0), (255, 255, 255)} if fit is Fit.PAD else {(255, 0, 0)})
 
@@ -154,7 +154,7 @@ def test_webp_and_jpeg_are_close_to_the_pixels(output_format: OutputFormat) -> N
 
 
 @pytest.mark.parametrize("output_format", OutputFormat)
-def test_a_file_has_the_asked_format_and_says_that_it_was_made_with_ai(output_format: OutputFormat) -> None:
+def test_file_has_the_format_and_is_marked_as_ai_generated(output_format: OutputFormat) -> None:
     image = opened(written(smooth(), output_format, None))
     assert Image.MIME[str(image.format)] == output_format.media_type
     (description,) = ElementTree.fromstring(image.info["xmp"]).iter(
@@ -164,12 +164,12 @@ def test_a_file_has_the_asked_format_and_says_that_it_was_made_with_ai(output_fo
 
 
 @pytest.mark.parametrize("output_format", OutputFormat)
-def test_the_parameters_can_be_read_back_from_the_file_in_any_script(output_format: OutputFormat) -> None:
+def test_parameters_are_read_back_in_any_script(output_format: OutputFormat) -> None:
     assert text_of(written(smooth(), output_format, TEXT)) == TEXT
     assert text_of(written(smooth(), output_format, None)) is None
 
 
-def test_parameters_that_exceed_a_jpeg_segment_are_left_out_of_it_alone() -> None:
+def test_parameters_longer_than_a_jpeg_segment_are_left_out() -> None:
     fits, exceeds = "🐶" * 16_300, "🐶" * 20_000
     assert text_of(written(smooth(), OutputFormat.JPEG, fits)) == fits
     assert text_of(written(smooth(), OutputFormat.JPEG, exceeds)) is None
@@ -178,7 +178,7 @@ def test_parameters_that_exceed_a_jpeg_segment_are_left_out_of_it_alone() -> Non
 
 
 @pytest.mark.parametrize("output_format", list(OutputFormat))
-def test_a_file_can_go_without_any_mark(output_format: OutputFormat) -> None:
+def test_file_without_marks_has_no_metadata(output_format: OutputFormat) -> None:
     pixels = decode_image(saved(noise((9, 9)), "PNG"), Fit.STRETCH, LIMIT)
     with ThreadPoolExecutor() as helper:
         bare = encode_image(pixels, output_format, Marks(None, generated=False), helper)
@@ -188,7 +188,7 @@ def test_a_file_can_go_without_any_mark(output_format: OutputFormat) -> None:
 
 
 @pytest.mark.parametrize("output_format", OutputFormat)
-def test_nothing_but_the_pixels_of_the_upload_comes_out(output_format: OutputFormat) -> None:
+def test_only_the_pixels_of_an_upload_come_out(output_format: OutputFormat) -> None:
     secret = "private-7f3a"
     info, exif = PngInfo(), orientation(1)
     info.add_text("Comment", secret)
@@ -201,7 +201,7 @@ def test_nothing_but_the_pixels_of_the_upload_comes_out(output_format: OutputFor
     assert not {"Comment", "exif", "icc_profile"} & set(opened(picture).info)
 
 
-def test_the_infotext_has_the_notation_of_the_web_ui() -> None:
+def test_infotext_has_the_notation_of_the_web_ui() -> None:
     request = Img2ImgRequest(prompt="a dog,\na wizard", negative_prompt="blurry", strength=0.9)
     assert infotext(request, 42, (512, 512), "sdxl-turbo", "Euler a", "1.2.3") == (
         "a dog,\na wizard\n"
@@ -211,7 +211,7 @@ def test_the_infotext_has_the_notation_of_the_web_ui() -> None:
     )
 
 
-def test_the_infotext_leaves_out_an_absent_negative_prompt_and_quotes_names_with_separators() -> None:
+def test_infotext_without_negative_prompt_quotes_separators() -> None:
     text = infotext(Img2ImgRequest(prompt="x", guidance_scale=1.5), 0, (640, 512), "a, b: ü", "DPM++ 2M", "1")
     assert text.splitlines() == [
         "x",
@@ -224,7 +224,7 @@ class TestParameters:
     """In this process; the service has it done by a decoder."""
 
     @pytest.mark.parametrize("output_format", list(OutputFormat))
-    def test_what_is_written_is_read_back(self, output_format: OutputFormat) -> None:
+    def test_written_parameters_are_read_back(self, output_format: OutputFormat) -> None:
         pixels = decode_image(saved(noise((9, 9)), "PNG"), Fit.STRETCH, LIMIT)
         with ThreadPoolExecutor() as helper:
             file = encode_image(pixels, output_format, Marks("größer ✨\nSteps: 4"), helper)
@@ -232,14 +232,14 @@ class TestParameters:
         assert read_parameters(file, LIMIT) == "größer ✨\nSteps: 4"
         assert read_parameters(bare, LIMIT) == ""
 
-    def test_a_comment_in_another_code_is_read_and_one_that_is_no_text_is_not(self) -> None:
+    def test_comment_is_read_by_its_character_code(self) -> None:
         exif = Image.Exif()
         exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = b"ASCII\0\0\0a cat\0"
         assert read_parameters(saved(noise((9, 9)), "JPEG", exif=exif), LIMIT) == "a cat"
         exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = 5
         assert read_parameters(saved(noise((9, 9)), "JPEG", exif=exif), LIMIT) == ""
 
-    def test_a_file_that_cannot_be_read_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_unreadable_file_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(UnsupportedImageFormat):
             read_parameters(b"GIF89a", LIMIT)
         with pytest.raises(InvalidImage):
@@ -256,7 +256,7 @@ class TestParameters:
         with pytest.raises(MemoryError):
             read_parameters(saved(noise((9, 9)), "PNG"), LIMIT)
 
-    def test_a_decoder_answers_with_it(self) -> None:
+    def test_decoder_process_answers_with_the_parameters(self) -> None:
         assert decoder_process._answer(saved(noise((9, 9)), "PNG"), decoder_process.READ, LIMIT) == (
             decoder_process.FOUND,
             b"",

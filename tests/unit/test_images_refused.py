@@ -45,7 +45,7 @@ def answer(data: bytes) -> Pixels | None:
 
 
 @every_format
-def test_a_truncated_file_is_refused_unless_all_its_pixels_are_there(make: Callable[[Image.Image], bytes]) -> None:
+def test_truncated_file_is_refused_unless_its_pixels_are_complete(make: Callable[[Image.Image], bytes]) -> None:
     data = make(noise((67, 45)))
     whole = decode_image(data, Fit.STRETCH, LIMIT)
     for end in [*range(0, len(data), len(data) // 40), *range(len(data) - 24, len(data))]:
@@ -53,25 +53,25 @@ def test_a_truncated_file_is_refused_unless_all_its_pixels_are_there(make: Calla
     assert answer(data[: len(data) // 2]) is None
 
 
-def test_a_truncated_file_is_refused_with_422_and_named() -> None:
+def test_truncated_file_is_refused_with_422_and_its_format() -> None:
     data = saved(noise((50, 50)), "JPEG")
     assert refusal(InvalidImage, data[:-200]) == (
         "The image is a truncated or corrupt JPEG file. Send the whole, unchanged file."
     )
 
 
-def test_a_png_without_its_end_mark_is_read() -> None:
+def test_png_without_its_end_mark_is_read() -> None:
     assert decoded(saved(noise((50, 50)), "PNG")[:-12]) == noise((50, 50)).resize((512, 512))
 
 
-def test_a_jpeg_of_many_scans_is_refused_and_one_with_a_film_behind_it_is_not() -> None:
+def test_jpeg_with_many_scans_is_refused_but_not_with_a_film() -> None:
     whole = many_scans(0)
     assert "scans" in refusal(InvalidImage, many_scans(100))
     assert decoded(whole + b"\xff\xda" * 100).tobytes() == decoded(whole).tobytes()
 
 
 @pytest.mark.parametrize("marker", [b"\xff\x01", b"\xff\xd8", b"\xff\xd0"], ids=["TEM", "SOI", "RST"])
-def test_scans_do_not_hide_behind_a_marker_without_a_length(marker: bytes) -> None:
+def test_scans_behind_a_marker_without_length_are_counted(marker: bytes) -> None:
     data = many_scans(100)
     first = data.rindex(b"\xff\xda", 0, len(data) // 2)
     length = (len(data) - first).to_bytes(2, "big")
@@ -79,17 +79,17 @@ def test_scans_do_not_hide_behind_a_marker_without_a_length(marker: bytes) -> No
 
 
 @pytest.mark.parametrize("name", [b"zTXt", b"iTXt"])
-def test_of_metadata_that_is_too_large_it_is_said_so(name: bytes) -> None:
+def test_too_large_metadata_is_named_in_the_error(name: bytes) -> None:
     body = b"note\0" + (b"\0" if name == b"zTXt" else b"\1\0\0\0") + zlib.compress(bytes(2 * 2**20))
     assert "metadata" in refusal(InvalidImage, png((4, 4), 8, 2, bytes(52), chunk(name, body)))
 
 
-def test_an_empty_upload_is_refused() -> None:
+def test_empty_upload_is_refused() -> None:
     assert "empty" in refusal(InvalidImage, b"")
 
 
 @pytest.mark.parametrize("start", [b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF\4\0\0\0WEBP", b"RIFF\4\0\0\0WEBPVP9 "])
-def test_the_mere_beginning_of_a_picture_is_refused_as_corrupt(start: bytes) -> None:
+def test_beginning_of_an_image_alone_is_refused_as_corrupt(start: bytes) -> None:
     refusal(InvalidImage, start)
     refusal(InvalidImage, start + bytes(64))
 
@@ -106,13 +106,13 @@ def test_the_mere_beginning_of_a_picture_is_refused_as_corrupt(start: bytes) -> 
     ],
     ids=["transparency text", "bbox text", "no palette", "no width", "7 bits", "no frame"],
 )
-def test_a_file_that_confuses_the_decoder_is_refused_as_corrupt(data: bytes) -> None:
+def test_file_that_confuses_the_decoder_is_refused_as_corrupt(data: bytes) -> None:
     refusal(InvalidImage, data)
 
 
 @settings(max_examples=150, deadline=None)
 @given(st.sampled_from([b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF\xff\0\0\0WEBPVP8"]), st.binary(max_size=200))
-def test_random_bytes_get_a_picture_or_a_refusal_and_nothing_else(start: bytes, rest: bytes) -> None:
+def test_random_bytes_give_an_image_or_a_refusal(start: bytes, rest: bytes) -> None:
     answer(start + rest)
 
 
@@ -121,9 +121,7 @@ def test_random_bytes_get_a_picture_or_a_refusal_and_nothing_else(start: bytes, 
     st.sampled_from([make(noise((9, 7))) for make in MAKERS.values()]),
     st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 255)), min_size=1, max_size=8),
 )
-def test_a_damaged_file_gets_a_picture_or_a_refusal_and_nothing_else(
-    data: bytes, damage: list[tuple[int, int]]
-) -> None:
+def test_damaged_file_gives_an_image_or_a_refusal(data: bytes, damage: list[tuple[int, int]]) -> None:
     damaged = bytearray(data)
     for place, value in damage:
         damaged[place % len(data)] = value
@@ -154,14 +152,14 @@ OTHERS = {
 
 
 @pytest.mark.parametrize(("name", "data"), OTHERS.items(), ids=OTHERS)
-def test_another_format_is_refused_by_its_name_with_advice_to_convert(name: str, data: bytes) -> None:
+def test_other_format_is_refused_by_name_with_advice(name: str, data: bytes) -> None:
     message = refusal(UnsupportedImageFormat, data)
     assert name in message
     assert message.endswith("Convert it to PNG, JPEG or WebP.")
 
 
 @every_format
-def test_a_picture_of_exactly_the_limit_is_read_and_of_one_pixel_more_is_not(
+def test_image_at_the_limit_is_read_and_one_pixel_more_is_not(
     make: Callable[[Image.Image], bytes],
 ) -> None:
     data = make(noise((30, 40)))
@@ -169,7 +167,7 @@ def test_a_picture_of_exactly_the_limit_is_read_and_of_one_pixel_more_is_not(
     refusal(ImageTooLarge, data, max_pixels=1199)
 
 
-def test_the_refusal_of_a_large_picture_states_size_and_limit() -> None:
+def test_refusal_of_a_large_image_states_size_and_limit() -> None:
     assert refusal(ImageTooLarge, resized_jpeg((12_000, 7_000))) == (
         "The image is 84.0 megapixels (12000 x 7000); the limit is 50 megapixels. Send a smaller image."
     )
@@ -178,7 +176,7 @@ def test_the_refusal_of_a_large_picture_states_size_and_limit() -> None:
 
 @pytest.mark.parametrize("action", ["error", "ignore"])
 @pytest.mark.parametrize("size", [(10_000, 9_999), (20_000, 20_000)])
-def test_pillows_own_limit_holds_alike_whether_its_warning_is_an_error_or_not(action: Any, size: Size) -> None:
+def test_limit_of_pillow_holds_as_warning_and_as_error(action: Any, size: Size) -> None:
     for data in (png(size, 8, 2, b""), resized_jpeg(size)):
         with warnings.catch_warnings():
             warnings.simplefilter(action)
