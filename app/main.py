@@ -28,6 +28,7 @@ from app.observability.metrics import Metrics
 from app.routes import DIALECTS
 from app.service import Service
 from app.settings import Settings
+from app.watched_files import refreshing
 from app.web.access import Gate
 from app.web.api_keys import Keys
 from app.web.app_state import AppState, keep_app_state
@@ -56,7 +57,8 @@ async def open_service(
     await engine.start()
     try:
         await service.start()
-        yield service
+        async with refreshing(*([signer.refresh] if signer else [])):
+            yield service
     finally:
         await engine.stop()
         service.close()
@@ -81,13 +83,14 @@ def create_app(
     """
     settings = settings or Settings()
     metrics = Metrics()
-    signer = c2pa.signer(settings)
+    signer, keys = c2pa.signer(settings), Keys(settings)
     served = Dialects(dialects, settings)
     errors = ErrorResponses(served, metrics)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with tracing.exporting(), open_service(settings, metrics, loader, on_failure, signer) as service:
+        service_of_app = open_service(settings, metrics, loader, on_failure, signer)
+        async with tracing.exporting(), refreshing(keys.refresh), service_of_app as service:
             app.state.service = service
             yield
 
@@ -104,7 +107,7 @@ def create_app(
     # The last one added is the first that a request meets.
     max_bytes, seconds = settings.max_body_bytes, settings.body_timeout_seconds
     app.add_middleware(BodyLimits, metrics=metrics, max_bytes=max_bytes, seconds=seconds)
-    app.add_middleware(Gate, keys=Keys(settings), origins=origins, errors=errors, open_paths=served.open_paths)
+    app.add_middleware(Gate, keys=keys, origins=origins, errors=errors, open_paths=served.open_paths)
     if origins:
         app.add_middleware(
             CORSMiddleware,

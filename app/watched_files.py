@@ -1,31 +1,50 @@
-"""The operator's files that are read again when they change: API keys, certificates."""
+"""Files of the operator that are read again when they change: API keys, certificates."""
 
-import time
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from app.errors import Misconfigured
 
+logger = logging.getLogger(__name__)
+
 _RECHECK_SECONDS = 1.0
 
 
+@asynccontextmanager
+async def refreshing(*refresh: Callable[[], None]) -> AsyncIterator[None]:
+    """Inside it, each function is called once a second on a thread, since it looks at files."""
+    task = asyncio.create_task(_refresh_forever(refresh)) if refresh else None
+    try:
+        yield
+    finally:
+        if task:
+            task.cancel()
+            await asyncio.wait({task})
+
+
+async def _refresh_forever(functions: tuple[Callable[[], None], ...]) -> None:
+    while True:
+        await asyncio.sleep(_RECHECK_SECONDS)
+        for function in functions:
+            try:
+                await asyncio.to_thread(function)
+            except Exception:
+                logger.exception("a changed file could not be read again")
+
+
 class Watched:
-    """Detects changes of files, with at most one look a second. Create it before they are first read."""
+    """Tells when files have changed. Make it before they are first read."""
 
     def __init__(self, *files: Path) -> None:
         self._files = files
         self._seen = self._stamps()
-        self._looked = time.monotonic()
 
     def changed(self, again: bool) -> bool:
-        """Whether to read the files: they have changed since the last look, or `again` asks for it.
-
-        False within a second of the last look.
-        """
-        now = time.monotonic()
-        if now - self._looked < _RECHECK_SECONDS:
-            return False
-        self._looked = now
-        # Before they are read, so that a change in between is seen at the next look.
+        """Whether they have changed since the last call, or are to be read `again` in any case."""
+        # Before they are read: what changes in between is seen by the next call.
         before, self._seen = self._seen, self._stamps()
         return again or self._seen != before
 

@@ -86,35 +86,31 @@ class Signer:
         self._complaint = ""
         self._signer, self.expires = self._load()
 
+    def refresh(self) -> None:
+        """Read the files again if they have changed. Reads files and signs a test image: call it on a thread."""
+        if not self._watched.changed(again=bool(self._complaint) or not self.able):
+            return
+        try:
+            self._signer, self.expires = self._load()
+            self._complaint = ""
+        except Misconfigured as error:
+            if str(error) != self._complaint:
+                logger.error("the certificate stays as it was: %s", error)
+            self._complaint = str(error)
+
     def check(self) -> None:
-        """See that a picture could be signed now, before there is one.
+        """See that an image could be signed now, before there is one.
 
         Raises:
             SigningFailed: the certificate has expired, and there is no other.
         """
-        if self._watched.changed(again=bool(self._complaint) or self._expired):
-            try:
-                self._signer, self.expires = self._load()
-                self._complaint = ""
-            except Misconfigured as error:
-                if str(error) != self._complaint:
-                    logger.error("the certificate stays as it was: %s", error)
-                self._complaint = str(error)
-        if self._expired:
+        if not self.able:
             raise SigningFailed(_EXPIRED)
 
     @property
-    def _expired(self) -> bool:
-        return time.time() >= self.expires
-
-    @property
     def able(self) -> bool:
-        """Whether a picture could be signed now."""
-        try:
-            self.check()
-        except SigningFailed:
-            return False
-        return True
+        """Whether an image could be signed now. Compares times only: neither `refresh` nor any file work."""
+        return time.time() < self.expires
 
     def sign(self, file: bytes, output_format: OutputFormat) -> bytes:
         """The same image with a signed manifest in it: some 3 KB more. Takes milliseconds; any thread may call it.

@@ -1,12 +1,12 @@
 """`POST /img2img`: a form, a raw picture, or Hugging Face's JSON in; a picture out."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from typing import Any, Literal
 from urllib.parse import unquote_to_bytes
 
 from fastapi import APIRouter, Request
-from fastapi.responses import StreamingResponse
+from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel, Field
 
 from app.edits import Queued, RequestInfo, StepDone, Upload
@@ -15,10 +15,12 @@ from app.pixels import IMAGE_SIZE, OutputFormat
 from app.request import MAX_PROMPT_LENGTH, Img2ImgRequest, parse_request
 from app.routes.dependencies import service_of
 from app.service import Service
-from app.web.bodies import data_url, decode_base64, read_body, read_json
+from app.web.base64_files import data_url, decode_base64
+from app.web.bodies import read_body
 from app.web.dialects import Dialect
 from app.web.fields import boolean, mapping, unique
 from app.web.forms import AS_FILE, read_form
+from app.web.json_body import read_json
 from app.web.negotiation import PICTURES, acceptable, prefers
 from app.web.openapi import KEYS, body, error_responses, image_response, object_schema
 from app.web.problems import Problem
@@ -88,7 +90,7 @@ _RAW = ("application/octet-stream", "application/x-image", "")
     dependencies=KEYS,
     openapi_extra=_BODY,
 )
-async def img2img(request: Request) -> StreamingResponse:
+async def img2img(request: Request) -> Response:
     """Takes the picture as `multipart/form-data`, as a raw body, or as base64 in Hugging Face's JSON.
 
     The answer is the picture itself. `X-Seed` is what makes it again. A header `X-Request-Timeout` says for how many
@@ -148,7 +150,7 @@ async def _read(request: Request) -> tuple[Upload, dict[str, Any]]:
             raise InvalidParameter("Send a text field 'prompt'; it may be empty.", param="prompt")
         return upload, fields
     if media_type == "application/json":
-        image, fields = parse_hugging_face(await read_body(request))
+        image, fields = await read_json(request, parse_hugging_face)
         said = {name: value for name, value in fields.items() if value is not None}
         return Upload(image), {"prompt": "", **unique([*query, *said.items()])}
     # Hugging Face's client names no type for bytes: what a picture is shows in its content anyway.
@@ -160,15 +162,13 @@ async def _read(request: Request) -> tuple[Upload, dict[str, Any]]:
     )
 
 
-def parse_hugging_face(data: bytes) -> tuple[bytes, dict[str, Any]]:
+def parse_hugging_face(body: Mapping[str, Any]) -> tuple[bytes, dict[str, Any]]:
     """`{"inputs": base64, "parameters": {...}}`, as `InferenceClient.image_to_image` sends it.
 
     Raises:
         InvalidImage: the picture is no base64.
         InvalidParameter: it is JSON of another shape.
-        MalformedBody: it is no JSON, or of so many parts that reading it would take much more memory than it has bytes.
     """
-    body = read_json(data)
     if not isinstance(body.get("inputs"), str):
         raise InvalidParameter('Send {"inputs": "<base64 of the picture>", "parameters": {…}}.', param="inputs")
     fields = mapping(body, "parameters")

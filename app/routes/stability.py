@@ -13,7 +13,7 @@ from app.errors import InvalidParameter, ServiceError
 from app.pixels import OutputFormat
 from app.request import MAX_SEED, Img2ImgRequest, parse_request
 from app.routes.dependencies import service_of
-from app.web.bodies import base64_text
+from app.web.base64_files import base64_text
 from app.web.dialects import Dialect
 from app.web.fields import choices, names
 from app.web.forms import AS_FILE, read_form

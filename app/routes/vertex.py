@@ -15,9 +15,10 @@ from app.pixels import OutputFormat
 from app.request import MAX_PROMPT_LENGTH, Img2ImgRequest, parse_request
 from app.routes.dependencies import service_of
 from app.service import Service
-from app.web.bodies import base64_text, decode_base64, read_body, read_json
+from app.web.base64_files import base64_text, decode_base64
 from app.web.dialects import Dialect, SettingRoute
 from app.web.fields import names, prefix_param
+from app.web.json_body import read_json
 from app.web.openapi import KEYS, error_responses, image_headers, json_body, object_schema
 from app.web.problems import Problem
 from app.web.requests import gather_or_cancel, json_of_images, reject_query_fields, request_info, unless_disconnected
@@ -76,7 +77,7 @@ _MAX_INSTANCES = next(
 
 async def predict(request: Request) -> Response:
     """Takes `{"instances": [...], "parameters": {...}}`."""
-    asked = parse_instances(read_json(await read_body(request)))
+    asked = await read_json(request, parse_instances)
     service = service_of(request)
     service.check_count(len(asked), "instances")
     work = (_edit(service, index, image, one, request_info(request)) for index, (image, one) in enumerate(asked))

@@ -26,8 +26,8 @@ _BASIC = re.compile(rb"basic +(\S+) *", re.IGNORECASE)
 class Keys:
     """The keys of `IMG2IMG_API_KEYS` and of `IMG2IMG_API_KEYS_FILE`, kept as SHA-256 digests.
 
-    The file is read again when it changes, so that keys are exchanged without a restart. If it cannot be read then, or
-    holds none, those that were there stay.
+    `refresh` reads the file again when it has changed, so that keys are exchanged without a restart. If it cannot be
+    read then, or holds none, the previous keys stay.
 
     Raises:
         Misconfigured: the file cannot be read or holds no key, or a key holds what no header can carry.
@@ -54,12 +54,12 @@ class Keys:
 
         Every key is compared in full, so that the time it takes says nothing.
         """
-        self._refresh()
         digest = hashlib.sha256(sent).digest()
         found = [known for known in (*self._fixed, *self._of_file) if hmac.compare_digest(known, digest)]
         return found[0].hex()[:12] if found else None
 
-    def _refresh(self) -> None:
+    def refresh(self) -> None:
+        """Read the file again if it has changed. It does file work: call it on a thread."""
         if not self._file or not self._watched.changed(again=self._broken):
             return
         try:

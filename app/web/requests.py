@@ -1,7 +1,7 @@
 """What every dialect shares: cancelling for a caller who left, how long he waits, and a picture as an HTTP answer."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Request
@@ -95,23 +95,27 @@ class _Streamed(StreamingResponse):
         await self.stream_response(send)
 
 
-def picture_response(picture: EditedImage) -> StreamingResponse:
-    """The picture's bytes, in chunks so that a slow reader holds the connection and not the server's memory."""
+def picture_response(picture: EditedImage) -> Response:
+    """The file of an image."""
     headers = {
-        "Content-Length": str(len(picture.data)),
         "Content-Disposition": f'inline; filename="{picture.filename}"',
         "Cache-Control": "no-store",
         **picture_headers(picture),
     }
-    return _Streamed(_chunks(picture.data), headers=headers, media_type=picture.output_format.media_type)
+    return bytes_response(picture.data, picture.output_format.media_type, headers)
 
 
 async def json_of_images(
     render: Callable[[], str], images: Sequence[EditedImage], media_type: str = "application/json"
 ) -> Response:
     """JSON that holds images, with their headers. `render` may run on a thread."""
-    content = await offload(sum(len(image.data) for image in images), render)
-    return Response(content, media_type=media_type, headers=picture_headers(*images))
+    content = await offload(sum(len(image.data) for image in images), lambda: render().encode())
+    return bytes_response(content, media_type, picture_headers(*images))
+
+
+def bytes_response(data: bytes, media_type: str, headers: Mapping[str, str]) -> Response:
+    """An answer in chunks: a slow reader holds the connection and no copy of the data, and no chunk takes long."""
+    return _Streamed(_chunks(data), headers={"Content-Length": str(len(data)), **headers}, media_type=media_type)
 
 
 def picture_headers(*pictures: EditedImage) -> dict[str, str]:

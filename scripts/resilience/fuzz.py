@@ -22,6 +22,7 @@ with atheris.instrument_imports(include=["app", "PIL"]):
     from app.pixels import Fit
     from app.request import parse_request
     from app.routes.img2img import parse_hugging_face
+    from app.web.json_body import parse_json
 
 _FITS = tuple(Fit)
 _PIXELS = 1_000_000
@@ -37,7 +38,7 @@ def picture(data: bytes) -> None:
 def json_body(data: bytes) -> None:
     """A body becomes a picture and a request or is refused."""
     with suppress(ServiceError):
-        _, fields = parse_hugging_face(data)
+        _, fields = parse_hugging_face(parse_json(data))
         parse_request({"prompt": "", **fields})
 
 

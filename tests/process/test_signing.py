@@ -25,7 +25,7 @@ from app.pixels import OutputFormat
 from app.settings import Settings
 from tests.support.certificates import Authority, read
 from tests.support.fakes import FAKE
-from tests.support.http import post, sample
+from tests.support.http import eventually, post, sample
 from tests.support.images import noise, saved
 from tests.support.servers import run_server
 
@@ -41,7 +41,7 @@ KEYS: dict[str, Callable[[], CertificateIssuerPrivateKeyTypes]] = {
 
 @pytest.fixture(autouse=True)
 def look_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.watched_files._RECHECK_SECONDS", 0.0)
+    monkeypatch.setattr("app.watched_files._RECHECK_SECONDS", 0.02)
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +119,7 @@ class TestAnotherCertificate:
         signs = Signer(*authority.issue(tmp_path, KEYS["P-256"](), seconds=1000))
         before = signs.expires
         authority.issue(tmp_path, KEYS["RSA"](), seconds=2000)
-        signs.check()
+        signs.refresh()
         assert signs.expires == pytest.approx(before + 1000, abs=10)
         assert read(signs.sign(PNG, OutputFormat.PNG), "image/png", authority)[1]["signature_info"]["alg"] == "Ps256"
 
@@ -131,6 +131,7 @@ class TestAnotherCertificate:
         signs = Signer(*files)
         change(files[0])
         for _ in range(3):
+            signs.refresh()
             signs.check()
         assert read(signs.sign(PNG, OutputFormat.PNG), "image/png", authority)[0] == "Trusted"
         (complaint,) = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
@@ -143,12 +144,14 @@ class TestAnotherCertificate:
         # The library itself minds only whole seconds.
         time.sleep(3.5)
         for _ in range(3):
+            signs.refresh()
             assert not signs.able
         for call in (signs.check, lambda: signs.sign(PNG, OutputFormat.PNG)):
             with pytest.raises(SigningFailed, match="has to replace it"):
                 call()
         assert len([record for record in caplog.records if record.levelname == "ERROR"]) == 1
         authority.issue(tmp_path, KEYS["P-256"]())
+        signs.refresh()
         assert signs.able
         assert read(signs.sign(PNG, OutputFormat.PNG), "image/png", authority)[0] == "Trusted"
 
@@ -266,7 +269,7 @@ def test_image_that_cannot_be_signed_is_not_made(
         told = subprocess.run(asked, capture_output=True, text=True, timeout=60)
         assert (told.returncode, "its certificate has expired" in told.stderr) == (1, True)
         authority.issue(tmp_path, KEYS["P-256"]())
-        assert httpx2.get(f"{url}/health/ready").is_success
+        eventually(lambda: httpx2.get(f"{url}/health/ready").is_success)
         assert post(url, PNG).is_success
 
 

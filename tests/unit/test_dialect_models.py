@@ -1,7 +1,6 @@
 """The description of each dialect's body, held against the parser that reads it."""
 
 import base64
-import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -28,7 +27,7 @@ def text(fields: Mapping[str, Any]) -> dict[str, str]:
 
 
 def hugging_face(fields: Fields) -> None:
-    _, parsed = parse_hugging_face(json.dumps({"inputs": TEXT, "parameters": fields}).encode())
+    _, parsed = parse_hugging_face({"inputs": TEXT, "parameters": fields})
     parse_request({"prompt": "", **parsed})
 
 

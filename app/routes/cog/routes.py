@@ -41,15 +41,16 @@ from app.routes.cog.models import (
 from app.routes.dependencies import service_of
 from app.service import Service
 from app.web.app_state import app_singleton, app_state
-from app.web.bodies import data_url, decode_base64, is_data_url, read_body, read_json
+from app.web.base64_files import data_url, decode_base64, is_data_url
 from app.web.dialects import Dialect
 from app.web.error_responses import ErrorResponses
 from app.web.fields import names, prefix_param
+from app.web.json_body import read_json
 from app.web.negotiation import prefers
 from app.web.offload import offload
 from app.web.openapi import KEYS, Responses, error_responses, image_headers, json_body, object_schema
 from app.web.request_state import request_state
-from app.web.requests import picture_headers, reject_query_fields, request_info, unless_disconnected
+from app.web.requests import bytes_response, picture_headers, reject_query_fields, request_info, unless_disconnected
 from app.web.sse import EVENTS
 
 router = APIRouter(tags=["Cog"], dependencies=[Depends(reject_query_fields)])
@@ -151,11 +152,8 @@ async def create_once(request: Request, name: str) -> Response:
 async def _answer(request: Request, path_name: str | None) -> Response:
     if prefers(request.headers.get("accept", ""), EVENTS, ("application/json",)):
         raise NotAcceptable("Predictions come whole: for events ask POST /img2img.", param="Accept")
-    call, body = request_info(request), read_json(await read_body(request))
-    name = _name(body.get("id"), path_name)
-    image, asked = parse_prediction(body)
-    # It holds the image as text.
-    del body
+    call = request_info(request)
+    name, image, asked = await read_json(request, partial(_parse, path_name=path_name))
     predictions, service, errors = app_singleton(request, Predictions), service_of(request), app_state(request).errors
     # Whoever begins it has his time from the service, and is told at once if that is too short.
     seconds = None
@@ -165,7 +163,11 @@ async def _answer(request: Request, path_name: str | None) -> Response:
         image.take()
     with predictions.waiting(call.caller, name, lambda: _predict(service, errors, image, asked, call, name)) as task:
         outcome = await unless_disconnected(request, _outcome(task, name, seconds))
-    return Response(outcome.json, media_type="application/json", headers=dict(outcome.headers))
+    return bytes_response(outcome.json, "application/json", outcome.headers)
+
+
+def _parse(body: dict[str, Any], path_name: str | None) -> tuple[str, Upload, Img2ImgRequest]:
+    return _name(body.get("id"), path_name), *parse_prediction(body)
 
 
 def _name(sent: Any, path_name: str | None) -> str:

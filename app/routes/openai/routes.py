@@ -29,7 +29,7 @@ from app.routes.openai.models import (
     OutputFields,
 )
 from app.service import Service
-from app.web.bodies import base64_text, data_url
+from app.web.base64_files import base64_text, data_url
 from app.web.dialects import Dialect
 from app.web.forms import read_form
 from app.web.openapi import KEYS, error_responses, form_body, image_headers

@@ -9,7 +9,7 @@ from app.errors import InvalidParameter
 from app.pixels import IMAGE_SIZE, Fit, OutputFormat
 from app.request import MAX_STEPS, Img2ImgRequest, in_a_row, parse_request, smallest_steps
 from app.routes.webui.models import TURBO_STEPS, WebUIFields, WebUISampler
-from app.web.bodies import decode_base64
+from app.web.base64_files import decode_base64
 from app.web.fields import boolean, integer, mapping, number, parse_integer
 
 _ALIASES = {"Euler a": ("k_euler_a", "k_euler_ancestral"), "Euler": ("k_euler",)}

@@ -30,8 +30,9 @@ from app.routes.webui.models import (
 from app.routes.webui.runs import Runs
 from app.service import Service
 from app.web.app_state import app_singleton
-from app.web.bodies import base64_text, decode_base64, read_body, read_json
+from app.web.base64_files import base64_text, decode_base64
 from app.web.dialects import Dialect
+from app.web.json_body import read_json
 from app.web.openapi import KEYS, error_responses, image_headers, json_body, object_schema
 from app.web.request_state import request_state
 from app.web.requests import json_of_images, reject_query_fields, request_info, unless_disconnected
@@ -56,10 +57,8 @@ _ERRORS = error_responses(WebUIError, (400, 401, 403, 404, 408, 409, 413, 415, 4
 )
 async def img2img(request: Request) -> Response:
     """Pictures as base64, the fields with the values that were taken, and the web UI's `info`, JSON in a text."""
-    body = read_json(await read_body(request))
     service = service_of(request)
-    asked = parse_webui(body, service.sampler)
-    del body["init_images"]
+    asked, sent = await read_json(request, partial(_parse, sampler=service.sampler))
     service.check_model(asked.model)
     service.check_count(len(asked.requests), "batch_size")
     steps = sum(one.steps_run for one in asked.requests)
@@ -69,12 +68,17 @@ async def img2img(request: Request) -> Response:
             service.watch(asked.image, one, request_info(request), previews, OutputFormat.PNG) for one in asked.requests
         ]
         images = await unless_disconnected(request, run.images(*watched))
-    sent = {name: value for name, value in body.items() if value is not None}
     info = _info(service.model_name, request.app.version, asked, images)
     answer = await json_of_images(partial(_answer, {**sent, **asked.taken}, info, asked, images), images)
     if asked.clamped:
         answer.headers["X-Clamped"] = ", ".join(asked.clamped)
     return answer
+
+
+def _parse(body: dict[str, Any], sampler: str) -> tuple[Asked, dict[str, Any]]:
+    """What is asked for, and the fields that go back with the answer."""
+    asked = parse_webui(body, sampler)
+    return asked, {name: value for name, value in body.items() if value is not None and name != "init_images"}
 
 
 def _answer(parameters: dict[str, Any], info: dict[str, Any], asked: Asked, images: list[EditedImage]) -> str:
@@ -154,12 +158,15 @@ async def interrupt(request: Request) -> dict[str, Any]:
 @router.post("/png-info", responses=_ERRORS, openapi_extra=json_body(object_schema(WebUIPngInfoFields)))
 async def png_info(request: Request) -> WebUIPngInfo:
     """What a picture file says of how it was made."""
-    body = read_json(await read_body(request))
+    file = await read_json(request, _file)
+    text = await service_of(request).infotext_of(file, request_info(request))
+    return WebUIPngInfo(info=text, items={"parameters": text} if text else {}, parameters=parse_infotext(text))
+
+
+def _file(body: dict[str, Any]) -> bytes:
     if not isinstance(body.get("image"), str):
         raise InvalidParameter('Send {"image": "<base64 of the picture>"}.', param="image")
-    service = service_of(request)
-    text = await service.infotext_of(decode_base64(body["image"], "image"), request_info(request))
-    return WebUIPngInfo(info=text, items={"parameters": text} if text else {}, parameters=parse_infotext(text))
+    return decode_base64(body["image"], "image")
 
 
 @router.get("/options")
@@ -173,7 +180,7 @@ async def set_options(request: Request) -> None:
     """Takes what is so already: clients send all of them back, with another model's name or the same."""
     service = service_of(request)
     there = _options(service).model_dump()
-    for name, value in read_json(await read_body(request)).items():
+    for name, value in (await read_json(request, dict)).items():
         if value is None or (name in there and value == there[name]):
             continue
         if name != "sd_model_checkpoint":
