@@ -95,13 +95,13 @@ class Unauthorized(ServiceError):
 
 
 class OriginNotAllowed(ServiceError):
-    """A browser sent the request for a page of an origin that is not listed."""
+    """A browser sent the request for a page whose origin is not listed."""
 
     status, code = 403, "origin_not_allowed"
 
 
 class Interrupted(ServiceError):
-    """The caller told the work to end before it was done."""
+    """The client ended the work before it was done."""
 
     status, code, retryable = 409, "interrupted", False
 
@@ -119,7 +119,7 @@ class InvalidImage(ServiceError):
 
 
 class MalformedBody(ServiceError):
-    """The body is not what its Content-Type says."""
+    """The body does not match its Content-Type."""
 
     status, code = 400, "malformed_body"
 
@@ -131,7 +131,7 @@ class ModelNotFound(ServiceError):
 
 
 class PredictionNotFound(ServiceError):
-    """No prediction of the caller's runs under this id."""
+    """The client has no running prediction with this id."""
 
     status, code = 404, "prediction_not_found"
 
@@ -143,7 +143,7 @@ class RouteNotFound(ServiceError):
 
 
 class MethodNotAllowed(ServiceError):
-    """The path takes another method."""
+    """The path does not take this method."""
 
     status, code = 405, "method_not_allowed"
 
@@ -161,31 +161,31 @@ class BodyTooLarge(ServiceError):
 
 
 class ImageTooLarge(ServiceError):
-    """The picture has more pixels than the limit."""
+    """The image has more pixels than the limit."""
 
     status, code = 413, "image_too_large"
 
 
 class UnsupportedImageFormat(ServiceError):
-    """The upload is none of the picture formats that are read."""
+    """The upload is not a PNG, JPEG or WebP file."""
 
     status, code = 415, "unsupported_image_format"
 
 
 class UnsupportedMediaType(ServiceError):
-    """The Content-Type of the request is none that the route takes."""
+    """The route does not take this Content-Type."""
 
     status, code = 415, "unsupported_media_type"
 
 
 class EngineError(ServiceError):
-    """The denoising pass of this one request failed; the log has the reason."""
+    """Denoising failed for this request alone. The log has the reason."""
 
     status, code, retryable = 500, "inference_failed", False
 
 
 class SigningFailed(ServiceError):
-    """The picture was made, but the certificate signs no longer."""
+    """The image was made, but the certificate can no longer sign it."""
 
     status, code, retryable = 500, "signing_failed", False
 
@@ -197,13 +197,13 @@ class NonFiniteResult(EngineError):
 
 
 class WorkerLost(EngineError):
-    """The worker process died twice with this request on board."""
+    """The worker process died twice while it ran this request."""
 
     code = "worker_lost"
 
 
 class Unavailable(ServiceError):
-    """The service cannot take or finish this request now; a later one may pass."""
+    """The service cannot take or finish this request now. A later one may succeed."""
 
     status, code, retryable = 503, "unavailable", True
 
@@ -212,31 +212,31 @@ class Unavailable(ServiceError):
 
 
 class DeadlineExceeded(Unavailable):
-    """The request would not be, or was not, finished before its deadline."""
+    """The request cannot be, or was not, finished before its deadline."""
 
     code = "deadline_exceeded"
 
 
 class OutOfMemory(Unavailable):
-    """The device had too little memory for this one picture, twice."""
+    """The device had too little memory for this image alone, twice."""
 
     code = "out_of_memory"
 
 
 class QueueFull(Unavailable):
-    """As many requests wait as may wait."""
+    """The queue is full."""
 
     code = "queue_full"
 
 
 class ShuttingDown(Unavailable):
-    """The process is draining and takes no new work."""
+    """The service is shutting down and takes no new requests."""
 
     code = "shutting_down"
 
 
 class TooManyRequests(Unavailable):
-    """The caller has more than its share of the queue, and others are there."""
+    """The caller has more than its share of the queue while others wait."""
 
     status, code = 429, "too_many_requests"
 

@@ -67,7 +67,7 @@ class Img2ImgRequest(BaseModel):
 
     prompt: str = Field(
         max_length=MAX_PROMPT_LENGTH,
-        description="What the picture should become. CLIP reads its first 77 tokens.",
+        description="What the image should become. CLIP reads its first 77 tokens.",
         examples=["dog wizard, gandalf, lord of the rings, detailed, fantasy, cute, adorable, Pixar, Disney, 8k"],
     )
     negative_prompt: str | None = Field(
@@ -76,23 +76,23 @@ class Img2ImgRequest(BaseModel):
         description="What to steer away from; has an effect only with `guidance_scale` above 1.",
     )
     num_inference_steps: Integer = Field(
-        4, ge=1, le=MAX_STEPS, description="Steps of the whole schedule; `int(steps * strength)` of them are run."
+        4, ge=1, le=MAX_STEPS, description="Steps of the whole schedule; `int(steps * strength)` of them run."
     )
-    strength: Number = Field(0.9, gt=0, le=1, description="How much of the picture is redrawn: 1 keeps nothing of it.")
+    strength: Number = Field(0.9, gt=0, le=1, description="How much of the image is redrawn: 1 keeps nothing of it.")
     guidance_scale: Number = Field(
         0.0, ge=0, le=20, description="Classifier-free guidance. SDXL-Turbo wants 0; above 1 doubles the work."
     )
     seed: Integer | None = Field(
-        None, ge=0, le=MAX_SEED, description="The same seed gives the same picture. Random if absent."
+        None, ge=0, le=MAX_SEED, description="The same seed gives the same image. Random if absent."
     )
     fit: Fit = Field(
-        Fit.STRETCH, description="How the picture becomes 512x512: `stretch`, `crop` (centre) or `pad` (white)."
+        Fit.STRETCH, description="How the image becomes 512x512: `stretch`, `crop` (centre) or `pad` (white)."
     )
     output_format: OutputFormat | None = Field(
         None, description="`png`, `webp` or `jpeg`; the `Accept` header decides if absent."
     )
     quality: Integer | None = Field(
-        None, ge=1, le=100, description="Of a WebP or JPEG file; 90 or 92 if absent. A PNG has none."
+        None, ge=1, le=100, description="Quality of a WebP or JPEG file; 90 or 92 if absent. A PNG has none."
     )
 
     @property

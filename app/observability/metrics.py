@@ -40,11 +40,11 @@ class Metrics:
             registry=registry,
         )
         self.in_flight = Gauge(
-            "img2img_inflight_requests", "HTTP requests that are being answered, but for probes.", registry=registry
+            "img2img_inflight_requests", "HTTP requests in flight, except probes.", registry=registry
         )
         self.stage_seconds = Histogram(
             "img2img_stage_duration_seconds",
-            "Time for a request's body to arrive (receive), and of a picture in each other stage.",
+            "Time until a request's body has arrived (receive), and of an image in each other stage.",
             ["stage"],
             buckets=_SECONDS,
             registry=registry,
@@ -52,56 +52,56 @@ class Metrics:
         self.rejected = Counter(
             "img2img_rejected", "Requests answered with an error, by its code.", ["reason"], registry=registry
         )
-        self.images = Counter("img2img_images", "Pictures made.", registry=registry)
+        self.images = Counter("img2img_images", "Images made.", registry=registry)
         self.redecoded = Counter(
-            "img2img_redecoded", "Pictures decoded again in float32 because they held NaN.", registry=registry
+            "img2img_redecoded", "Images decoded again in float32 because they held NaN.", registry=registry
         )
         self.cache = Counter(
             "img2img_cache_lookups",
-            "Prompts and pictures that had been encoded before (hit), or not (miss).",
+            "Prompts and images whose encoding was in the cache (hit) or not (miss).",
             ["kind", "result"],
             registry=registry,
         )
         self.waiting = Gauge("img2img_queue_depth", "Jobs that wait for a worker.", registry=registry)
-        self.on_board = Gauge("img2img_jobs_on_board", "Jobs in a worker's hands.", registry=registry)
+        self.on_board = Gauge("img2img_jobs_on_board", "Jobs that a worker runs.", registry=registry)
         self.batch_size = Histogram(
             "img2img_batch_size", "Jobs that shared a UNet call.", buckets=(1, 2, 4, 8, 16, 32, 64), registry=registry
         )
         self.batch_limit = Gauge(
             "img2img_batch_limit",
-            "Jobs that share a UNet call at most: as set, or fewer where memory was too short.",
+            "Largest number of jobs that share a UNet call: as set, or lower after too little memory.",
             ["device"],
             registry=registry,
         )
         self.tick_seconds = Histogram(
-            "img2img_tick_duration_seconds", "One UNet call.", buckets=_SECONDS, registry=registry
+            "img2img_tick_duration_seconds", "Time of one UNet call.", buckets=_SECONDS, registry=registry
         )
         self.worker_deaths = Counter(
-            "img2img_worker_deaths", "Worker processes that ended unasked, by cause.", ["cause"], registry=registry
+            "img2img_worker_deaths", "Worker processes that ended unexpectedly, by cause.", ["cause"], registry=registry
         )
         self.decoder_deaths = Counter(
-            "img2img_decoder_deaths", "Decoder processes that ended at a picture.", registry=registry
+            "img2img_decoder_deaths", "Decoder processes that ended while they decoded an image.", registry=registry
         )
         self.worker_memory = Gauge(
             "img2img_worker_peak_memory_bytes", "Largest resident size of a worker.", ["device"], registry=registry
         )
         self.device_memory = Gauge(
             "img2img_gpu_memory_bytes",
-            "Of a GPU, after its last picture: allocated by tensors, reserved for them and more, and free.",
+            "Memory of a GPU after its last image: allocated by tensors, reserved by torch, and free.",
             ["device", "kind"],
             registry=registry,
         )
-        self.ready = Gauge("img2img_ready", "1 while a picture that is asked for can be made.", registry=registry)
+        self.ready = Gauge("img2img_ready", "1 while a requested image can be made.", registry=registry)
         self.worker_ready = Gauge(
-            "img2img_worker_ready", "1 while a device's worker can make pictures.", ["device"], registry=registry
+            "img2img_worker_ready", "1 while a device's worker can make images.", ["device"], registry=registry
         )
         self.certificate_expiry = Gauge(
             "img2img_certificate_expiry_timestamp_seconds",
-            "When the certificate that signs pictures expires, in Unix time; 0 without one.",
+            "When the signing certificate expires, in Unix time; 0 without one.",
             registry=registry,
         )
-        self.model = Info("img2img_model", "What a device's worker loaded.", ["device"], registry=registry)
-        Info("img2img_build", "This program.", registry=registry).info({"version": __version__})
+        self.model = Info("img2img_model", "The model that a device's worker loaded.", ["device"], registry=registry)
+        Info("img2img_build", "The version of this program.", registry=registry).info({"version": __version__})
         self._begin()
 
     def _begin(self) -> None:

@@ -13,13 +13,13 @@ from app.web.problems import PROBLEM_TYPE, Problem
 Responses = dict[int | str, dict[str, Any]]
 
 IMAGE_HEADERS = {
-    "X-Seed": "The seed that makes this picture again.",
+    "X-Seed": "The seed that makes this image again.",
     "X-Steps-Run": "UNet evaluations: int(num_inference_steps x strength).",
-    "X-Start-Timestep": "The noise level that the run started from, 0 to 999.",
-    "X-Request-Id": "The id that the log knows this request by.",
-    "X-Prompt-Tokens-Cut": "Only if the prompt was longer than CLIP's 77 tokens: how many were not read.",
+    "X-Start-Timestep": "The timestep (noise level) that the run started from, 0 to 999.",
+    "X-Request-Id": "The request's id in the log.",
+    "X-Prompt-Tokens-Cut": "Only if the prompt was longer than CLIP's 77 tokens: how many were cut.",
     "Server-Timing": "Milliseconds of decode, queue, encode_prompt, encode_image, denoise, vae, the output format, and "
-    "sign if pictures are signed.",
+    "sign if images are signed.",
 }
 """Headers of an answer with an image, and what they mean."""
 
@@ -45,11 +45,11 @@ EDIT_ERRORS = {
     406: "The Accept header admits no format that is made here.",
     408: "The body did not arrive in time.",
     409: "The request was interrupted, or the queue is full, as the dialect has it.",
-    413: "The body or the picture is too large.",
-    415: "Neither this Content-Type nor this picture format is taken.",
-    422: "A field or the picture cannot be used.",
+    413: "The body or the image is too large.",
+    415: "This Content-Type or image format is not supported.",
+    422: "A field or the image cannot be used.",
     429: "You have more than your share of the queue; `Retry-After` says when to come back.",
-    500: "The picture could not be made.",
+    500: "The image could not be made.",
     503: "Too much is going on; `Retry-After` says when to come back.",
 }
 """Errors of a route that makes images, and what they mean."""

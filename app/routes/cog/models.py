@@ -14,7 +14,7 @@ ID = r"[A-Za-z0-9_.-]{1,128}"
 class CogBody(BaseModel):
     """A prediction to make."""
 
-    input: dict[str, Any] = Field(description="The picture and the fields.")
+    input: dict[str, Any] = Field(description="The image and the fields.")
     id: str | None = Field(
         None, pattern=f"^{ID}$", description="Names the prediction: two requests with one id at once get the same."
     )
@@ -36,7 +36,7 @@ class CogInput(BaseModel):
     """Fields of `input` besides those of `/img2img`, and those with another default."""
 
     image: str = Field(description="A PNG, JPEG or WebP file as a data: URL or as base64.")
-    prompt: str = Field("", max_length=MAX_PROMPT_LENGTH, description="What the picture should become.")
+    prompt: str = Field("", max_length=MAX_PROMPT_LENGTH, description="What the image should become.")
     output_format: OutputFormat = Field(OutputFormat.PNG, description="`png`, `webp` or `jpeg`.")
 
 

@@ -14,20 +14,22 @@ class EditFields(BaseModel):
     """Fields of a form besides those of `/img2img`."""
 
     image: bytes = Field(description="One PNG, JPEG or WebP file. SDKs call it `image[]` or `image[0]`, too.")
-    model: str | None = Field(None, description="The model's name, or one that the service takes for it.")
-    n: int = Field(1, ge=1, le=10, description="How many pictures, of seeds that follow each other.")
+    model: str | None = Field(None, description="The model's name, or one of `IMG2IMG_MODEL_ALIASES`; else 404.")
+    n: int = Field(1, ge=1, le=10, description="Number of images, with consecutive seeds.")
     size: Literal["auto", f"{IMAGE_SIZE}x{IMAGE_SIZE}"] = Field(  # type: ignore[valid-type]
-        "auto", description="Pictures have one size."
+        "auto", description="Images have one size."
     )
-    background: Literal["auto", "opaque"] = Field("auto", description="Pictures are opaque.")
+    background: Literal["auto", "opaque"] = Field("auto", description="Images are opaque.")
     response_format: Literal["b64_json", "url"] = Field(
         "b64_json", description="Base64, or a data: URL; a stream has base64 only."
     )
     output_compression: int = Field(
         100, ge=0, le=100, description="Quality of a WebP or JPEG file; a PNG has 100 only."
     )
-    stream: Literal["false", "true"] = Field("false", description="Whether the answer is events; with `n=1` only.")
-    partial_images: int = Field(0, ge=0, le=3, description="How many previews a stream has.")
+    stream: Literal["false", "true"] = Field(
+        "false", description="Whether the response is a stream of events; with `n=1` only."
+    )
+    partial_images: int = Field(0, ge=0, le=3, description="Number of previews in a stream.")
 
 
 class Hints(BaseModel):
@@ -48,7 +50,7 @@ class OutputFields(BaseModel):
 class OptionalPrompt(BaseModel):
     """The prompt of a variation."""
 
-    prompt: str = Field("", max_length=MAX_PROMPT_LENGTH, description="What the picture should become.")
+    prompt: str = Field("", max_length=MAX_PROMPT_LENGTH, description="What the image should become.")
 
 
 class OpenAITokenDetails(BaseModel):
@@ -68,15 +70,15 @@ class OpenAIUsage(BaseModel):
 
 
 class OpenAIImage(BaseModel):
-    """One picture, by `response_format` as base64 or as a URL."""
+    """One image, by `response_format` as base64 or as a URL."""
 
     b64_json: str | None = Field(None, description="The file as base64.")
     url: str | None = Field(None, description="A data: URL that holds the file.")
-    seed: int = Field(description="The seed that makes the picture again.")
+    seed: int = Field(description="The seed that makes the image again.")
 
 
 class ImageFacts(BaseModel):
-    """What pictures of one answer have in common."""
+    """What the images of one answer have in common."""
 
     background: Literal["opaque"] = "opaque"
     output_format: OutputFormat

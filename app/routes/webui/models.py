@@ -10,7 +10,7 @@ from app.request import MAX_PROMPT_LENGTH, MAX_SEED, MAX_STEPS, smallest_strengt
 TURBO_STEPS = 4
 """What SDXL-Turbo was distilled for. Clients of the web UI default to 20, and to a scale of 7."""
 
-SAMPLER_VALUE = "Of a sampler: other values give way to the model's own, and are listed as clamped."
+SAMPLER_VALUE = "Of the sampler. No effect: the model's own is used, and another value is listed as clamped."
 
 
 class WebUISampler(BaseModel):
@@ -28,28 +28,34 @@ class WebUIFields(BaseModel):
     """The fields of `/sdapi/v1/img2img` that have an effect. Null is the same as absent."""
 
     init_images: list[str] = Field(min_length=1, max_length=1, description="A PNG, JPEG or WebP file as base64.")
-    prompt: str = Field("", max_length=MAX_PROMPT_LENGTH, description="What the picture should become.")
+    prompt: str = Field("", max_length=MAX_PROMPT_LENGTH, description="What the image should become.")
     negative_prompt: str = Field("", max_length=MAX_PROMPT_LENGTH, description="What to steer away from.")
     denoising_strength: float = Field(
-        0.75, ge=smallest_strength(MAX_STEPS), le=1, description="How much of the picture is redrawn."
+        0.75, ge=smallest_strength(MAX_STEPS), le=1, description="How much of the image is redrawn."
     )
-    steps: int = Field(TURBO_STEPS, ge=1, le=150, description="Clamped to what the model is for.")
-    cfg_scale: float = Field(0.0, ge=0, le=30, description="Clamped to 1.")
-    sampler_name: str | None = Field(None, description="Gives way to the model's own; then it is listed as clamped.")
-    sampler_index: str | None = Field(None, description="The same.")
-    seed: int = Field(-1, ge=-1, le=MAX_SEED, description="-1 is a random one.")
-    batch_size: int = Field(1, ge=1, description="batch_size x n_iter pictures are made, at most 10.")
-    n_iter: int = Field(1, ge=1, description="The same.")
-    resize_mode: Literal[0, 1, 2] = Field(0, description="0 stretches, 1 crops, 2 fills.")
-    send_images: bool = Field(True, description="Whether the answer holds the pictures.")
-    width: Literal[IMAGE_SIZE] = Field(IMAGE_SIZE, description="Pictures have one size.")  # type: ignore[valid-type]
-    height: Literal[IMAGE_SIZE] = Field(IMAGE_SIZE, description="The same.")  # type: ignore[valid-type]
-    override_settings: dict[str, Any] = Field({}, description="`sd_model_checkpoint` names the model.")
-    alwayson_scripts: dict[str, Any] = Field({}, description="Scripts that are switched off are ignored.")
+    steps: int = Field(
+        TURBO_STEPS, ge=1, le=150, description="At most 4 are used, or as many as the strength needs for one UNet call."
+    )
+    cfg_scale: float = Field(0.0, ge=0, le=30, description="At most 1 is used, which is no guidance.")
+    sampler_name: str | None = Field(
+        None, description="No effect: the model's own is used, and another one is listed as clamped."
+    )
+    sampler_index: str | None = Field(None, description="No effect, as `sampler_name`.")
+    seed: int = Field(-1, ge=-1, le=MAX_SEED, description="The same seed gives the same image; -1 is a random one.")
+    batch_size: int = Field(1, ge=1, description="`batch_size` x `n_iter` images are made, at most 10.")
+    n_iter: int = Field(1, ge=1, description="As `batch_size`.")
+    resize_mode: Literal[0, 1, 2] = Field(0, description="0 is `stretch`, 1 is `crop`, 2 is `pad`.")
+    send_images: bool = Field(True, description="Whether the answer holds the images.")
+    width: Literal[IMAGE_SIZE] = Field(IMAGE_SIZE, description="Images have one size.")  # type: ignore[valid-type]
+    height: Literal[IMAGE_SIZE] = Field(IMAGE_SIZE, description="Images have one size.")  # type: ignore[valid-type]
+    override_settings: dict[str, Any] = Field(
+        {}, description="`sd_model_checkpoint`: the model's name, or one of `IMG2IMG_MODEL_ALIASES`; else 404."
+    )
+    alwayson_scripts: dict[str, Any] = Field({}, description="Ignored if they are switched off, else refused.")
 
 
 class WebUIAnswer(BaseModel):
-    """Pictures."""
+    """Images."""
 
     images: list[str] = Field(description="Files as base64.")
     parameters: dict[str, Any] = Field(description="The fields, with the values that were taken.")
