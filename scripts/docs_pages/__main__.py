@@ -3,7 +3,7 @@
 import argparse
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -36,11 +36,11 @@ PARTS: dict[str, Callable[[], str]] = {
 PART = re.compile(r"^<!-- generated: (.+) -->\n(.*?)^<!-- end of \1 -->$", re.DOTALL | re.MULTILINE)
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status 1 if a part is stale, unknown or on no page, or if a description is missing."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="change nothing, and name the stale pages")
-    check = parser.parse_args().check
+    check = parser.parse_args(arguments).check
     try:
         complaints = [*update(ROOT / "docs", check)]
     except Incomplete as error:

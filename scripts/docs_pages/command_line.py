@@ -15,9 +15,8 @@ def commands() -> str:
     for name, one in command.commands.items():  # type: ignore[attr-defined]
         required(one.help, f"The command '{name}' in app/cli/app.py")
         for parameter in one.params:
-            if parameter.name != "help":
-                text = getattr(parameter, "help", None)
-                required(text, f"The parameter '{parameter.name}' of the command '{name}' in app/cli/app.py")
+            text = getattr(parameter, "help", None)
+            required(text, f"The parameter '{parameter.name}' of the command '{name}' in app/cli/app.py")
     context = typer.Context(command, info_name="img2img")
     text = typer.cli.get_docs_for_click(obj=command, ctx=context, name="img2img")
     # The page has a title, and what Markdown cannot tell from HTML is in backticks already.

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import typer
 from prometheus_client import Gauge
 from pydantic import Field
 
@@ -10,7 +11,7 @@ from app.errors import ServiceError
 from app.observability.metrics import Metrics
 from app.settings import Settings
 from scripts.docs_pages import __main__ as pages
-from scripts.docs_pages import errors, metrics, settings
+from scripts.docs_pages import command_line, errors, metrics, settings
 from scripts.docs_pages.tables import Incomplete, table, values
 
 
@@ -45,6 +46,18 @@ class TestUpdate:
         ]
 
 
+class TestMain:
+    def test_missing_description_is_said_and_ends_with_1(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        def incomplete() -> str:
+            raise Incomplete("The field 'colour' has no description.")
+
+        monkeypatch.setattr(pages, "PARTS", {"settings": incomplete})
+        assert pages.main(["--check"]) == 1
+        assert capsys.readouterr().err == "The field 'colour' has no description.\n"
+
+
 class TestMissingDescriptions:
     def test_setting_without_description_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
         class Forgotten(Settings):
@@ -58,9 +71,19 @@ class TestMissingDescriptions:
         class Forgotten(ServiceError):
             pass
 
+        # Of another module, as those of other tests.
+        assert Forgotten not in errors.classes()
         monkeypatch.setattr(errors, "classes", lambda: [Forgotten])
         with pytest.raises(Incomplete, match=r"The error class 'Forgotten' in app/errors.py has no description\."):
             errors.errors()
+
+    def test_command_without_help_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        forgotten = typer.Typer()
+        forgotten.callback()(lambda: None)
+        forgotten.command("paint")(lambda: None)
+        monkeypatch.setattr(command_line, "app", forgotten)
+        with pytest.raises(Incomplete, match=r"The command 'paint' in app/cli/app.py has no description\."):
+            command_line.commands()
 
     def test_metric_without_help_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
         class Forgotten(Metrics):
