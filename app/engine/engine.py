@@ -13,19 +13,19 @@ from app.engine.failures import deadline_error, engine_stopped_error, error_for,
 from app.engine.fair_queue import FairQueue
 from app.engine.liveness import LivenessLimits
 from app.engine.messages import (
-    Broken,
+    BatchLimitLowered,
     Done,
     Failed,
     Job,
+    LoadFailed,
     ModelInfo,
     Progress,
     Ready,
     Result,
-    Shrunk,
-    Sick,
     Start,
     Started,
     Ticked,
+    WorkerFailing,
 )
 from app.engine.positions import Positions
 from app.engine.supervisor import WorkerSupervisor
@@ -236,7 +236,7 @@ class Engine:
                 ticket.deaths += 1
                 ticket.started = 0.0
                 ticket.ahead = None
-                ticket.job = replace(ticket.job, alone=True)
+                ticket.job = replace(ticket.job, isolated=True)
             if ticket.deaths >= 2:
                 ticket.refuse(WorkerLost("The worker process died twice with this request. Do not send it again."))
             else:
@@ -284,11 +284,11 @@ class Engine:
                     self.admission.measured(1, message.pass_seconds)
                 logger.info("the worker on %s is ready", message.info.device)
                 self._dispatch()
-            case Shrunk():
+            case BatchLimitLowered():
                 worker.lower_capacity(message.capacity)
-            case Sick():
+            case WorkerFailing():
                 worker.kill(message.cause)
-            case Broken():
+            case LoadFailed():
                 before = f"The worker on {worker.device} cannot be replaced: " if worker.info else ""
                 self._give_up(EngineStopped(before + message.message))
             case Started() if ticket := worker.tickets.get(message.job_id):

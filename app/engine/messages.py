@@ -1,7 +1,7 @@
-"""The frozen dataclasses that cross the process boundary.
+"""The frozen dataclasses that cross the process boundary between engine and worker.
 
-A `Job` goes to the worker; `Started`, a `Progress` for each step and one of `Done` and `Failed` come back. All times
-are seconds; a deadline is a reading of `time.monotonic()`, which Linux counts alike in every process.
+The engine sends a `Job`. The worker answers with `Started`, a `Progress` for each step, and either `Done` or `Failed`.
+All times are seconds. A deadline is a reading of `time.monotonic()`, which is the same in every process on Linux.
 """
 
 from dataclasses import dataclass, field
@@ -14,11 +14,11 @@ from app.settings import WorkerSettings
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What one picture needs from the engine.
+    """One image to make.
 
-    The width and height of `pixels` are multiples of 8, and the same for all jobs of one engine.
+    The width and height of `pixels` are multiples of 8, and equal for all jobs of one engine.
     `strength` is in (0, 1], and `int(num_inference_steps * strength)` is at least 1.
-    A `guidance_scale` above 1 doubles the UNet's work: classifier-free guidance runs a second row of the batch.
+    A `guidance_scale` above 1 doubles the UNet's work: classifier-free guidance adds a second row to the batch.
     """
 
     id: str
@@ -30,27 +30,27 @@ class Job:
     guidance_scale: float
     seed: int
     deadline: float
-    alone: bool = False
-    """Shares no UNet call: it was on board when something went wrong, and shows so whether it is at fault."""
+    isolated: bool = False
+    """Shares no UNet call. Set after a failed call, to find out whether this job is the cause."""
     previews: frozenset[int] = frozenset()
-    """Numbers of the steps after which a preview is wanted; the last step has the picture itself."""
-    starved: bool = False
-    """There was too little memory for it once, though it was the only one on board."""
+    """Step numbers, from 1, after which a preview is sent. The last step sends none: the image follows."""
+    oom_retried: bool = False
+    """It ran out of memory once while it was the only job on the device."""
 
     @property
     def steps_run(self) -> int:
-        """UNet evaluations of a first-order scheduler, as diffusers counts them (`get_timesteps`)."""
+        """UNet evaluations of a first-order scheduler (diffusers' `get_timesteps`)."""
         return steps_run(self.num_inference_steps, self.strength)
 
     @property
     def unet_rows(self) -> int:
-        """Rows of UNet batches that it costs."""
+        """Rows of UNet batches, over all steps."""
         return unet_rows(self.num_inference_steps, self.strength, self.guidance_scale)
 
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Seconds of one job in each stage on the worker. `denoise` includes the ticks' other jobs."""
+    """Seconds of one job in each stage on the worker. `denoise` includes time spent on other jobs' ticks."""
 
     encode_prompt: float = 0.0
     encode_image: float = 0.0
@@ -59,14 +59,15 @@ class Timings:
 
 
 Lookup = Literal["prompt", "image"]
-"""What may have been encoded before."""
+"""What is looked up in the encoders' caches."""
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
     """A finished job. `tokens_cut` counts the prompt's tokens beyond the 77 that CLIP reads.
 
-    `lookups` has one pair for each prompt and for the picture: what it is, and whether it had been encoded before.
+    `lookups` has one pair for each prompt and one for the image: its kind, and whether the cache had it.
+    `redecoded` is true if the VAE overflowed and decoded again in float32.
     """
 
     pixels: Pixels
@@ -81,7 +82,7 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """To the worker, first of all: `loader` is the `module:function` that makes the diffusion on `device`."""
+    """To the worker, first message: `loader` is the `module:function` that loads the model on `device`."""
 
     loader: str
     device: str
@@ -90,21 +91,21 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Cancel:
-    """To the worker: nobody waits for this job any more."""
+    """To the worker: the job's result is no longer needed."""
 
     job_id: str
 
 
 @dataclass(frozen=True, slots=True)
 class Canary:
-    """To the worker, when nothing else is to do: show that you still compute. Answered by `Alive`."""
+    """To the worker, while it is idle: make a test image. Answered by `CanaryPassed` or `WorkerFailing`."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What the worker loaded, in words for the log, `/health/ready` and `/metrics`.
+    """The loaded model, as shown in the log, `/health/ready` and `/metrics`.
 
-    `reason` says why this model, and `scheduler` is the name of its class in diffusers.
+    `reason` says why this model was chosen. `scheduler` is its diffusers class name.
     """
 
     model: str
@@ -118,10 +119,10 @@ class ModelInfo:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """From the worker: weights are on the device and a real pass succeeded.
+    """From the worker: the weights are on the device and a test pass succeeded.
 
-    `pass_seconds` is what one step takes at the real size, encoding and decoding included: measured, or a guess.
-    `capacity` is how many jobs are on board at once. `canary_seconds` is what answering a `Canary` takes.
+    `pass_seconds` is the time of one step at the real size, encoding and decoding included: measured or estimated.
+    `capacity` is the number of jobs on board at once. `canary_seconds` is the time that a `Canary` takes.
     """
 
     info: ModelInfo
@@ -131,32 +132,32 @@ class Ready:
 
 
 @dataclass(frozen=True, slots=True)
-class Settling:
-    """From the worker: a sign of life while it prepares what could wait until it was ready, and jobs wait for it."""
+class Preparing:
+    """From the worker: a sign of life while it packs weights after `Ready` and jobs wait."""
 
 
 @dataclass(frozen=True, slots=True)
-class Alive:
-    """From the worker: it has answered a `Canary`."""
+class CanaryPassed:
+    """From the worker: the answer to a `Canary`."""
 
 
 @dataclass(frozen=True, slots=True)
-class Shrunk:
-    """From the worker: the device has no room for more than `capacity` jobs on board at once."""
+class BatchLimitLowered:
+    """From the worker: after running out of memory it takes at most `capacity` jobs on board at once."""
 
     capacity: int
 
 
 @dataclass(frozen=True, slots=True)
-class Sick:
-    """From the worker, last words: `device`, its device failed for good; `canary`, it no longer makes pictures."""
+class WorkerFailing:
+    """From the worker, last message before exit: `device`, the device is lost; `canary`, the canary failed."""
 
     cause: Literal["device", "canary"]
 
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """From the worker: the job is about to be encoded; it is on board from now on."""
+    """From the worker: the job is on board and about to be encoded."""
 
     job_id: str
 
@@ -165,8 +166,8 @@ class Started:
 class Progress:
     """From the worker: `step` of `steps` UNet calls are done for this job.
 
-    A `preview` comes by itself, after the step that it shows and maybe after the next one: a small picture, one pixel
-    for each of the latents, 64x64 for 512x512.
+    A `preview` is sent in a second message for the same step, possibly after the message for the next one. It has one
+    pixel for each latent: 64x64 for a 512x512 image.
     """
 
     job_id: str
@@ -177,7 +178,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Ticked:
-    """From the worker: one UNet call, which `jobs` jobs shared, took so many `seconds` of the host's time."""
+    """From the worker: one UNet call, shared by `jobs` jobs, took `seconds` of the host's time."""
 
     jobs: int
     seconds: float
@@ -185,10 +186,10 @@ class Ticked:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """From the worker: the job's picture.
+    """From the worker: the job's image.
 
-    `peak_memory` is the largest resident size of the worker process so far, `device_memory` what is `allocated`,
-    `reserved` and `free` on its GPU, all in bytes.
+    `peak_memory` is the peak resident size of the worker process so far. `device_memory` is what is `allocated`,
+    `reserved` and `free` on its GPU. All in bytes.
     """
 
     job_id: str
@@ -199,20 +200,32 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """From the worker: the job alone failed; its traceback is in the worker's log."""
+    """From the worker: this job failed and no other; its traceback is in the worker's log."""
 
     job_id: str
     reason: Literal["error", "memory", "non_finite", "expired"]
 
 
 @dataclass(frozen=True, slots=True)
-class Broken:
-    """From the worker, last words: it could not load, for a reason that trying again will not change."""
+class LoadFailed:
+    """From the worker, last message before exit: the model cannot be loaded, and a retry would fail in the same way."""
 
     message: str
 
 
 ToWorker = Job | Cancel | Canary
-FromWorker = Ready | Settling | Alive | Shrunk | Sick | Started | Ticked | Progress | Done | Failed | Broken
+FromWorker = (
+    Ready
+    | Preparing
+    | CanaryPassed
+    | BatchLimitLowered
+    | WorkerFailing
+    | Started
+    | Ticked
+    | Progress
+    | Done
+    | Failed
+    | LoadFailed
+)
 Fault = Literal["job", "memory", "device"]
-"""What an exception of the model says: this job cannot be done, there was too little memory, the device is lost."""
+"""What an exception of the model means: this job failed, the device is out of memory, or the device is lost."""

@@ -20,8 +20,8 @@ from app.errors import CheckpointError
 from app.model import hub
 from app.model.batch_limit import capacity
 from app.model.devices import first_line, resolve_device, resolve_dtype
-from app.model.packed import can_pack, channels_last, keep_stored, prepare
-from app.model.weights import place, stored_dtype
+from app.model.packed import can_pack, channels_last, keep_stored, replace_layers
+from app.model.weights import move_to_device, stored_dtype
 from app.settings import Settings, WorkerSettings
 
 logger = logging.getLogger(__name__)
@@ -189,14 +189,14 @@ def _place(pipe: StableDiffusionXLImg2ImgPipeline, device: torch.device, dtype: 
     packs = may_pack and can_pack(pipe.unet, device, dtype)
     if packs:
         for model in (pipe.unet, pipe.vae):
-            prepare(model)
+            replace_layers(model)
         for encoder in (pipe.text_encoder, pipe.text_encoder_2):
             keep_stored(encoder)
     change = channels_last if packs or device.type == "cuda" else None
-    place(pipe.unet, device, dtype, change)
-    place(pipe.vae, device, vae_dtype, change)
+    move_to_device(pipe.unet, device, dtype, change)
+    move_to_device(pipe.vae, device, vae_dtype, change)
     for encoder in (pipe.text_encoder, pipe.text_encoder_2):
-        place(encoder, device, dtype)
+        move_to_device(encoder, device, dtype)
 
 
 def _no_idle_warning(record: logging.LogRecord) -> bool:

@@ -29,7 +29,7 @@ def has_compiler() -> bool:
     return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++"))
 
 
-def served_sizes(most: int) -> tuple[int, ...]:
+def compiled_batch_sizes(most: int) -> tuple[int, ...]:
     """The batch sizes that are compiled, for at most so many rows: powers of two and the largest."""
     return tuple(sorted({most, *(2**power for power in range(most.bit_length()) if 2**power <= most)}))
 
@@ -54,7 +54,7 @@ def compile_parts(pipe: StableDiffusionXLImg2ImgPipeline, how: Compile, cache: P
     _fuse(pipe)
     for part in (pipe.unet, pipe.vae.encoder, pipe.vae.decoder):
         part.compile(mode=_MODES[how], fullgraph=True, dynamic=False)
-    pipe.vae.encoder, pipe.vae.decoder = Fresh(pipe.vae.encoder), Fresh(pipe.vae.decoder)
+    pipe.vae.encoder, pipe.vae.decoder = CloneOutputs(pipe.vae.encoder), CloneOutputs(pipe.vae.decoder)
 
 
 def _keep_in(cache: Path) -> None:
@@ -80,7 +80,7 @@ def _fuse(pipe: StableDiffusionXLImg2ImgPipeline) -> None:
                     delattr(module, name)
 
 
-class Fresh(nn.Module):
+class CloneOutputs(nn.Module):
     """A compiled module whose results stay as they are: a CUDA graph writes each to the place of the one before."""
 
     def __init__(self, module: nn.Module) -> None:
@@ -97,7 +97,7 @@ class Batched:
 
     Args:
         model: takes tensors of equal first dimension and returns one of it.
-        sizes: ascending; see `served_sizes`.
+        sizes: ascending; see `compiled_batch_sizes`.
     """
 
     def __init__(self, model: Callable[..., torch.Tensor], sizes: Sequence[int]) -> None:

@@ -21,10 +21,10 @@ from app.model.compiled import Batched
 from app.model.encoders import Encoders, Prompt
 from app.model.packed import Packed, unpacked
 from app.model.previews import Preview, Previews
-from app.model.schedulers import Stepper, stepper
+from app.model.schedulers import Stepper, create_stepper
 from app.model.torch_errors import fault
 from app.model.transfer import download, mark, passed, seconds_between, upload, wait
-from app.model.weights import MOST_THREADS, side_by_side
+from app.model.weights import MOST_THREADS, map_threads
 from app.pixels import Pixels
 
 logger = logging.getLogger(__name__)
@@ -117,19 +117,19 @@ class SdxlDiffusion:
         self._unpacked = unpacked(pipe.unet, pipe.vae)
         self._predict = Batched(self._unet, compiled) if compiled else self._unet
 
-    def settle(self) -> bool:
+    def pack_next_layers(self) -> bool:
         """Do a little of what makes pictures faster but can wait until the model is ready; False if all is done."""
         layers = list(islice(self._unpacked, MOST_THREADS))
         try:
             with malloc.loading():
-                side_by_side(Packed.pack, layers)
+                map_threads(Packed.pack, layers)
         except RuntimeError:
             logger.exception("layers stay as they are stored, which is slower")
         return bool(layers)
 
     fault = staticmethod(fault)
 
-    def free(self) -> None:
+    def release_memory(self) -> None:
         """Give back what memory can be had again: after a call that found too little."""
         self.encoders.clear_cache()
         if self.device.type == "cuda":
@@ -156,15 +156,15 @@ class SdxlDiffusion:
         marks.append(mark(self.device))
         generator = torch.Generator("cpu").manual_seed(job.seed)
         moments, known = self.encoders.image(job.pixels)
-        clean = self._clean(moments, generator)
-        steps = stepper(self.pipe.scheduler, job.num_inference_steps, job.steps_run, clean, generator)
+        clean = self._sample_latents(moments, generator)
+        steps = create_stepper(self.pipe.scheduler, job.num_inference_steps, job.steps_run, clean, generator)
         size = [job.pixels.height, job.pixels.width]
         time_ids = upload(torch.tensor([[*size, 0, 0, *size]] * len(embeds), dtype=embeds.dtype), self.device)
         marks.append(mark(self.device))
         return State(
             job=job,
             stepper=steps,
-            latents=steps.noised(clean),
+            latents=steps.add_noise(clean),
             embeds=embeds,
             pooled=pooled,
             time_ids=time_ids,
@@ -183,31 +183,31 @@ class SdxlDiffusion:
         rows = [len(state.embeds) for state in states]
         sample = torch.cat(
             [
-                state.stepper.scaled(torch.cat([state.latents] * n), state.index)
+                state.stepper.scale_model_input(torch.cat([state.latents] * n), state.index)
                 for state, n in zip(states, rows, strict=True)
             ]
         )
-        moments = [state.stepper.timesteps[state.index] for state in states]
-        timesteps = torch.stack([moment for moment, n in zip(moments, rows, strict=True) for _ in range(n)])
+        timesteps = [state.stepper.timesteps[state.index] for state in states]
+        timestep = torch.stack([value for value, n in zip(timesteps, rows, strict=True) for _ in range(n)])
         predictions = self._predict(
             sample,
-            upload(timesteps, self.device),
+            upload(timestep, self.device),
             torch.cat([state.embeds for state in states]),
             torch.cat([state.pooled for state in states]),
             torch.cat([state.time_ids for state in states]),
         )
         for state, prediction in zip(states, torch.split(predictions, rows), strict=True):
             noise = _guided(prediction, state.job.guidance_scale)
-            state.latents = state.stepper.stepped(state.latents, noise, state.index)
+            state.latents = state.stepper.step(noise, state.index, state.latents)
             state.index += 1
 
     @torch.inference_mode()
     def preview(self, state: State) -> Preview:
-        """A small picture of what the last step promised."""
-        return self._previews.of(state.stepper.promised, state.job.pixels.width, state.job.pixels.height)
+        """A small image of the last `pred_original_sample`."""
+        return self._previews.of(state.stepper.pred_original_sample, state.job.pixels.width, state.job.pixels.height)
 
     def _encode_exactly(self, pixels: Pixels) -> torch.Tensor:
-        return self._clean(self.encoders.image(pixels)[0], torch.Generator("cpu").manual_seed(0))
+        return self._sample_latents(self.encoders.image(pixels)[0], torch.Generator("cpu").manual_seed(0))
 
     def _unet(
         self,
@@ -229,9 +229,9 @@ class SdxlDiffusion:
 
         Each is decoded by itself: it bounds the memory, and a VAE pass fills the device.
         """
-        return [self._begin(state) for state in states]
+        return [self._start_decode(state) for state in states]
 
-    def _begin(self, state: State) -> Decoding:
+    def _start_decode(self, state: State) -> Decoding:
         start = mark(self.device)
         rgb, finite = self.decode(state.latents)
         end = mark(self.device)
@@ -301,7 +301,7 @@ class SdxlDiffusion:
         hidden, pooled = torch.cat([negative.hidden, prompt.hidden]), torch.cat([negative.pooled, prompt.pooled])
         return hidden, pooled, prompt.tokens_cut, found
 
-    def _clean(self, moments: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    def _sample_latents(self, moments: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Latents `[1, c, h / f, w / f]` in the UNet's dtype, sampled from a picture's moments."""
         vae = self.pipe.vae
         # A tiny autoencoder is deterministic: it has latents instead of a distribution, and draws nothing.

@@ -4,7 +4,7 @@ import torch
 
 from app.model import checkpoint, devices
 from app.model.batch_limit import capacity
-from app.model.compiled import compile_parts, served_sizes
+from app.model.compiled import compile_parts, compiled_batch_sizes
 from app.model.diffusion import SdxlDiffusion
 from app.model.packed import is_large, pack_one_of_each
 from app.model.transfer import select
@@ -25,6 +25,6 @@ def load(settings: WorkerSettings, device: str) -> SdxlDiffusion:
     sizes: tuple[int, ...] = ()
     if settings.compile != "off":
         compile_parts(pipe, settings.compile, settings.compile_cache)
-        sizes = served_sizes(max_jobs)
+        sizes = compiled_batch_sizes(max_jobs)
     pack_one_of_each(pipe.unet, pipe.vae)
     return SdxlDiffusion(pipe, torch.device(info.device), info, settings.cache_bytes, sizes, max_jobs)

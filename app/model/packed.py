@@ -18,7 +18,7 @@ from diffusers.models.upsampling import Upsample2D
 from torch import nn
 from torch.nn import functional
 
-from app.model.weights import release
+from app.model.weights import release_pages
 
 _LARGE_MODEL = 100_000_000
 """Parameters from which on a model is packed. A small one gains nothing, and stays bit-equal to diffusers'."""
@@ -50,7 +50,7 @@ class Packed(nn.Module, ABC):
         """Put the weight into its faster form, and give back the memory of the other."""
         if self.stored is not None:
             self.packed = self._reordered(self.stored.float())
-            release(self.stored)
+            release_pages(self.stored)
             self.stored = None
 
     def forward(self, x: torch.Tensor, output_size: tuple[int, int] | None = None) -> torch.Tensor:
@@ -106,7 +106,7 @@ class PackedConv2d(Packed):
         return result
 
 
-class PackedDoubling(Packed):
+class PackedUpsample(Packed):
     """`Upsample2D`, where each pixel becomes four that a 3 x 3 convolution sees, as one transposed convolution.
 
     That multiplies four times for each output pixel instead of nine: of the nine pixels that the kernel sees, only four
@@ -119,7 +119,7 @@ class PackedDoubling(Packed):
     """Padding, output padding, stride, dilation, groups."""
 
     @staticmethod
-    def stands_for(block: nn.Module) -> bool:
+    def matches(block: nn.Module) -> bool:
         """Whether a module does just that."""
         if type(block) is not Upsample2D or block.norm is not None or not block.use_conv or not block.interpolate:
             return False
@@ -174,7 +174,7 @@ def keep_stored(model: nn.Module) -> None:
                 setattr(parent, name, StoredLinear(child))
 
 
-class Residual(nn.Module):
+class InplaceResnetBlock(nn.Module):
     """`ResnetBlock2D` that overwrites its own intermediate pictures: fewer of them to find room for, the same numbers.
 
     Those of SDXL's VAE at 512x512 are of 134 and 268 MB.
@@ -185,7 +185,7 @@ class Residual(nn.Module):
         self.block = block
 
     @staticmethod
-    def stands_for(block: nn.Module) -> bool:
+    def matches(block: nn.Module) -> bool:
         """Whether a module is such a block that neither changes the size nor scales what it gives."""
         return (
             type(block) is ResnetBlock2D
@@ -223,11 +223,11 @@ def can_pack(model: nn.Module, device: torch.device, dtype: torch.dtype) -> bool
     return here and is_large(model)
 
 
-def prepare(model: nn.Module) -> None:
+def replace_layers(model: nn.Module) -> None:
     """Have every layer and block of a model that has a faster form take it; `unpacked` lists what is to pack."""
     for parent in list(model.modules()):
         for name, child in parent.named_children():
-            setattr(parent, name, _faster(child))
+            setattr(parent, name, _packed_variant(child))
 
 
 def unpacked(*models: nn.Module) -> Iterator[Packed]:
@@ -246,13 +246,13 @@ def _layers(*models: nn.Module) -> Iterator[Packed]:
     return (layer for model in models for layer in model.modules() if isinstance(layer, Packed))
 
 
-def _faster(layer: nn.Module) -> nn.Module:
+def _packed_variant(layer: nn.Module) -> nn.Module:
     """Itself if it has no faster form, or would gain nothing."""
-    if Residual.stands_for(layer):
-        return Residual(layer)
-    if PackedDoubling.stands_for(layer):
+    if InplaceResnetBlock.matches(layer):
+        return InplaceResnetBlock(layer)
+    if PackedUpsample.matches(layer):
         inner = _convolution(layer)
-        return PackedDoubling(inner.weight, inner.bias) if inner.weight.numel() >= _LARGE_WEIGHT else layer
+        return PackedUpsample(inner.weight, inner.bias) if inner.weight.numel() >= _LARGE_WEIGHT else layer
     if isinstance(layer, (nn.Linear, nn.Conv2d)) and layer.weight.numel() >= _LARGE_WEIGHT:
         # Subclasses may compute something else.
         if type(layer) is nn.Linear:

@@ -32,7 +32,7 @@ def stored_dtype(file: Path) -> torch.dtype:
         return _STORED.get(weights.get_slice(name).get_dtype(), torch.float32)
 
 
-def place(
+def move_to_device(
     model: nn.Module, device: torch.device, dtype: torch.dtype, change: Callable[[nn.Module], nn.Module] | None = None
 ) -> None:
     """Move a model's floating-point tensors to a device and dtype, and all others to the device.
@@ -56,10 +56,10 @@ def place(
             setattr(parent, name, change(child))
 
     _move(model, device, dtype, shared)
-    side_by_side(move, places)
+    map_threads(move, places)
 
 
-def side_by_side(function: Callable[[T], None], items: Sequence[T]) -> None:
+def map_threads(function: Callable[[T], None], items: Sequence[T]) -> None:
     """Call a function of torch's for each of some items, on as many threads as torch computes with, each by itself.
 
     Two threads of one cast wait for each other while pages are found for what they write; those of two casts do not.
@@ -78,14 +78,14 @@ def _move(module: nn.Module, device: torch.device, dtype: torch.dtype, shared: s
     for name, parameter in module.named_parameters(recurse=False):
         moved = parameter.detach().to(device, dtype if parameter.is_floating_point() else None)
         if parameter.data_ptr() not in {moved.data_ptr(), *shared}:
-            release(parameter.detach())
+            release_pages(parameter.detach())
         # Whether it needs gradients decides how torch multiplies by it, even where it keeps none.
         setattr(module, name, nn.Parameter(moved, parameter.requires_grad))
     for name, buffer in module.named_buffers(recurse=False):
         setattr(module, name, buffer.to(device, dtype if buffer.is_floating_point() else None))
 
 
-def release(tensor: torch.Tensor) -> None:
+def release_pages(tensor: torch.Tensor) -> None:
     """Give back the whole pages that a tensor's window covers; read again, they come from the file again.
 
     A tensor that is no window onto a file must not be read any more.

@@ -1,1 +1,1 @@
-"""The child process: drives a model step by step. Imports no torch."""
+"""The child process that drives a model step by step. Imports no torch."""

@@ -1,8 +1,8 @@
-"""Which jobs share the next UNet call: pure Python, no tensors.
+"""Step-level batching: which jobs share the next UNet call. Pure Python, no tensors.
 
-Jobs come on board first in, first out, between any two UNet calls, and leave when their last step is done: nobody
-waits for a batch to finish. Jobs of a call that failed start anew, which they can since they are deterministic, but
-each alone, so that the one at fault fails alone.
+Jobs are admitted in arrival order between two UNet calls and leave after their last step, so no job waits for a batch
+to finish. After a failed call its jobs restart, each in a call of its own, so that only the job at fault fails. A
+restart gives the same image, because jobs are deterministic.
 """
 
 from collections import deque
@@ -16,7 +16,7 @@ State = TypeVar("State")
 
 
 class Batch(Generic[State]):
-    """Jobs waiting and jobs on board, at most `capacity` of them."""
+    """Waiting jobs, and jobs on board, which number at most `capacity`."""
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
@@ -26,7 +26,7 @@ class Batch(Generic[State]):
 
     @property
     def jobs(self) -> Mapping[str, Job]:
-        """All on board, those that are still being encoded too."""
+        """All admitted jobs by id, including those that are still being encoded."""
         return self._jobs
 
     @property
@@ -34,31 +34,34 @@ class Batch(Generic[State]):
         return not self._jobs and not self._waiting
 
     def add(self, job: Job) -> None:
-        """A job waits for its place, behind those that came before."""
+        """Append a job to the queue."""
         self._waiting.append(job)
 
     def next(self) -> Job | None:
-        """Take the job that may be admitted now, if there is one: follow up with `board` or `leave`."""
+        """Admit the first waiting job, if there is room for it: follow up with `board` or `leave`.
+
+        An isolated job is admitted only when no other job is on board, and no other job joins it.
+        """
         if not self._waiting or len(self._jobs) >= self.capacity:
             return None
-        if self._jobs and (self._waiting[0].alone or any(job.alone for job in self._jobs.values())):
+        if self._jobs and (self._waiting[0].isolated or any(job.isolated for job in self._jobs.values())):
             return None
         job = self._waiting.popleft()
         self._jobs[job.id] = job
         return job
 
     def board(self, job_id: str, state: State) -> None:
-        """The job has been encoded and takes part in the next call."""
+        """Add an encoded job to the next UNet call."""
         self.on_board[job_id] = state
 
     def leave(self, job_id: str) -> None:
-        """The job is finished, failed or no longer wanted, wherever it is. Unknown ids are ignored."""
+        """Remove a job that is finished, failed or cancelled, waiting or on board. Unknown ids are ignored."""
         self.on_board.pop(job_id, None)
         if self._jobs.pop(job_id, None) is None:
             self._waiting = deque(job for job in self._waiting if job.id != job_id)
 
     def restart(self, job_ids: Iterable[str], **changes: Any) -> None:
-        """Jobs on board start anew, before all who wait, with some fields changed."""
+        """Move admitted jobs to the front of the queue, with some of their fields changed."""
         for job in reversed([self._jobs.pop(job_id) for job_id in job_ids]):
             self.on_board.pop(job.id, None)
             self._waiting.appendleft(replace(job, **changes))

@@ -1,4 +1,4 @@
-"""What a worker drives, and the passes that prove it: before it is ready, and while nothing else is to do."""
+"""Test passes through the model: before a worker is ready, and as a canary while it is idle."""
 
 import logging
 import time
@@ -14,20 +14,23 @@ logger = logging.getLogger(__name__)
 
 _SMALL_SIDE = 64
 _SLOW_SECONDS = 0.5
-"""A pass over so few pixels that takes longer is a large model's."""
+"""A model whose pass over `_SMALL_SIDE` takes longer counts as large."""
 
 _SMALL_TO_REAL = 5.0
-"""Not 64: over few pixels, casting the weights takes most of the time. So it was for SDXL on two cores."""
+"""Time of a step at the real size, relative to a pass over `_SMALL_SIDE`: measured for SDXL on two cores.
+
+The number of pixels grows 64-fold, but over few pixels most of the time goes into casting weights.
+"""
 
 
 @dataclass(frozen=True)
 class Passes:
-    """What the passes before readiness showed.
+    """Results of the passes before readiness.
 
     Attributes:
-        seconds: of one step at the real size, encoding and decoding included: measured, or a guess.
-        canary: makes a picture while nothing else is to do, or nothing if that takes too long; raises if it cannot.
-        canary_seconds: what that takes.
+        seconds: the time of one step at the real size, encoding and decoding included: measured or estimated.
+        canary: makes a test image, or does nothing if that would take too long; raises if the model fails.
+        canary_seconds: the time that `canary` takes.
     """
 
     seconds: float
@@ -36,18 +39,18 @@ class Passes:
 
 
 def warm_up(diffusion: Diffusion, how: str) -> Passes:
-    """Real passes, so that readiness is a fact. A compiled model is compiled by them, at each of its batch sizes.
+    """Run real passes, so that a ready worker can make images. They also compile a compiled model's batch sizes.
 
-    On a CPU a large model takes half a minute for a picture, and nothing is gained by it: there a small one proves that
-    the weights are fit. It has no canary either: half the machine would be kept busy to learn that a CPU computes.
+    A large model takes half a minute for an image on a CPU. There, one pass over a small image shows that the weights
+    work. Such a model has no canary either, which would keep half of the machine busy.
 
     Args:
         diffusion: the model.
-        how: the setting `compile`, for the message if that fails.
+        how: the setting `compile`, for the error message.
 
     Raises:
-        CheckpointError: the model cannot be compiled here.
-        RuntimeError: a pass gave no finite picture.
+        CheckpointError: the model cannot be compiled on this machine.
+        RuntimeError: the image of a pass holds NaN or infinity.
     """
     try:
         for jobs in diffusion.compiled:
@@ -59,21 +62,22 @@ def warm_up(diffusion: Diffusion, how: str) -> Passes:
     except Exception as error:
         if not diffusion.compiled:
             raise
-        # Trying again would take minutes, to fail in the same way.
+        # A retry would take minutes and fail in the same way.
         logger.exception("the model could not be compiled")
-        raise CheckpointError(f"IMG2IMG_COMPILE={how} fails here: {error}. Set it to off.") from error
-    # Compiled code is for one size; for any other it would be compiled anew.
+        raise CheckpointError(f"IMG2IMG_COMPILE={how} fails on this machine: {error}. Set it to off.") from error
+    # Code is compiled for one image size; another size would be compiled again.
     side = IMAGE_SIZE if diffusion.compiled else _SMALL_SIDE
-    _pass(diffusion, side)
+    _pass(diffusion, side)  # not timed: the first pass at a size is slower
     return Passes(seconds, lambda: _pass(diffusion, side), _pass(diffusion, side))
 
 
 def _pass(diffusion: Diffusion, side: int, jobs: int = 1) -> float:
+    """One step of `jobs` jobs on grey images of `side` x `side` pixels, in seconds."""
     start = time.monotonic()
     grey = Pixels(side, side, b"\x80" * (side * side * 3))
     job = Job("warm-up", grey, "warm-up", None, 1, 1.0, 0.0, 0, float("inf"))
     states = [diffusion.admit(job) for _ in range(jobs)]
     diffusion.tick(states)
     if None in [diffusion.collect(decoding) for decoding in diffusion.finish(states)]:
-        raise RuntimeError("the picture of a pass holds NaN or infinity: the weights or the dtype are unfit")
+        raise RuntimeError("the image of a test pass holds NaN or infinity: the weights or the dtype do not work")
     return time.monotonic() - start

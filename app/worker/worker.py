@@ -1,8 +1,8 @@
-"""The back half, in a process of its own per device: receive, admit, tick, finish, send, for ever.
+"""The worker process, one per device: its loop receives, admits, ticks, finishes and sends.
 
     python -m app.worker.worker FD
 
-FD is one end of a socket pair; the first message on it is a `Start`. When the other end closes, the process ends.
+FD is one end of a socket pair. The first message on it is a `Start`. The process ends when the other end closes.
 """
 
 import importlib
@@ -22,23 +22,23 @@ from typing import Any, Literal, NoReturn, TypeVar
 from app import malloc
 from app.engine.framing import HEADER, pack, unpack
 from app.engine.messages import (
-    Alive,
-    Broken,
+    BatchLimitLowered,
     Canary,
+    CanaryPassed,
     Cancel,
     Done,
     Failed,
     FromWorker,
     Job,
+    LoadFailed,
+    Preparing,
     Progress,
     Ready,
-    Settling,
-    Shrunk,
-    Sick,
     Start,
     Started,
     Ticked,
     ToWorker,
+    WorkerFailing,
 )
 from app.errors import CheckpointError
 from app.observability.logs import configure
@@ -50,19 +50,19 @@ T = TypeVar("T")
 
 logger = logging.getLogger("app.worker.worker")
 
-SICK = 3
-"""The exit code of a worker that gave itself up."""
+WORKER_FAILING_EXIT_CODE = 3
+"""The exit code after a `WorkerFailing` message."""
 
 
 class Worker:
-    """Turns an inbox of jobs into messages, keeping up to `max_batch` of them in every UNet call.
+    """Runs the jobs of an inbox, up to `max_batch` of them in each UNet call, and sends messages about them.
 
     Args:
-        diffusion: the model; used by this thread alone.
-        max_batch: jobs on board at once.
-        inbox: what comes from the engine.
-        send: takes what goes back; its order is the order of events.
-        canary: proves that pictures can be made; raises if not.
+        diffusion: the model; only the thread of `run` uses it.
+        max_batch: the number of jobs on board at once.
+        inbox: messages from the engine.
+        send: sends a message to the engine; called in the order of events.
+        canary: makes a test image; raises if the model fails.
     """
 
     def __init__(
@@ -79,68 +79,72 @@ class Worker:
         self.inbox = inbox
         self.send = send
         self._decoding: deque[tuple[str, Decoding]] = deque()
-        self._showing: deque[tuple[Progress, Preview]] = deque()
-        self._settled = False
-        self._asked = False
+        self._previews: deque[tuple[Progress, Preview]] = deque()
+        self._prepared = False
+        self._canary_pending = False
 
     def run(self) -> None:
-        """Serve until the process ends."""
+        """Run jobs until the process ends."""
         while True:
-            self.turn()
+            self.run_once()
 
-    def turn(self) -> None:
-        """One round: at most one UNet call, which all jobs on board share.
+    def run_once(self) -> None:
+        """One iteration of the loop, with at most one UNet call, which all jobs on board share.
 
         Raises:
-            SystemExit: the device is lost, or no picture can be made; the engine has been told.
+            SystemExit: the device is lost or the canary failed; a `WorkerFailing` message has been sent.
         """
         self._receive()
         for job_id in self.batch.expired(time.monotonic()):
             self._fail(job_id, "expired")
-        if not self._settled:
-            # No job is on board yet: those that wait can still be cancelled, and it does not count as theirs.
-            self._settled = not self.diffusion.settle()
-            self.send(Settling())
+        if not self._prepared:
+            # Before any job is admitted: waiting jobs can be cancelled, and this time does not count as theirs.
+            self._prepared = not self.diffusion.pack_next_layers()
+            self.send(Preparing())
             return
-        if self._asked:
-            self._prove()
+        if self._canary_pending:
+            self._run_canary()
         while job := self.batch.next():
             self._admit(job)
         if self.batch.on_board:
             self._tick()
-        self._show()
+        self._send_previews()
         self._finish()
         self._collect()
 
     def _receive(self) -> None:
-        """Take all that has arrived; wait for something only if there is nothing to do."""
+        """Handle all messages in the inbox; wait for one only while the worker is idle."""
         try:
             while True:
-                idle = self._settled and self.batch.idle and not (self._decoding or self._showing or self._asked)
-                message = self.inbox.get(block=idle)
+                message = self.inbox.get(block=self._idle)
                 if isinstance(message, Cancel):
                     self.batch.leave(message.job_id)
                 elif isinstance(message, Canary):
-                    self._asked = True
+                    self._canary_pending = True
                 else:
                     self.batch.add(message)
         except Empty:
             return
 
-    def _prove(self) -> None:
-        """Answer a canary, by a picture if there is nothing better to do: then what there is proves as much."""
-        self._asked = False
+    @property
+    def _idle(self) -> bool:
+        pending = self._decoding or self._previews or self._canary_pending
+        return self._prepared and self.batch.idle and not pending
+
+    def _run_canary(self) -> None:
+        """Answer a `Canary`: by a test image if no job waits or runs, else at once, as the jobs show as much."""
+        self._canary_pending = False
         if self.batch.idle:
             try:
                 self.canary()
             except Exception:
-                logger.exception("the canary died: this worker makes no pictures any more")
+                logger.exception("canary failed: exiting so that the worker is replaced")
                 self._give_up("canary")
-        self.send(Alive())
+        self.send(CanaryPassed())
 
     def _admit(self, job: Job) -> None:
         self.send(Started(job.id))
-        state = self._attempt("encoding its prompt and picture", [job.id], lambda: self.diffusion.admit(job))
+        state = self._call_model("encoding the prompt and the image", [job.id], lambda: self.diffusion.admit(job))
         if state is not None:
             self.batch.board(job.id, state)
 
@@ -153,7 +157,7 @@ class Worker:
             self.diffusion.tick(states)
             return [(state.index, state.steps_run) for state in states]
 
-        moved = self._attempt("a UNet call", job_ids, tick)
+        moved = self._call_model("a UNet call", job_ids, tick)
         if moved is None:
             return
         self.send(Ticked(len(job_ids), time.monotonic() - start))
@@ -162,81 +166,84 @@ class Worker:
             self.send(progress)
             if index < steps and index in self.batch.jobs[job_id].previews:
                 state = self.batch.on_board[job_id]
-                if preview := self._attempt("a preview", [job_id], lambda: self.diffusion.preview(state)):  # noqa: B023
-                    self._showing.append((progress, preview))
+                if preview := self._call_model("a preview", [job_id], lambda: self.diffusion.preview(state)):  # noqa: B023
+                    self._previews.append((progress, preview))
 
-    def _show(self) -> None:
-        """Send the previews that have arrived; those that have not come with the next turn."""
-        while self._showing and (self._showing[0][1].ready or self.batch.idle):
-            progress, preview = self._showing.popleft()
+    def _send_previews(self) -> None:
+        """Send the previews that have arrived; wait for one only if no job waits or runs."""
+        while self._previews and (self._previews[0][1].ready or self.batch.idle):
+            progress, preview = self._previews.popleft()
             self.send(replace(progress, preview=preview.pixels()))
 
     def _finish(self) -> None:
         job_ids = [job_id for job_id, state in self.batch.on_board.items() if state.done]
         if not job_ids:
             return
-        decoding = self._attempt(
+        decoding = self._call_model(
             "decoding", job_ids, lambda: self.diffusion.finish([self.batch.on_board[job_id] for job_id in job_ids])
         )
-        for job_id, picture in zip(job_ids, decoding or (), strict=decoding is not None):
-            # Its place is free already: the next call need not wait for the picture's way from the device.
+        for job_id, image in zip(job_ids, decoding or (), strict=decoding is not None):
+            # The job leaves now: the next UNet call does not wait for the image to arrive from the device.
             self.batch.leave(job_id)
-            self._decoding.append((job_id, picture))
+            self._decoding.append((job_id, image))
 
     def _collect(self) -> None:
-        """Send the pictures that have arrived; wait for one only if there is nothing else to do."""
+        """Send the images that have arrived; wait for one only if no job waits or runs."""
         while self._decoding and (self._decoding[0][1].ready or self.batch.idle):
-            job_id, picture = self._decoding.popleft()
-            found = self._attempt("fetching its picture", [job_id], lambda: (self.diffusion.collect(picture),))  # noqa: B023
-            if found:
-                (result,) = found
+            job_id, image = self._decoding.popleft()
+            collected = self._call_model("fetching the image", [job_id], lambda: (self.diffusion.collect(image),))  # noqa: B023
+            if collected:
+                (result,) = collected
                 if result:
                     self.send(Done(job_id, result, peak_memory(), self.diffusion.memory()))
                 else:
                     self.send(Failed(job_id, "non_finite"))
 
-    def _attempt(self, what: str, job_ids: list[str], call: Callable[[], T]) -> T | None:
-        """What a call of the model gives, which is never None; None if it raised, and the jobs have been seen to."""
+    def _call_model(self, what: str, job_ids: list[str], call: Callable[[], T]) -> T | None:
+        """The result of a call of the model, which must not be None; None if it raised.
+
+        In that case the jobs have been restarted or failed. On a lost device the process exits.
+        """
         try:
             return call()
         except Exception as error:
-            logger.exception("%s failed, for %d jobs: %s", what, len(job_ids), ", ".join(job_ids))
+            logger.exception("%s failed for %d jobs: %s", what, len(job_ids), ", ".join(job_ids))
             fault = self.diffusion.fault(error)
-        # Only out here is nothing of what the call had made held any more, by the error's traceback least of all.
+        # Outside of `except`, where the traceback no longer holds the call's tensors: their memory can be released.
         match fault:
             case "device":
                 self._give_up("device")
             case "memory":
-                self._short_of_memory(job_ids)
+                self._handle_oom(job_ids)
             case _:
-                # Each starts anew alone, and shows whether it is at fault, or something that is over now.
-                again = [job_id for job_id in job_ids if (job := self.batch.jobs.get(job_id)) and not job.alone]
+                # Each job restarts in calls of its own. One that fails there is at fault.
+                again = [job_id for job_id in job_ids if (job := self.batch.jobs.get(job_id)) and not job.isolated]
                 for job_id in set(job_ids) - set(again):
                     self._fail(job_id, "error")
-                self.batch.restart(again, alone=True)
+                self.batch.restart(again, isolated=True)
         return None
 
-    def _short_of_memory(self, job_ids: list[str]) -> None:
-        """Let go of what can be had again, take half as many on board from now on, and start the jobs anew.
+    def _handle_oom(self, job_ids: list[str]) -> None:
+        """Release cached memory, halve the batch limit and restart the jobs.
 
-        One that had all the memory for itself is tried once more, and then refused.
+        A job that was the only one on board is retried once, then fails.
         """
-        together = len(self.batch.jobs)
+        on_board = len(self.batch.jobs)
         jobs = [self.batch.jobs[job_id] for job_id in job_ids if job_id in self.batch.jobs]
-        again = [job.id for job in jobs if together > 1 or not job.starved]
+        again = [job.id for job in jobs if on_board > 1 or not job.oom_retried]
         for job_id in set(job_ids) - set(again):
             self._fail(job_id, "memory")
-        self.batch.restart(again, starved=together == 1)
-        self.diffusion.free()
-        if together > 1:
-            self.batch.capacity = together // 2
-            logger.warning("too little memory for %d jobs at once: at most %d from now on", together, together // 2)
-            self.send(Shrunk(self.batch.capacity))
+        self.batch.restart(again, oom_retried=on_board == 1)
+        self.diffusion.release_memory()
+        if on_board > 1:
+            self.batch.capacity = on_board // 2
+            logger.warning("out of memory with %d jobs on board: batch limit lowered to %d", on_board, on_board // 2)
+            self.send(BatchLimitLowered(self.batch.capacity))
 
     def _give_up(self, cause: Literal["device", "canary"]) -> NoReturn:
-        """End this process, for a new one to start afresh."""
-        self.send(Sick(cause))
-        raise SystemExit(SICK)
+        """End this process, so that the engine starts a new one."""
+        self.send(WorkerFailing(cause))
+        raise SystemExit(WORKER_FAILING_EXIT_CODE)
 
     def _fail(self, job_id: str, reason: Any) -> None:
         self.batch.leave(job_id)
@@ -244,21 +251,21 @@ class Worker:
 
 
 def peak_memory() -> int:
-    """The largest resident size of this process so far, in bytes (Linux counts it in KiB)."""
+    """The peak resident size of this process, in bytes (`ru_maxrss` is in KiB on Linux)."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def listen(connection: socket.socket, inbox: "SimpleQueue[Any]") -> None:
-    """Move every message into the inbox; end the process when the engine has gone, even in the middle of a call."""
+    """Put all messages into the inbox; end the process when the engine closes the socket, even during a call."""
     with connection.makefile("rb") as stream:
         while header := stream.read(HEADER.size):
-            body, picture = [stream.read(length) for length in HEADER.unpack(header)]
-            inbox.put(unpack(body, picture))
+            body, image = [stream.read(length) for length in HEADER.unpack(header)]
+            inbox.put(unpack(body, image))
     os._exit(0)
 
 
 def main(fd: int) -> None:
-    """Load the model and serve until the engine goes; exits with 1 after a `Broken` message."""
+    """Load the model and run jobs until the engine closes the socket; exits with 1 after a `LoadFailed` message."""
     connection = socket.socket(fileno=fd)
     inbox: SimpleQueue[Any] = SimpleQueue()
     threading.Thread(target=listen, args=(connection, inbox), daemon=True).start()
@@ -275,8 +282,8 @@ def main(fd: int) -> None:
             diffusion: Diffusion = getattr(importlib.import_module(module), function)(start.settings, start.device)
         passes = warm_up(diffusion, start.settings.compile)
     except (CheckpointError, PermissionError) as error:
-        # Another try would end the same.
-        send(Broken(str(error)))
+        # A retry would fail in the same way.
+        send(LoadFailed(str(error)))
         sys.exit(1)
     send(Ready(diffusion.info, passes.seconds, diffusion.max_jobs, passes.canary_seconds))
     Worker(diffusion, diffusion.max_jobs, inbox, send, passes.canary).run()

@@ -70,7 +70,7 @@ def measure(model: Path, jobs: int) -> dict[str, float]:
     """Medians of some rounds: pictures a second, seconds of a round and of a UNet call, peak memory in bytes."""
     with malloc.loading():
         diffusion = load(Settings(model=str(model), cache_bytes=0), "auto")
-    while diffusion.settle():
+    while diffusion.pack_next_layers():
         pass
     rounds: list[tuple[float, float]] = []
     # A compiled model records its graphs at the second call.

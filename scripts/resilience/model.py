@@ -75,7 +75,7 @@ class Faulty:
         self.folder = folder
         self.room = 64
 
-    def settle(self) -> bool:
+    def pack_next_layers(self) -> bool:
         return False
 
     def admit(self, job: Job) -> State:
@@ -112,7 +112,7 @@ class Faulty:
     def memory(self) -> dict[str, int]:
         return {}
 
-    def free(self) -> None:
+    def release_memory(self) -> None:
         """There is nothing."""
 
 

@@ -221,7 +221,7 @@ def test_what_was_kept_is_let_go_for_lack_of_memory_and_made_again(diffusion: Sd
 
     known()
     assert known() == {True}
-    diffusion.free()
+    diffusion.release_memory()
     assert known() == {False}
     assert diffusion.fault(MemoryError()) == "memory"
     # There is no device whose memory could be told.

@@ -16,19 +16,19 @@ from app.model import packed as module
 from app.model.diffusion import SdxlDiffusion
 from app.model.load import load
 from app.model.packed import (
+    InplaceResnetBlock,
     Packed,
     PackedConv2d,
-    PackedDoubling,
     PackedLinear,
-    Residual,
+    PackedUpsample,
     StoredLinear,
     can_pack,
     channels_last,
     keep_stored,
-    prepare,
+    replace_layers,
     unpacked,
 )
-from app.model.weights import MOST_THREADS, place
+from app.model.weights import MOST_THREADS, move_to_device
 from app.settings import Settings
 from tests.support.models import MIXED, together
 
@@ -38,7 +38,7 @@ CPU = torch.device("cpu")
 def faster(layer: nn.Module) -> Any:
     """What a layer becomes in a model that is prepared."""
     whole = nn.Sequential(layer)
-    prepare(whole)
+    replace_layers(whole)
     return whole[0]
 
 
@@ -74,7 +74,7 @@ class TestALayer:
     ) -> None:
         n, height, width = shape
         plain = Upsample2D(16, use_conv=True, out_channels=32, name=name)
-        self.compare(plain, PackedDoubling, torch.randn(n, 16, height, width))
+        self.compare(plain, PackedUpsample, torch.randn(n, 16, height, width))
 
     def test_one_that_doubles_the_size_gives_no_other_size(self) -> None:
         with pytest.raises(ValueError, match="multiples of 32"):
@@ -129,7 +129,7 @@ def test_a_model_that_keeps_its_weights_as_stored_gives_exactly_the_same(tmp_pat
     other = copy.deepcopy(plain)
     keep_stored(other)
     for model in (plain, other):
-        place(model, CPU, torch.float32)
+        move_to_device(model, CPU, torch.float32)
     first = other[0]
     assert isinstance(first, StoredLinear)
     assert first.stored.dtype == torch.float16
@@ -144,7 +144,7 @@ class TestABlock:
     def test_a_residual_one_gives_exactly_what_the_plain_one_gives(self, channels: int, temb: int | None) -> None:
         plain = ResnetBlock2D(in_channels=8, out_channels=channels, temb_channels=temb, groups=4).eval()
         other = faster(plain)
-        assert type(other) is Residual
+        assert type(other) is InplaceResnetBlock
         x, time = torch.randn(2, 8, 9, 9), None if temb is None else torch.randn(2, temb)
         before = x.clone(), None if time is None else time.clone()
         assert torch.equal(other(x, time), plain(x, time))
@@ -187,7 +187,7 @@ def test_however_much_is_packed_a_picture_differs_by_at_most_one(
     monkeypatch.setattr(module, "_LARGE_MODEL", 2**40)
     plain = load(Settings(model=str(tiny_checkpoint)), "cpu")
     for _ in range(settled):
-        prepared.settle()
+        prepared.pack_next_layers()
     for each in MIXED:
         (ours,), (theirs,) = together(prepared, [each]), together(plain, [each])
         assert np.abs(ours - theirs).max() <= 1
@@ -196,7 +196,7 @@ def test_however_much_is_packed_a_picture_differs_by_at_most_one(
 def test_a_large_checkpoint_is_packed_layer_by_layer_and_a_small_one_is_not(
     tiny_checkpoint: Path, prepared: SdxlDiffusion, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kinds_of_packed = {PackedLinear, PackedConv2d, PackedDoubling, Residual}
+    kinds_of_packed = {PackedLinear, PackedConv2d, PackedUpsample, InplaceResnetBlock}
 
     def kinds(diffusion: SdxlDiffusion) -> set[type[nn.Module]]:
         return {type(layer) for layer in (*diffusion.pipe.unet.modules(), *diffusion.pipe.vae.modules())}
@@ -206,13 +206,13 @@ def test_a_large_checkpoint_is_packed_layer_by_layer_and_a_small_one_is_not(
 
     assert kinds_of_packed <= kinds(prepared)
     while before := waiting():
-        assert prepared.settle()
+        assert prepared.pack_next_layers()
         assert waiting() == max(0, before - MOST_THREADS)
-    assert not prepared.settle()
+    assert not prepared.pack_next_layers()
     monkeypatch.setattr(module, "_LARGE_MODEL", 2**40)
     small = load(Settings(model=str(tiny_checkpoint)), "cpu")
     assert not kinds_of_packed & kinds(small)
-    assert not small.settle()
+    assert not small.pack_next_layers()
 
 
 def test_a_layer_that_cannot_be_packed_stays_as_it_is_stored(
@@ -222,7 +222,7 @@ def test_a_layer_that_cannot_be_packed_stays_as_it_is_stored(
         raise RuntimeError("can't allocate memory")
 
     monkeypatch.setattr(Packed, "pack", fail)
-    while prepared.settle():
+    while prepared.pack_next_layers():
         pass
     assert "layers stay as they are stored" in caplog.text
     assert list(unpacked(prepared.pipe.unet))
@@ -232,7 +232,7 @@ def test_a_layer_that_cannot_be_packed_stays_as_it_is_stored(
 def test_one_layer_of_each_kind_is_packed_from_the_start(prepared: SdxlDiffusion) -> None:
     parts = prepared.pipe.unet, prepared.pipe.vae
     done = [layer for part in parts for layer in part.modules() if isinstance(layer, Packed) and layer.stored is None]
-    assert sorted(type(layer).__name__ for layer in done) == ["PackedConv2d", "PackedDoubling", "PackedLinear"]
+    assert sorted(type(layer).__name__ for layer in done) == ["PackedConv2d", "PackedLinear", "PackedUpsample"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])

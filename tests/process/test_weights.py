@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from app.model.weights import place, stored_dtype
+from app.model.weights import move_to_device, stored_dtype
 
 CPU = torch.device("cpu")
 
@@ -47,7 +47,7 @@ def weights(tmp_path: Path) -> dict[str, torch.Tensor]:
 def test_every_float_is_cast_and_nothing_else_changes(weights: dict[str, torch.Tensor]) -> None:
     expected = {name: tensor.clone() for name, tensor in weights.items()}
     model = Model(weights)
-    place(model, CPU, torch.float32)
+    move_to_device(model, CPU, torch.float32)
     found = model.state_dict()
     assert found.keys() == expected.keys()
     for name, tensor in found.items():
@@ -61,7 +61,7 @@ def test_a_tensor_that_two_modules_share_reaches_both(tmp_path: Path) -> None:
     layers = [nn.Linear(8, 4096, bias=False), nn.Linear(8, 4096, bias=False)]
     for layer in layers:
         layer.weight = nn.Parameter(shared, requires_grad=False)
-    place(nn.Sequential(*layers), CPU, torch.float32)
+    move_to_device(nn.Sequential(*layers), CPU, torch.float32)
     assert all(torch.equal(layer.weight, torch.ones(4096, 8)) for layer in layers)
 
 
@@ -73,7 +73,7 @@ def test_each_module_may_become_another_one(weights: dict[str, torch.Tensor]) ->
         return module
 
     model = Model(weights)
-    place(model, CPU, torch.float32, change)
+    move_to_device(model, CPU, torch.float32, change)
     assert not any(isinstance(module, nn.Linear) for module in model.modules())
     assert isinstance(model.inner[1], nn.BatchNorm1d)
 
@@ -85,7 +85,7 @@ def test_the_file_is_read_without_staying_in_memory_beside_the_weights(tmp_path:
         model = nn.Sequential(*(nn.Linear(side, side, bias=False) for _ in range(count)))
     model.load_state_dict(load_file(tmp_path / "m.safetensors"), assign=True)
     before = resident()
-    place(model, CPU, torch.float32)
+    move_to_device(model, CPU, torch.float32)
     wanted = count * side * side * 4
     assert resident() - before < 1.15 * wanted
     assert all(bool((parameter == 1).all()) for parameter in model.parameters())
@@ -93,7 +93,7 @@ def test_the_file_is_read_without_staying_in_memory_beside_the_weights(tmp_path:
 
 def test_torch_computes_with_as_many_threads_as_before(weights: dict[str, torch.Tensor]) -> None:
     before = torch.get_num_threads()
-    place(Model(weights), CPU, torch.float32)
+    move_to_device(Model(weights), CPU, torch.float32)
     assert torch.get_num_threads() == before
 
 

@@ -9,7 +9,7 @@ import torch
 
 from app.errors import CheckpointError
 from app.model import compiled
-from app.model.compiled import Batched, has_compiler, served_sizes
+from app.model.compiled import Batched, compiled_batch_sizes, has_compiler
 from app.model.load import load
 from app.settings import Settings
 from scripts.make_checkpoint import write_tiny_vae
@@ -18,7 +18,7 @@ from tests.support.models import job, together
 
 @pytest.mark.parametrize(("most", "sizes"), [(1, (1,)), (2, (1, 2)), (3, (1, 2, 3)), (4, (1, 2, 4)), (6, (1, 2, 4, 6))])
 def test_the_compiled_sizes_reach_from_one_to_the_largest(most: int, sizes: tuple[int, ...]) -> None:
-    assert served_sizes(most) == sizes
+    assert compiled_batch_sizes(most) == sizes
 
 
 @pytest.mark.parametrize(

@@ -89,16 +89,16 @@ class FakeDiffusion:
         self.max_jobs = 4
         self.ticks: list[list[str]] = []
         self.finished: list[list[str]] = []
-        self.unsettled = 3
+        self.layers_left = 3
         self.freed = 0
         self.broken: Path | None = None
 
     def memory(self) -> dict[str, int]:
         return {"allocated": 3, "reserved": 5, "free": 7}
 
-    def settle(self) -> bool:
-        self.unsettled -= 1
-        return self.unsettled >= 0
+    def pack_next_layers(self) -> bool:
+        self.layers_left -= 1
+        return self.layers_left >= 0
 
     def admit(self, job: Job) -> FakeState:
         state = FakeState(job, words=dict(word.split("=", 1) for word in job.prompt.split() if "=" in word))
@@ -143,7 +143,7 @@ class FakeDiffusion:
             return "memory"
         return "device" if isinstance(error, OSError) else "job"
 
-    def free(self) -> None:
+    def release_memory(self) -> None:
         self.freed += 1
 
     @staticmethod

@@ -17,7 +17,7 @@ class Bench:
     """A worker in this process, turned by hand."""
 
     def __init__(
-        self, *jobs: Job, max_batch: int = 4, settled: bool = True, diffusion: FakeDiffusion | None = None
+        self, *jobs: Job, max_batch: int = 4, prepared: bool = True, diffusion: FakeDiffusion | None = None
     ) -> None:
         self.diffusion = diffusion or FakeDiffusion("cpu")
         self.canaries = 0
@@ -25,8 +25,8 @@ class Bench:
         self.inbox: SimpleQueue[Any] = SimpleQueue()
         self.sent: list[Any] = []
         self.worker = Worker(self.diffusion, max_batch, self.inbox, self.sent.append, self._canary)
-        if settled:
-            self.turn(4)
+        if prepared:
+            self.run_once(4)
             self.sent.clear()
         self.put(*jobs)
 
@@ -39,15 +39,15 @@ class Bench:
         for message in messages:
             self.inbox.put(message)
 
-    def turn(self, times: int = 1) -> None:
+    def run_once(self, times: int = 1) -> None:
         for _ in range(times):
-            self.worker.turn()
+            self.worker.run_once()
 
     def run(self) -> "Bench":
         """Turn until nothing is left to do."""
-        self.turn()
+        self.run_once()
         while not self.worker.batch.idle:
-            self.turn()
+            self.run_once()
         return self
 
     def names(self, kind: type[Any]) -> list[str]:

@@ -82,7 +82,7 @@ def test_suspects_start_anew_alone_and_before_all_others() -> None:
     batch = batch_of(4, "a", "b")
     fill(batch)
     batch.add(job("c"))
-    batch.restart(["a", "b"], alone=True)
+    batch.restart(["a", "b"], isolated=True)
     assert batch.on_board == {}
     assert fill(batch) == ["a"]
     batch.leave("a")
@@ -94,7 +94,7 @@ def test_suspects_start_anew_alone_and_before_all_others() -> None:
 def test_a_suspect_waits_until_the_others_are_off() -> None:
     batch = batch_of(3, "a", "b", "c")
     fill(batch)
-    batch.restart(["a", "b"], alone=True)
+    batch.restart(["a", "b"], isolated=True)
     assert fill(batch) == []
     batch.leave("c")
     assert fill(batch) == ["a"]
@@ -103,7 +103,7 @@ def test_a_suspect_waits_until_the_others_are_off() -> None:
 def test_nobody_joins_a_suspect_on_board() -> None:
     batch = batch_of(3, "a", "b")
     fill(batch)
-    batch.restart(["a", "b"], alone=True)
+    batch.restart(["a", "b"], isolated=True)
     fill(batch)
     batch.add(job("c"))
     batch.leave("b")

@@ -98,13 +98,15 @@ def test_a_compiled_model_is_warmed_up_at_each_of_its_batch_sizes_before_its_spe
 
 
 def test_a_model_that_cannot_be_compiled_is_no_start_and_is_not_tried_again() -> None:
-    class Broken(FakeDiffusion):
+    class CannotDecode(FakeDiffusion):
         def tick(self, states: Any) -> None:
             raise RuntimeError("no such kernel")
 
-    diffusion = Broken("cpu")
+    diffusion = CannotDecode("cpu")
     diffusion.compiled = (1,)
-    with pytest.raises(CheckpointError, match=r"IMG2IMG_COMPILE=max fails here: no such kernel\. Set it to off"):
+    with pytest.raises(
+        CheckpointError, match=r"IMG2IMG_COMPILE=max fails on this machine: no such kernel\. Set it to off"
+    ):
         warm_up(diffusion, "max")
     diffusion.compiled = ()
     with pytest.raises(RuntimeError, match="no such kernel"):
@@ -118,9 +120,9 @@ def test_a_gpu_is_warmed_up_at_the_real_size_however_long_that_takes(clock: Cloc
 
 
 def test_a_warm_up_without_a_finite_picture_is_no_start() -> None:
-    class Broken(FakeDiffusion):
+    class CannotDecode(FakeDiffusion):
         def collect(self, decoding: FakeDecoding) -> None:
             return None
 
     with pytest.raises(RuntimeError, match="NaN"):
-        warm_up(Broken("cpu"), "off")
+        warm_up(CannotDecode("cpu"), "off")

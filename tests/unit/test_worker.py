@@ -6,18 +6,18 @@ from pathlib import Path
 import pytest
 
 from app.engine.messages import (
-    Alive,
+    BatchLimitLowered,
     Canary,
+    CanaryPassed,
     Cancel,
     Done,
     Failed,
+    Preparing,
     Progress,
     Ready,
-    Settling,
-    Shrunk,
-    Sick,
     Started,
     Ticked,
+    WorkerFailing,
 )
 from tests.support.fakes import FakeDiffusion, FakeState
 from tests.support.workers import Bench, job
@@ -30,24 +30,24 @@ def test_a_job_is_started_ticked_step_by_step_and_done() -> None:
 
 
 def test_what_can_wait_is_done_bit_by_bit_with_a_sign_of_life_each() -> None:
-    bench = Bench(settled=False)
-    bench.turn(2)
-    assert bench.diffusion.unsettled == 1
-    bench.turn(2)
-    assert bench.diffusion.unsettled == -1
-    assert bench.sent == [Settling()] * 4
+    bench = Bench(prepared=False)
+    bench.run_once(2)
+    assert bench.diffusion.layers_left == 1
+    bench.run_once(2)
+    assert bench.diffusion.layers_left == -1
+    assert bench.sent == [Preparing()] * 4
     bench.put(job("a"))
     bench.run()
-    assert bench.diffusion.unsettled == -1
+    assert bench.diffusion.layers_left == -1
 
 
 def test_a_job_that_comes_early_waits_for_it_and_can_be_cancelled_or_expire_meanwhile() -> None:
-    bench = Bench(job("a"), job("gone"), job("late", deadline=0.0), settled=False)
-    bench.turn()
+    bench = Bench(job("a"), job("gone"), job("late", deadline=0.0), prepared=False)
+    bench.run_once()
     bench.put(Cancel("gone"))
     assert bench.names(Started) == []
     bench.run()
-    assert bench.diffusion.unsettled == -1
+    assert bench.diffusion.layers_left == -1
     assert bench.names(Started) == bench.names(Done) == ["a"]
     assert bench.names(Failed) == ["late"]
 
@@ -61,7 +61,7 @@ def test_jobs_of_different_lengths_share_their_calls_and_leave_when_they_are_don
 
 def test_a_new_job_joins_at_the_next_call_without_waiting_for_the_batch_to_finish() -> None:
     bench = Bench(job("first", steps=4, strength=1.0))
-    bench.turn(2)
+    bench.run_once(2)
     bench.put(job("second", steps=4, strength=1.0))
     bench.run()
     assert bench.diffusion.ticks[:3] == [["first"], ["first"], ["first", "second"]]
@@ -75,7 +75,7 @@ def test_no_more_than_max_batch_jobs_share_a_call() -> None:
 
 def test_a_cancelled_job_leaves_before_the_next_call_and_is_never_decoded() -> None:
     bench = Bench(job("gone", steps=9, strength=1.0), job("stays", steps=9, strength=1.0))
-    bench.turn(3)
+    bench.run_once(3)
     bench.put(Cancel("gone"))
     bench.run()
     assert ["gone" in tick for tick in bench.diffusion.ticks].count(True) == 3
@@ -90,9 +90,9 @@ def test_a_job_cancelled_before_it_boards_is_never_started() -> None:
 
 def test_an_expired_job_leaves_before_the_next_call_and_says_so() -> None:
     bench = Bench(job("late", steps=50, strength=1.0, deadline=time.monotonic() + 0.05))
-    bench.turn()
+    bench.run_once()
     time.sleep(0.06)
-    bench.turn()
+    bench.run_once()
     assert bench.sent[-1] == Failed("late", "expired")
     assert len(bench.diffusion.ticks) == 1
     assert bench.diffusion.finished == []
@@ -100,7 +100,7 @@ def test_an_expired_job_leaves_before_the_next_call_and_says_so() -> None:
 
 def test_a_job_that_expired_while_it_waited_is_never_started() -> None:
     bench = Bench(job("late", deadline=0.0))
-    bench.turn()
+    bench.run_once()
     assert bench.sent == [Failed("late", "expired")]
 
 
@@ -113,9 +113,9 @@ def test_a_job_that_fails_fails_alone(prompt: str) -> None:
 
 def test_the_next_call_does_not_wait_for_a_picture_on_its_way_from_the_device() -> None:
     bench = Bench(job("first", "way=3", steps=1, strength=1.0), job("second", steps=4, strength=1.0), max_batch=1)
-    bench.turn()
+    bench.run_once()
     assert bench.names(Done) == []
-    bench.turn(2)
+    bench.run_once(2)
     assert bench.diffusion.ticks == [["first"], ["second"], ["second"]]
     assert bench.names(Done) == []
     bench.run()
@@ -124,7 +124,7 @@ def test_the_next_call_does_not_wait_for_a_picture_on_its_way_from_the_device() 
 
 def test_a_picture_on_its_way_is_waited_for_if_nothing_else_is_to_be_done() -> None:
     bench = Bench(job("only", "way=1000", steps=1, strength=1.0))
-    bench.turn()
+    bench.run_once()
     assert bench.names(Done) == ["only"]
 
 
@@ -147,7 +147,7 @@ class TestMemory:
         bench = Bench(*(job(name, "oom_above=1") for name in "abcdefgh"), max_batch=8).run()
         assert bench.names(Done) == list("abcdefgh")
         assert bench.names(Failed) == []
-        assert [message.capacity for message in bench.sent if isinstance(message, Shrunk)] == [4, 2, 1]
+        assert [message.capacity for message in bench.sent if isinstance(message, BatchLimitLowered)] == [4, 2, 1]
         assert bench.diffusion.freed == 3
         assert {len(tick) for tick in bench.diffusion.ticks[3:]} == {1}
 
@@ -167,12 +167,12 @@ class TestMemory:
         bench = Bench(job("hopeless", where), job("good"), max_batch=1).run()
         assert [m for m in bench.sent if isinstance(m, Failed)] == [Failed("hopeless", "memory")]
         assert bench.names(Done) == ["good"]
-        assert not [message for message in bench.sent if isinstance(message, Shrunk)]
+        assert not [message for message in bench.sent if isinstance(message, BatchLimitLowered)]
 
     def test_a_job_that_finds_none_while_others_are_on_board_waits_until_they_are_done(self, tmp_path: Path) -> None:
         bench = Bench(job("first"), job("late", f"oom=admit once={tmp_path / 'once'}")).run()
         assert bench.names(Done) == ["first", "late"]
-        assert [message.capacity for message in bench.sent if isinstance(message, Shrunk)] == [1]
+        assert [message.capacity for message in bench.sent if isinstance(message, BatchLimitLowered)] == [1]
 
     def test_a_picture_that_cannot_be_fetched_for_lack_of_it_is_refused_as_such(self) -> None:
         bench = Bench(job("bad", "oom=collect"), job("good")).run()
@@ -189,7 +189,7 @@ class TestMemory:
                 self.alive = [weakref.ref(state) for state in states]
                 super().tick(states)
 
-            def free(self) -> None:
+            def release_memory(self) -> None:
                 held.append(sum(one() is not None for one in self.alive))
 
         bench = Bench(job("a", "oom_above=1"), job("b", "oom_above=1"), diffusion=Watching("cpu")).run()
@@ -202,30 +202,30 @@ def test_a_worker_whose_device_is_lost_says_so_and_ends(where: str) -> None:
     bench = Bench(job("a", where), job("b"))
     with pytest.raises(SystemExit):
         bench.run()
-    assert bench.sent[-1] == Sick("device")
+    assert bench.sent[-1] == WorkerFailing("device")
     assert bench.names(Failed) == []
 
 
 class TestCanary:
     def test_an_idle_worker_answers_with_a_picture(self) -> None:
         bench = Bench(Canary())  # type: ignore[arg-type]
-        bench.turn()
-        assert (bench.sent, bench.canaries) == ([Alive()], 1)
+        bench.run_once()
+        assert (bench.sent, bench.canaries) == ([CanaryPassed()], 1)
 
     def test_a_busy_one_has_better_things_to_do(self) -> None:
         bench = Bench(job("a"))
-        bench.turn()
+        bench.run_once()
         bench.put(Canary())
         bench.run()
-        assert Alive() in bench.sent
+        assert CanaryPassed() in bench.sent
         assert bench.canaries == 0
 
     def test_one_that_makes_no_pictures_any_more_gives_itself_up(self) -> None:
         bench = Bench(Canary())  # type: ignore[arg-type]
         bench.fails = True
         with pytest.raises(SystemExit):
-            bench.turn()
-        assert bench.sent == [Sick("canary")]
+            bench.run_once()
+        assert bench.sent == [WorkerFailing("canary")]
 
 
 def test_messages_compare_by_value() -> None:
