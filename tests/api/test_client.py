@@ -282,8 +282,8 @@ class TestAsynchronous:
                 await client.wait_until_ready(5)
                 assert (await client.health())["status"] == "ready"
                 plain = await client.edit(png, "x", seed=3)
-                told = await client.edit(png, "x", seed=3, on_progress=seen.append)
-                assert told.data == plain.data
+                reported = await client.edit(png, "x", seed=3, on_progress=seen.append)
+                assert reported.data == plain.data
                 return plain, seen
 
         edited, seen = asyncio.run(ask())

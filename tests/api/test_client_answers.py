@@ -11,7 +11,7 @@ from tests.support.canned import (
     DEEP,
     FASTAPI,
     PICTURE,
-    TOLD,
+    RESULT,
     Answer,
     Ask,
     canned,
@@ -109,14 +109,14 @@ class TestTryingAgain:
     @pytest.mark.parametrize("status", [503, 429])
     def test_stream_that_ends_as_busy_is_retried(self, ask: Ask, status: int) -> None:
         seen: list[Progress] = []
-        done = in_events(events(("step", {"step": 1, "steps": 2}), ("picture", TOLD)))
+        done = in_events(events(("step", {"step": 1, "steps": 2}), ("picture", RESULT)))
         with canned(busy(status, retry_after=0), busy(status, retry_after=-5), done) as server:
             assert ask(server.url, on_progress=seen.append).seed == 3
             assert len(server.asked) == 3
         assert [one.step for one in seen] == [1, 1, 1]
 
     def test_retry_may_be_answered_in_another_format(self, ask: Ask) -> None:
-        torn = in_events(events(("picture", {**TOLD, "seed": 9}), ("error", {"status": 503, "retry_after": 0})))
+        torn = in_events(events(("picture", {**RESULT, "seed": 9}), ("error", {"status": 503, "retry_after": 0})))
         with canned(torn, problem(503, BUSY), PICTURE) as server:
             assert ask(server.url, on_progress=ignore).seed == 3
         with canned(torn, in_events(b"")) as server, pytest.raises(NoService, match="ended before the image"):

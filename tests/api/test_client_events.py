@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from app.client import Edited, Img2ImgError, NoService, Progress
-from tests.support.canned import DEEP, TOLD, Ask, canned, events, ignore, in_events
+from tests.support.canned import DEEP, RESULT, Ask, canned, events, ignore, in_events
 
 
 @pytest.fixture(scope="module")
@@ -85,12 +85,12 @@ FORMS: dict[str, Callable[[bytes], bytes]] = {
 class TestEvents:
     @pytest.mark.parametrize("form", FORMS)
     def test_each_form_of_events_in_the_standard_is_read(self, ask: Ask, stream: bytes, form: str) -> None:
-        told: list[Progress] = []
+        reported: list[Progress] = []
         seen: list[Progress] = []
         with canned(in_events(stream), in_events(FORMS[form](stream))) as server:
-            plain = ask(server.url, on_progress=told.append)
+            plain = ask(server.url, on_progress=reported.append)
             assert ask(server.url, on_progress=seen.append) == plain
-        assert seen == told
+        assert seen == reported
         assert [one.step for one in seen if one.steps] == [1, 2, 3]
 
     def test_events_are_utf_8_whatever_the_header_says(self, ask: Ask) -> None:
@@ -126,9 +126,9 @@ class TestEvents:
             events(("step", {"step": 1, "steps": 2, "preview": 7})),
             events(("step", {"step": 1, "steps": 2, "preview": "data:image/jpeg;base64,%"})),
             events(("picture", {})),
-            events(("picture", {**TOLD, "image": "data:text/html;base64,cGljdHVyZQ=="})),
-            events(("picture", {**TOLD, "seconds": [1]})),
-            events(("picture", {**TOLD, "seed": None})),
+            events(("picture", {**RESULT, "image": "data:text/html;base64,cGljdHVyZQ=="})),
+            events(("picture", {**RESULT, "seconds": [1]})),
+            events(("picture", {**RESULT, "seed": None})),
             events(("error", "no")),
             events(("error", {"detail": "no"})),
             events(("error", {"status": 200, "detail": "no"})),
@@ -139,7 +139,7 @@ class TestEvents:
             ask(server.url, on_progress=ignore)
 
     def test_unknown_members_of_an_event_are_ignored(self, ask: Ask) -> None:
-        with canned(in_events(events(("picture", {**TOLD, "mood": "good"})))) as server:
+        with canned(in_events(events(("picture", {**RESULT, "mood": "good"})))) as server:
             assert ask(server.url, on_progress=ignore) == Edited(
                 b"picture", "image/png", 3, 2, 499.0, 0, "r1", {"queue": 0.0015}
             )

@@ -196,9 +196,9 @@ def test_a_model_that_cannot_be_loaded_ends_the_container_with_a_reason() -> Non
 
 def test_weights_in_the_volume_serve_a_second_start_without_a_network(tiny_checkpoint: Path) -> None:
     with volume() as models, run_hub(HUB_PORT) as hub:
-        hub.add("somebody/turbo", "a" * 40, files_of(tiny_checkpoint))
+        hub.add("example/turbo", "a" * 40, files_of(tiny_checkpoint))
         options = (*HARDENED, f"--volume={models}:/data")
-        model, endpoint = "somebody/turbo@" + "a" * 40, f"http://127.0.0.1:{HUB_PORT}"
+        model, endpoint = "example/turbo@" + "a" * 40, f"http://127.0.0.1:{HUB_PORT}"
         with start(
             *options, network="host", IMG2IMG_HOST="127.0.0.1", IMG2IMG_MODEL=model, HF_ENDPOINT=endpoint
         ) as first:

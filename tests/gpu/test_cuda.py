@@ -178,9 +178,9 @@ def test_the_full_size_model_with_a_full_batch_fits_an_a10g() -> None:
         diffusion.tick(states)
     finished(diffusion, states)
     assert torch.cuda.max_memory_allocated() < 0.9 * A10G_BYTES
-    told = diffusion.memory()
-    assert 0 < told["allocated"] <= told["reserved"] < torch.cuda.mem_get_info()[1]
-    assert told["free"] > 0
+    reported = diffusion.memory()
+    assert 0 < reported["allocated"] <= reported["reserved"] < torch.cuda.mem_get_info()[1]
+    assert reported["free"] > 0
 
 
 def made(diffusion: SdxlDiffusion, jobs: Sequence[Job]) -> list[Result]:

@@ -28,7 +28,7 @@ VARIABLES = {f"IMG2IMG_{name.upper()}" for name in Settings.model_fields}
 FIXED_BY_THE_IMAGE = {"IMG2IMG_HOST", "IMG2IMG_PORT", "IMG2IMG_HUB_CACHE", "IMG2IMG_COMPILE_CACHE"}
 PLATFORM_PACKAGES = ("nvidia-", "cuda-", "triton")
 RECORDING_PYTHON = """#!/bin/sh
-# Says what it was told to install, and makes a .venv of itself.
+# Prints what it is asked to install, and makes a .venv of itself.
 case "$*" in
     -V) echo Python 3.11 ;;
     "-m venv "*) mkdir -p .venv/bin && cp "$0" .venv/bin/python && cp "$0" .venv/bin/img2img ;;

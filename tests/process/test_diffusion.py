@@ -224,5 +224,5 @@ def test_what_was_kept_is_let_go_for_lack_of_memory_and_made_again(diffusion: Sd
     diffusion.release_memory()
     assert known() == {False}
     assert diffusion.fault(MemoryError()) == "memory"
-    # There is no device whose memory could be told.
+    # There is no device with memory to report.
     assert diffusion.memory() == {}

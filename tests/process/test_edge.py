@@ -189,7 +189,7 @@ def test_a_page_of_its_own_origin_is_the_service_s_own_behind_it_too(edge: str) 
 
 
 class _Echo(BaseHTTPRequestHandler):
-    """Answers with what it was told of the caller."""
+    """Answers with what it receives about the client."""
 
     def do_GET(self) -> None:
         said = ",".join(self.headers.get_all("X-Forwarded-For", [])).encode()

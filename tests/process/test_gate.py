@@ -80,7 +80,7 @@ def test_health_is_open_and_the_rest_opens_to_any_of_the_keys_in_any_of_the_ways
             {"Authorization": "Bearer first-key"},
             {"Authorization": "bearer second-key"},
             {"X-API-Key": "second-key"},
-            basic("anybody", "first-key"),
+            basic("any-user", "first-key"),
         ]
         for headers in ways:
             assert httpx2.get(f"{url}/metrics", headers=headers).status_code == 200
@@ -134,7 +134,7 @@ def test_keys_of_a_file_are_exchanged_without_a_restart(
         assert accepts("old-key")
         file.write_text("new-key\n")
         eventually(lambda: not accepts("old-key"))
-        # A mistake locks nobody out who was in.
+        # A mistake locks out no client.
         file.write_text("\n")
         time.sleep(0.1)
         assert accepts("new-key")
@@ -214,7 +214,7 @@ class TestOrigins:
             assert ask(url).status_code == 200
             assert ask("https://friend.org").status_code == 200
             assert sample(url, 'img2img_rejected_total{reason="origin_not_allowed"}') == 5
-            # What changes nothing is told to any page; whether that may read it is for its browser to see.
+            # Reads are answered for any page; its browser decides whether the page may see the answer.
             assert httpx2.get(f"{url}/metrics", headers={"Origin": "https://elsewhere.org"}).status_code == 200
 
     def test_a_listed_origin_gets_the_headers_that_its_browser_asks_for(

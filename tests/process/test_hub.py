@@ -149,8 +149,8 @@ def test_a_hub_that_cannot_be_reached_is_told_with_what_to_do(tmp_path: Path) ->
 
 
 def test_an_unknown_repository_is_told(fetch: Fetch) -> None:
-    with pytest.raises(CheckpointError, match="There is no nobody/nothing on the hub"):
-        fetch(model="nobody/nothing")
+    with pytest.raises(CheckpointError, match="There is no example/nothing on the hub"):
+        fetch(model="example/nothing")
 
 
 def test_an_unknown_revision_is_told(fetch: Fetch) -> None:
@@ -167,12 +167,12 @@ def test_a_gated_repository_is_told(fetch: Fetch) -> None:
 def test_an_unpinned_repository_is_loaded_with_a_warning(
     fetch: Fetch, tiny_checkpoint: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    fetch.hub.add("somebody/lightning", "a" * 40, files_of(tiny_checkpoint))
-    _, _, info = fetch("cpu", model="somebody/lightning")
+    fetch.hub.add("example/lightning", "a" * 40, files_of(tiny_checkpoint))
+    _, _, info = fetch("cpu", model="example/lightning")
     assert info.revision == "main"
     assert "is not pinned" in caplog.text
     asked = fetch.hub.requests
-    fetch("cpu", model="somebody/lightning")
+    fetch("cpu", model="example/lightning")
     assert fetch.hub.requests == asked
 
 

@@ -1,4 +1,4 @@
-"""Log lines: one of JSON for each request, with what whoever runs the service asks for, and nothing of a caller's."""
+"""Log lines: one of JSON for each request, with what an operator needs, and nothing that a client sent."""
 
 import base64
 import json
@@ -70,10 +70,10 @@ def test_an_error_within_a_stream_and_a_prediction_that_failed_are_in_their_line
         image = base64.b64encode(PNG).decode()
         httpx2.post(f"{url}/predictions", json={"input": {"image": image, "prompt": "fail_at=1"}})
         httpx2.head(f"{url}/openapi.json")
-    told = [(line["method"], line["status"], line.get("error")) for line in requests(lines)]
-    assert told == [
+    reported = [(line["method"], line["status"], line.get("error")) for line in requests(lines)]
+    assert reported == [
         ("POST", 500, "inference_failed"),
-        # As a stream it began with 200, before anybody knew.
+        # As a stream it began with 200, before the error.
         ("POST", 500, "inference_failed"),
         ("POST", 200, "inference_failed"),
         ("HEAD", 200, None),

@@ -61,7 +61,7 @@ def node(node_folder: Path, png: bytes) -> Node:
 
 @pytest.fixture(scope="module")
 def node_with_a_large_picture(node_folder: Path) -> Node:
-    """Of several megabytes: more than what a socket takes in before anybody reads."""
+    """Of several megabytes: more than a socket buffers."""
     (node_folder / "large.png").write_bytes(saved(noise((1400, 1400)), "PNG"))
     return Node(node_folder, node_folder / "large.png")
 

@@ -51,7 +51,7 @@ class Crowd:
             assert isinstance(message, Queued)
             self.seen.setdefault(name, []).append(message.ahead)
 
-        # It has waited for long enough to be told.
+        # It has waited long enough to get a position.
         enqueued = time.monotonic() - 1.0
         ticket = Ticket(job(name), asyncio.get_running_loop().create_future(), note if watched else None, enqueued)
         self.positions.add(ticket)

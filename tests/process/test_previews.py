@@ -1,4 +1,4 @@
-"""Previews: what a small picture of the latents promises, and how it comes to whoever asked for it."""
+"""Previews: the small image that the latents predict, and how it reaches the client."""
 
 from dataclasses import replace
 

@@ -60,7 +60,7 @@ def test_signal_lets_a_running_request_finish_and_exits_0(png: bytes, number: si
 
 
 class TestDrain:
-    """What a signal does while somebody is served."""
+    """What a signal does while a request runs."""
 
     @staticmethod
     def _ask(url: str, png: bytes, answers: list[httpx2.Response], prompt: str) -> threading.Thread:
@@ -251,5 +251,5 @@ def test_log_has_no_prompts(png: bytes) -> None:
         process.send_signal(signal.SIGTERM)
         _, log = process.communicate(timeout=20)
         assert "POST /img2img 200" in log
-        assert "told to fail" in log
+        assert "as requested" in log
         assert secret not in log

@@ -110,7 +110,7 @@ def test_key_in_openssl_s_default_format_signs(authority: Authority, tmp_path: P
 @pytest.mark.parametrize("usage", ["1.3.6.1.5.5.7.3.36", "1.3.6.1.4.1.62558.2.1"], ids=["documents", "claims"])
 def test_certificates_for_documents_and_claims_sign(usage: str, authority: Authority, tmp_path: Path) -> None:
     signed = Signer(*authority.issue(tmp_path, KEYS["P-256"](), usage=usage)).sign(PNG, OutputFormat.PNG)
-    # A validator has to be told that such are trusted.
+    # A validator trusts such certificates only by its configuration.
     assert read(signed, "image/png", authority, {"trust_config": usage})[0] == "Trusted"
 
 
@@ -266,8 +266,8 @@ def test_image_that_cannot_be_signed_is_not_made(
         with Img2Img(url) as client:
             assert client.health() == {"status": "unsigned"}
         asked = [sys.executable, "-m", "app", "health", "--url", url]
-        told = subprocess.run(asked, capture_output=True, text=True, timeout=60)
-        assert (told.returncode, "its certificate has expired" in told.stderr) == (1, True)
+        reported = subprocess.run(asked, capture_output=True, text=True, timeout=60)
+        assert (reported.returncode, "its certificate has expired" in reported.stderr) == (1, True)
         authority.issue(tmp_path, KEYS["P-256"]())
         eventually(lambda: httpx2.get(f"{url}/health/ready").is_success)
         assert post(url, PNG).is_success

@@ -1,4 +1,4 @@
-"""OpenTelemetry: what a collector gets from a real server, and that one which is not there harms nobody."""
+"""OpenTelemetry: what a collector gets from a real server, and that a missing collector does no harm."""
 
 import json
 import os
@@ -110,11 +110,13 @@ def test_a_picture_has_a_span_for_each_stage_under_the_callers_own(
         **dict.fromkeys(("queue", "encode_prompt", "encode_image", "denoise", "vae"), "engine"),
     }
     assert len(collector.spans) == len(under) + 1
-    # What the caller is told of the stages, and what the spans say, is one thing.
-    told = dict(part.split(";dur=") for part in answer.headers["server-timing"].split(", "))
+    # The response's times of the stages are those of the spans.
+    reported = dict(part.split(";dur=") for part in answer.headers["server-timing"].split(", "))
     for name in ("queue", "encode_prompt", "encode_image", "denoise", "vae"):
         span = collector.named(name)
-        assert (span.end_time_unix_nano - span.start_time_unix_nano) / 1e6 == pytest.approx(float(told[name]), abs=0.06)
+        assert (span.end_time_unix_nano - span.start_time_unix_nano) / 1e6 == pytest.approx(
+            float(reported[name]), abs=0.06
+        )
     assert picture.start_time_unix_nano <= engine.start_time_unix_nano
     assert abs(collector.named("vae").end_time_unix_nano - engine.end_time_unix_nano) < 1e9
     assert attributes(picture) == {"img2img.seed": 7, "img2img.steps_run": 3}
@@ -136,7 +138,7 @@ def test_a_request_without_a_trace_begins_one_that_its_log_line_names(
 ) -> None:
     with traced(monkeypatch, collector.url, {"OTEL_RESOURCE_ATTRIBUTES": "service.name=ours"}) as (url, lines):
         form = {"prompt": "x", "n": "2", "seed": "4"}
-        # A query means nothing here, but whoever sends one may have put the prompt into it.
+        # A query has no effect here, but a client may have put the prompt into it.
         query = {"note": "unmistakable"}
         assert httpx2.post(f"{url}/v1/images/edits", params=query, files={"image": PNG}, data=form).is_success
         httpx2.get(f"{url}/health")
@@ -195,8 +197,8 @@ def test_a_wrong_variable_costs_the_spans_and_not_the_pictures(
     with traced(monkeypatch, collector.url, {"OTEL_ATTRIBUTE_COUNT_LIMIT": "many"}) as (url, lines):
         assert httpx2.post(f"{url}/img2img", files={"image": PNG}, data={"prompt": "x"}).is_success
     assert not collector.paths
-    (told,) = [line for line in map(json.loads, lines) if "no span is exported" in line["message"]]
-    assert "OTEL_ATTRIBUTE_COUNT_LIMIT" in told["message"]
+    (reported,) = [line for line in map(json.loads, lines) if "no span is exported" in line["message"]]
+    assert "OTEL_ATTRIBUTE_COUNT_LIMIT" in reported["message"]
 
 
 @pytest.mark.parametrize(

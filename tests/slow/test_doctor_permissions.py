@@ -11,7 +11,7 @@ import pytest
 
 
 class TestWithoutRights:
-    """As somebody who is not root, in a process of its own."""
+    """As a user who is not root, in a process of its own."""
 
     @pytest.fixture
     def closed(self, tmp_path: Path) -> Path:

@@ -1,4 +1,4 @@
-"""A small real HTTP server that gives the answers it was told to, for clients that must cope with them."""
+"""A small real HTTP server that sends given responses, for clients that must cope with them."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -104,7 +104,7 @@ def in_events(body: bytes, content_type: str = "text/event-stream") -> Answer:
 
 DEEP = b"[" * 100_000
 """JSON that no parser follows to its end."""
-TOLD = {
+RESULT = {
     "image": "data:image/png;base64,cGljdHVyZQ==",
     "seed": 3,
     "steps_run": 2,

@@ -21,7 +21,7 @@ _USAGES = (
 
 @dataclass(frozen=True)
 class Authority:
-    """A root of one's own; what it issues is trusted by whoever trusts `pem`."""
+    """A root certificate; a client that trusts `pem` trusts what it issues."""
 
     key: ec.EllipticCurvePrivateKey
     pem: str

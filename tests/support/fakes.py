@@ -103,17 +103,17 @@ class FakeDiffusion:
     def admit(self, job: Job) -> FakeState:
         state = FakeState(job, words=dict(word.split("=", 1) for word in job.prompt.split() if "=" in word))
         if state.words.get("admit") == "fail":
-            raise ValueError("told to fail in admit")
+            raise ValueError("fails in admit, as requested")
         self._starve(state, "admit")
         if self.broken and self.broken.exists():
-            raise ValueError("told to make no pictures any more")
+            raise ValueError("makes no images, as requested")
         return state
 
     def tick(self, states: Sequence[FakeState]) -> None:
         self.ticks.append([state.job.id for state in states])
         for state in states:
             if len(states) > int(state.words.get("oom_above", 99)):
-                raise MemoryError("told to find too little memory for so many")
+                raise MemoryError("too little memory for so many, as requested")
             self._misbehave(state)
         time.sleep(max(float(state.words.get("tick", 0)) for state in states))
         for state in states:
@@ -121,20 +121,20 @@ class FakeDiffusion:
 
     def preview(self, state: FakeState) -> "FakePreview":
         if state.words.get("preview") == "fail":
-            raise ValueError("told to fail in preview")
+            raise ValueError("fails in preview, as requested")
         return FakePreview(state.index, int(state.words.get("way", 0)))
 
     def finish(self, states: Sequence[FakeState]) -> list[FakeDecoding]:
         self.finished.append([state.job.id for state in states])
         for state in states:
             if state.words.get("finish") == "fail":
-                raise ValueError("told to fail in finish")
+                raise ValueError("fails in finish, as requested")
             self._starve(state, "finish")
         return [FakeDecoding(state, int(state.words.get("way", 0))) for state in states]
 
     def collect(self, decoding: FakeDecoding) -> Result | None:
         if decoding.state.words.get("collect") == "fail":
-            raise ValueError("told to fail in collect")
+            raise ValueError("fails in collect, as requested")
         self._starve(decoding.state, "collect")
         return None if decoding.state.words.get("finish") == "nan" else self._result(decoding.state)
 
@@ -157,7 +157,7 @@ class FakeDiffusion:
 
     def _starve(self, state: FakeState, where: str) -> None:
         if state.words.get("oom") == where and not self._again(state.words):
-            raise MemoryError("told to find too little memory")
+            raise MemoryError("too little memory, as requested")
 
     def _misbehave(self, state: FakeState) -> None:
         here = str(state.index)
@@ -167,14 +167,14 @@ class FakeDiffusion:
         if self._again(words):
             return
         if words.get("oom_at") == here:
-            raise MemoryError("told to find too little memory")
+            raise MemoryError("too little memory, as requested")
         if words.get("sick_at") == here:
-            raise OSError("told to lose the device")
+            raise OSError("the device is lost, as requested")
         if words.get("exit_at") == here:
             os._exit(7)
         if words.get("hang_at") == here:
             time.sleep(3600)
-        raise ValueError("told to fail in tick")
+        raise ValueError("fails in tick, as requested")
 
     @staticmethod
     def _result(state: FakeState) -> Result:

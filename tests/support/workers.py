@@ -33,7 +33,7 @@ class Bench:
     def _canary(self) -> None:
         self.canaries += 1
         if self.fails:
-            raise RuntimeError("told to fail as a canary")
+            raise RuntimeError("fails as a canary, as requested")
 
     def put(self, *messages: Any) -> None:
         for message in messages:

@@ -79,7 +79,7 @@ def test_a_key_file_is_read_as_it_is_meant(content: str, tmp_path: Path) -> None
         ("[::1]:8000", "http://[::1]:8000", "", 422),
         ("gpu-box:8000", "http://gpu-box:8000", "", 422),
         ("img2img.internal", "https://img2img.internal", "", 422),
-        # Whoever owns the name can have it point here; with a key, his page would have to know that.
+        # The owner of the name can have it point here; with a key, the page would have to know that.
         ("stranger.example.org", "http://stranger.example.org", "", 403),
         ("stranger.example.org", "http://stranger.example.org", "key", 422),
         ("listed.example.org", "https://listed.example.org", "", 422),

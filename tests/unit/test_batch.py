@@ -62,7 +62,7 @@ def test_a_job_that_is_being_encoded_holds_its_place() -> None:
 
 def test_leaving_twice_or_unknown_changes_nothing() -> None:
     batch = batch_of(2, "a")
-    batch.leave("nobody")
+    batch.leave("unknown")
     fill(batch)
     batch.leave("a")
     batch.leave("a")

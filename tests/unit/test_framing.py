@@ -95,10 +95,10 @@ def test_last_messages_are_received_after_a_send_failed(left: bytes, last: type[
         theirs.close()
         # Before the loop has looked at what has come.
         transport.write(b"too late")
-        heard: list[object] = []
+        received: list[object] = []
         while (message := await receiver.receive()) is not None:
-            heard.append(message)
-        return heard
+            received.append(message)
+        return received
 
     if last:
         with pytest.raises(last):

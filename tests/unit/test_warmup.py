@@ -72,9 +72,9 @@ def test_a_canary_is_a_small_picture_of_the_same_model_and_none_where_that_would
     canary = warm_up(quick, "default").canary
     quick.widths.clear()
     canary()
-    assert quick.widths == [512], "any other size would be compiled anew"
+    assert quick.widths == [512], "any other size would be compiled again"
     quick.broken = Path(__file__)
-    with pytest.raises(ValueError, match="no pictures"):
+    with pytest.raises(ValueError, match="makes no images"):
         canary()
 
 
