@@ -3,11 +3,11 @@
 #   docker build -t sdxl-turbo-img2img .
 #       without weights: the first start downloads them into the volume /data
 #   docker build -t sdxl-turbo-img2img:with-weights --target with-weights --build-arg MODEL=stabilityai/sdxl-turbo .
-#       with weights, for hosts that reach no hub (they come under their own licence, which is not this project's)
+#       with weights, for hosts without access to the hub (the weights have a licence of their own)
 #   docker build --build-arg COMPILER=g++ -t sdxl-turbo-img2img .
 #       with a C++ compiler, which IMG2IMG_COMPILE needs
 #   docker build --build-arg EXTRA=c2pa -t sdxl-turbo-img2img .
-#       with what signs pictures, which IMG2IMG_C2PA_CERTIFICATE needs
+#       with the packages that sign images, which IMG2IMG_C2PA_CERTIFICATE needs
 #
 # Behind mirrors: --build-arg PYTHON_IMAGE=... for the base image, and any of PIP_INDEX_URL, PIP_EXTRA_INDEX_URL,
 # PIP_FIND_LINKS and PIP_TRUSTED_HOST for pip; all four are unset by default and stay out of the final image.
@@ -20,12 +20,12 @@ ARG PIP_EXTRA_INDEX_URL
 ARG PIP_FIND_LINKS
 ARG PIP_TRUSTED_HOST
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
-# pip stays in this stage: the environment is made from outside.
+# pip is not installed into the environment: it runs from outside.
 RUN python -m venv --without-pip /opt/venv
 COPY requirements.lock /tmp/
-# torch and its CUDA packages are moved to a tree of their own, to become a layer that only a new torch changes; hence
-# also the kind of bytecode that holds no file times. One step, since a move between steps would be a copy of gigabytes.
-# The packages' own tests stay behind. compileall's status is ignored: torch ships a file that only a newer Python reads.
+# torch and its CUDA packages go to a tree of their own, which becomes a layer that only a new torch changes. For the same
+# reason the bytecode has hashes and no file times. It is one step, because a move between steps would copy gigabytes.
+# The packages' own tests are removed. compileall's status is ignored: torch has a file that needs a newer Python.
 RUN --mount=type=cache,target=/root/.cache/pip \
     set -eu; \
     python -m pip --python /opt/venv/bin/python install --no-compile --requirement /tmp/requirements.lock; \
@@ -38,7 +38,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
                 "$site"/nvidia* "$site"/cuda* "$site"/triton*; do \
         if [ -e "$path" ]; then mv "$path" "/opt/torch$site/"; fi; \
     done
-# By itself, so that it is no reason to install all that again.
+# A step of its own, so that a change here does not install all of that again.
 ARG EXTRA=
 COPY requirements-c2pa.lock /tmp/
 RUN --mount=type=cache,target=/root/.cache/pip \
@@ -73,20 +73,20 @@ ENV PATH=/opt/venv/bin:$PATH \
     DO_NOT_TRACK=1 \
     IMG2IMG_COMPILE_CACHE=/data/compiled \
     IMG2IMG_HOST=0.0.0.0
-# What torch is built for: the NVIDIA Container Toolkit refuses a GPU to the container under an older driver.
+# torch's CUDA version: under an older driver the NVIDIA Container Toolkit refuses to start the container.
 ENV NVIDIA_REQUIRE_CUDA="cuda>=13.0"
 VOLUME ["/data"]
 EXPOSE 8000
 USER 10001:10001
 STOPSIGNAL SIGTERM
-# The first start may have gigabytes to download before it is healthy.
+# The first start may download gigabytes before it is healthy.
 HEALTHCHECK --interval=10s --timeout=5s --retries=3 --start-period=1800s CMD ["img2img", "health"]
 ENTRYPOINT ["img2img"]
 CMD ["serve"]
 ARG VERSION
 ARG REVISION
 LABEL org.opencontainers.image.title="sdxl-turbo-img2img" \
-      org.opencontainers.image.description="SDXL-Turbo image-to-image as a service: a picture and a prompt in, a PNG out" \
+      org.opencontainers.image.description="SDXL-Turbo image-to-image as a service: an image and a prompt in, an image out" \
       org.opencontainers.image.licenses="MIT" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
@@ -102,11 +102,11 @@ RUN HF_HOME=/opt/hf img2img download --model "$MODEL"
 FROM base AS with-weights
 ARG MODEL=stabilityai/sdxl-turbo
 COPY --from=weights /opt/hf/ /opt/hf/
-# Offline, since nothing could be added to a cache that is part of the image.
+# Offline, because nothing can be added to a cache that is part of the image.
 ENV HF_HOME=/opt/hf IMG2IMG_MODEL=${MODEL} IMG2IMG_OFFLINE=1
 COPY --from=application /opt/app/ /opt/venv/
 
 
-# The last stage is what a build without --target makes. The application is its last layer, and a small one.
+# A build without --target makes the last stage. The application is its last layer, and a small one.
 FROM base AS runtime
 COPY --from=application /opt/app/ /opt/venv/
