@@ -74,6 +74,10 @@ class TestTables:
         assert [f"docs/reference/http.md names {route}: there is none" for route in sorted(set(named) - served)] == []
         assert len(named) == len(set(named))
 
+    def test_figures_of_the_readme_are_those_of_the_benchmarks_page(self) -> None:
+        (figures,) = tables(section(read("README.md"), "## Performance"))
+        assert figures == tables(section(read("docs/benchmarks/index.md"), "## Beside others"))[0]
+
     def test_exposed_headers_are_all_described(self) -> None:
         spans = code_spans(section(read("docs/reference/headers.md"), "# Headers"))
         assert [header for header in EXPOSED_HEADERS if header not in spans] == []
