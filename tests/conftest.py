@@ -25,9 +25,8 @@ if TYPE_CHECKING:
 # The hub client reads this when it is imported. Each test process has a hub of its own, and reaches no other.
 os.environ["HF_ENDPOINT"] = f"http://127.0.0.1:{HUB_PORT}"
 
-if "PYTEST_XDIST_WORKER" in os.environ:
-    # The tests share the cores already; torch reads this when it is imported.
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Torch reads this when it is imported. The cores are shared already, by test processes and by the services they start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 KINDS = ("unit", "api", "process", "slow", "container", "gpu")
 
@@ -52,6 +51,12 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in os.environ:
         if name.startswith("IMG2IMG_") or name == "PORT":
             monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    """What runs the coroutine tests, which have the marker `anyio`."""
+    return "asyncio"
 
 
 @pytest.fixture(autouse=True)

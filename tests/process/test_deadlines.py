@@ -7,7 +7,7 @@ import pytest
 
 from app.engine.engine import Engine
 from app.errors import DeadlineExceeded, ShuttingDown
-from tests.support.engines import in_a_loop, job, running, until
+from tests.support.engines import job, running, until
 
 
 def sample(engine: Engine, name: str, **labels: str) -> float | None:
@@ -15,7 +15,7 @@ def sample(engine: Engine, name: str, **labels: str) -> float | None:
 
 
 class TestDrain:
-    @in_a_loop
+    @pytest.mark.anyio
     async def test_drain_finishes_admitted_jobs_and_admits_no_more(self) -> None:
         async with running() as engine:
             await until(lambda: engine.ready)
@@ -31,7 +31,7 @@ class TestDrain:
                 assert not drained.done()
             await drained
 
-    @in_a_loop
+    @pytest.mark.anyio
     async def test_drain_refuses_jobs_that_take_too_long(self) -> None:
         async with running() as engine:
             await until(lambda: engine.ready)
@@ -44,7 +44,7 @@ class TestDrain:
                     await engine.run(job("late"))
 
 
-@in_a_loop
+@pytest.mark.anyio
 async def test_caller_with_one_job_is_served_among_fifty_of_another() -> None:
     async with running(max_batch=1) as engine:
         await until(lambda: engine.ready)
@@ -61,7 +61,7 @@ async def test_caller_with_one_job_is_served_among_fifty_of_another() -> None:
         await asyncio.gather(*greedy)
 
 
-@in_a_loop
+@pytest.mark.anyio
 async def test_timeout_of_the_request_ends_its_job() -> None:
     async with running() as engine:
         await until(lambda: engine.ready)
@@ -71,7 +71,7 @@ async def test_timeout_of_the_request_ends_its_job() -> None:
                 await engine.run(late)
 
 
-@in_a_loop
+@pytest.mark.anyio
 async def test_job_that_cannot_meet_its_deadline_costs_no_unet_call() -> None:
     async with running() as engine:
         await until(lambda: engine.ready)

@@ -7,10 +7,12 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+import pytest
+
 from app.engine.engine import Engine
 from app.engine.liveness import LivenessLimits
 from app.errors import DeadlineExceeded
-from tests.support.engines import deaths, in_a_loop, job, pid_of, running, until
+from tests.support.engines import deaths, job, pid_of, running, until
 
 
 def sample(engine: Engine, name: str, **labels: str) -> float | None:
@@ -18,7 +20,7 @@ def sample(engine: Engine, name: str, **labels: str) -> float | None:
 
 
 class TestLiveness:
-    @in_a_loop
+    @pytest.mark.anyio
     async def test_idle_worker_that_stops_is_not_ready_and_is_replaced(self) -> None:
         async with running() as engine:
             await until(lambda: engine.ready)
@@ -29,7 +31,7 @@ class TestLiveness:
             assert pid_of(engine) != pid
             assert deaths(engine, "hang") == 1
 
-    @in_a_loop
+    @pytest.mark.anyio
     async def test_worker_that_fails_its_canary_is_replaced(self, tmp_path: Path) -> None:
         broken = tmp_path / "broken"
         async with running(limits=LivenessLimits(canary=0.3), model=f"until={broken}") as engine:
@@ -40,7 +42,7 @@ class TestLiveness:
             await until(lambda: engine.ready)
             assert deaths(engine, "canary") >= 1
 
-    @in_a_loop
+    @pytest.mark.anyio
     async def test_idle_worker_that_passes_its_canaries_is_kept(self) -> None:
         async with running(limits=LivenessLimits(canary=0.05, watch=0.02)) as engine:
             await until(lambda: engine.ready)
@@ -51,7 +53,7 @@ class TestLiveness:
             assert pid_of(engine) == pid
             assert engine.workers[0].deaths_in_a_row == 0
 
-    @in_a_loop
+    @pytest.mark.anyio
     async def test_busy_worker_that_falls_silent_is_not_ready_until_it_replies(self) -> None:
         async with running(limits=LivenessLimits(silence=0.3, watch=0.05)) as engine:
             await until(lambda: engine.ready)
@@ -61,7 +63,7 @@ class TestLiveness:
             assert engine.ready
             assert engine.workers[0].deaths_in_a_row == 0
 
-    @in_a_loop
+    @pytest.mark.anyio
     async def test_silence_while_this_process_did_not_run_kills_no_worker(self) -> None:
         async with running(limits=LivenessLimits(late=0.5, watch=0.1), tick_timeout_seconds=1.2) as engine:
             await until(lambda: engine.ready)
@@ -72,7 +74,7 @@ class TestLiveness:
             await task
             assert deaths(engine, "hang") == 0
 
-    @in_a_loop
+    @pytest.mark.anyio
     async def test_hanging_call_costs_no_request_under_the_default_settings(self, tmp_path: Path) -> None:
         async with running(limits=LivenessLimits(hang=0.5)) as engine:
             await until(lambda: engine.ready)
@@ -81,7 +83,7 @@ class TestLiveness:
             assert result.pixels.data[0] == 4 + 4
             assert deaths(engine, "hang") == 1
 
-    @in_a_loop
+    @pytest.mark.anyio
     async def test_stopped_worker_is_noticed_under_short_requests(self) -> None:
         async with running(limits=LivenessLimits(silence=1.0, hang=2.5)) as engine:
             await until(lambda: engine.ready)
@@ -95,7 +97,7 @@ class TestLiveness:
             await until(lambda: engine.ready)
             assert deaths(engine, "hang") == 1
 
-    @in_a_loop
+    @pytest.mark.anyio
     async def test_job_withdrawn_at_once_is_not_a_hang(self) -> None:
         async with running(limits=LivenessLimits(silence=0.5, watch=0.05)) as engine:
             await until(lambda: engine.ready)

@@ -5,6 +5,8 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+import pytest
+
 from app.edits import Queued
 from app.engine.engine import Engine
 from app.engine.fair_queue import FairQueue
@@ -16,7 +18,7 @@ from app.engine.ticket import Ticket
 from app.errors import EngineStopped
 from app.observability.metrics import Metrics
 from app.settings import Settings
-from tests.support.engines import deaths, in_a_loop, job, running, until
+from tests.support.engines import deaths, job, running, until
 from tests.support.fakes import FAKE
 
 WATCHERS = 128
@@ -69,7 +71,7 @@ class Crowd:
         await until(lambda: self.positions._timer is None)
 
 
-@in_a_loop
+@pytest.mark.anyio
 async def test_positions_of_128_watchers_take_one_pass_per_burst() -> None:
     crowd = Crowd()
     tickets = [crowd.join(f"caller {number}") for number in range(WATCHERS)]
@@ -89,7 +91,7 @@ async def test_positions_of_128_watchers_take_one_pass_per_burst() -> None:
     assert sum(map(len, crowd.seen.values())) == WATCHERS + 28
 
 
-@in_a_loop
+@pytest.mark.anyio
 async def test_positions_while_nothing_changes_take_no_pass() -> None:
     crowd = Crowd()
     crowd.join("caller")
@@ -98,7 +100,7 @@ async def test_positions_while_nothing_changes_take_no_pass() -> None:
     assert crowd.queue.passes == 1
 
 
-@in_a_loop
+@pytest.mark.anyio
 async def test_positions_without_a_waiting_watcher_take_no_pass() -> None:
     crowd = Crowd()
     crowd.join("plain", watched=False)
@@ -110,7 +112,7 @@ async def test_positions_without_a_waiting_watcher_take_no_pass() -> None:
     assert not crowd.seen
 
 
-@in_a_loop
+@pytest.mark.anyio
 async def test_positions_count_the_tickets_of_workers_first() -> None:
     failures: list[EngineStopped] = []
     metrics, settings = Metrics(), Settings(devices="cpu")
@@ -126,7 +128,7 @@ async def test_positions_count_the_tickets_of_workers_first() -> None:
     assert crowd.seen == {"handed over": [1], "waiting": [2]}
 
 
-@in_a_loop
+@pytest.mark.anyio
 async def test_position_of_a_new_ticket_is_sent_in_a_later_pass() -> None:
     crowd = Crowd()
     crowd.join("old")
@@ -136,7 +138,7 @@ async def test_position_of_a_new_ticket_is_sent_in_a_later_pass() -> None:
     assert crowd.queue.passes >= 2
 
 
-@in_a_loop
+@pytest.mark.anyio
 async def test_engine_sends_positions_to_each_job_that_waits() -> None:
     seen: dict[str, list[Queued | Progress]] = {name: [] for name in "abc"}
     async with running(model="slow") as engine:
@@ -150,7 +152,7 @@ async def test_engine_sends_positions_to_each_job_that_waits() -> None:
     assert [type(message) for message in seen["b"][-4:]] == [Progress] * 4
 
 
-@in_a_loop
+@pytest.mark.anyio
 async def test_engine_sends_the_position_again_after_a_worker_died() -> None:
     seen: list[Queued | Progress] = []
     async with running(model="slow") as engine:

@@ -13,8 +13,8 @@ from app.model.load import load
 from app.model.previews import chart
 from app.pixels import Pixels
 from app.settings import Settings
-from tests.support.engines import in_a_loop, running
 from tests.support.engines import job as engine_job
+from tests.support.engines import running
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def test_a_preview_changes_nothing_of_the_picture(embedded: SdxlDiffusion) -> No
     assert pixels[0] == pixels[1]
 
 
-@in_a_loop
+@pytest.mark.anyio
 async def test_they_reach_whoever_waits_for_the_job() -> None:
     seen: list[Queued | Progress] = []
     async with running() as engine:

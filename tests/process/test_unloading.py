@@ -10,11 +10,11 @@ import pytest
 
 from app.engine.messages import Cancel
 from app.engine.supervisor import WorkerState
-from tests.support.engines import deaths, in_a_loop, job, pid_of, running, until
+from tests.support.engines import deaths, job, pid_of, running, until
 
 
 class TestUnloading:
-    @in_a_loop
+    @pytest.mark.anyio
     async def test_idle_worker_ends_and_the_next_job_starts_another(self) -> None:
         async with running(idle_unload_seconds=0.3) as engine:
             await until(lambda: engine.ready)
@@ -30,7 +30,7 @@ class TestUnloading:
             assert deaths(engine, "exit") == 0
             await until(lambda: worker.asleep)
 
-    @in_a_loop
+    @pytest.mark.anyio
     async def test_waking_worker_counts_as_ready(self) -> None:
         async with running(idle_unload_seconds=0.3) as engine:
             await until(lambda: engine.workers[0].asleep)
@@ -41,7 +41,7 @@ class TestUnloading:
                 await asyncio.sleep(0.01)
             assert (await task).pixels.data[0] == 1 + 4
 
-    @in_a_loop
+    @pytest.mark.anyio
     async def test_worker_that_dies_while_waking_is_not_ready(self) -> None:
         async with running(idle_unload_seconds=0.3) as engine:
             await until(lambda: engine.workers[0].asleep and not engine.workers[0].pid)
@@ -52,14 +52,14 @@ class TestUnloading:
             assert (await task).pixels.data[0] == 1 + 4
             assert engine.ready
 
-    @in_a_loop
+    @pytest.mark.anyio
     async def test_busy_worker_is_not_unloaded(self) -> None:
         async with running(idle_unload_seconds=0.2) as engine:
             await until(lambda: engine.ready)
             await engine.run(job(prompt="tick=0.3", steps=4))
             assert deaths(engine, "exit") == 0
 
-    @in_a_loop
+    @pytest.mark.anyio
     async def test_only_as_many_workers_wake_as_the_jobs_need(self) -> None:
         async with running(idle_unload_seconds=0.3, devices="cpu,cpu", max_batch=1) as engine:
             first, second = engine.workers
@@ -70,13 +70,13 @@ class TestUnloading:
             await asyncio.gather(*(engine.run(job(f"j{n}", "tick=0.02")) for n in range(8)))
             assert not second.asleep
 
-    @in_a_loop
+    @pytest.mark.anyio
     async def test_engine_with_unloaded_workers_stops(self) -> None:
         async with running(idle_unload_seconds=0.2) as engine:
             await until(lambda: engine.workers[0].asleep)
 
 
-@in_a_loop
+@pytest.mark.anyio
 async def test_message_to_an_unloaded_worker_has_no_effect() -> None:
     async with running(idle_unload_seconds=0.2) as engine:
         worker = engine.workers[0]
@@ -89,7 +89,7 @@ async def test_message_to_an_unloaded_worker_has_no_effect() -> None:
         assert deaths(engine, "hang") == 0
 
 
-@in_a_loop
+@pytest.mark.anyio
 async def test_worker_logs_each_state_of_its_life(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("DEBUG", "app.engine.supervisor")
     async with running(idle_unload_seconds=0.3) as engine:

@@ -9,7 +9,7 @@ import pytest
 
 from app.engine.engine import Engine
 from app.errors import OutOfMemory, Unavailable, WorkerLost
-from tests.support.engines import deaths, in_a_loop, job, pid_of, running, until
+from tests.support.engines import deaths, job, pid_of, running, until
 
 
 def sample(engine: Engine, name: str, **labels: str) -> float | None:
@@ -17,7 +17,7 @@ def sample(engine: Engine, name: str, **labels: str) -> float | None:
 
 
 class TestMemoryAndDevice:
-    @in_a_loop
+    @pytest.mark.anyio
     async def test_out_of_memory_halves_the_batch_for_later_workers_too(self) -> None:
         async with running(max_batch=8) as engine:
             await until(lambda: engine.ready)
@@ -33,7 +33,7 @@ class TestMemoryAndDevice:
             await until(lambda: engine.ready)
             assert sample(engine, "img2img_batch_limit", device="cpu") == engine.workers[0].capacity == limit
 
-    @in_a_loop
+    @pytest.mark.anyio
     async def test_job_too_large_for_the_memory_is_refused_as_retryable(self) -> None:
         async with running() as engine:
             with pytest.raises(OutOfMemory) as error:
@@ -42,7 +42,7 @@ class TestMemoryAndDevice:
             assert (await engine.run(job(seed=1))).pixels.data[0] == 1 + 4
             assert engine.workers[0].deaths_in_a_row == 0
 
-    @in_a_loop
+    @pytest.mark.anyio
     async def test_lost_device_costs_the_worker_but_no_request(self, tmp_path: Path) -> None:
         async with running() as engine:
             result = await engine.run(job(prompt=f"sick_at=2 once={tmp_path / 'sick'}", seed=1))
@@ -53,7 +53,7 @@ class TestMemoryAndDevice:
 
 
 class TestDevice:
-    @in_a_loop
+    @pytest.mark.anyio
     async def test_lost_gpu_ends_the_engine_and_is_not_replaced_by_the_cpu(
         self, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
@@ -70,7 +70,7 @@ class TestDevice:
             assert engine.info.device == "cuda:0"
             assert deaths(engine, "exit") == 1
 
-    @in_a_loop
+    @pytest.mark.anyio
     async def test_lost_gpu_ends_the_engine_when_a_sleeping_worker_wakes(self, tmp_path: Path) -> None:
         gpu = tmp_path / "gpu"
         gpu.touch()
@@ -83,7 +83,7 @@ class TestDevice:
                 await engine.run(job())
             assert "cuda:0 cannot be replaced" in str(engine.failure)
 
-    @in_a_loop
+    @pytest.mark.anyio
     async def test_gpu_that_comes_later_leaves_the_next_worker_on_the_cpu(self, tmp_path: Path) -> None:
         gpu = tmp_path / "gpu"
         async with running("tests.support.fakes:removable", devices="auto", model=str(gpu)) as engine:

@@ -17,11 +17,11 @@ from app.errors import (
     Unavailable,
 )
 from app.settings import Settings
-from tests.support.engines import deaths, in_a_loop, job, pid_of, running, until
+from tests.support.engines import deaths, job, pid_of, running, until
 from tests.support.fakes import FAKE
 
 
-@in_a_loop
+@pytest.mark.anyio
 async def test_supervisor_without_a_process_takes_and_returns_tickets() -> None:
     """As while its worker is dying."""
     async with running() as engine:
@@ -38,7 +38,7 @@ async def test_supervisor_without_a_process_takes_and_returns_tickets() -> None:
         await worker.close()
 
 
-@in_a_loop
+@pytest.mark.anyio
 async def test_message_to_an_ended_worker_has_no_effect() -> None:
     process = await WorkerProcess.spawn(Start(FAKE, "cpu", Settings().for_worker()))
     await process.stop()
@@ -47,7 +47,7 @@ async def test_message_to_an_ended_worker_has_no_effect() -> None:
     assert await process.stop() is not None
 
 
-@in_a_loop
+@pytest.mark.anyio
 async def test_start_that_fails_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     async with running() as engine:
         await until(lambda: engine.ready)
@@ -59,7 +59,7 @@ async def test_start_that_fails_is_tried_again(monkeypatch: pytest.MonkeyPatch) 
         assert (await engine.run(job(seed=1))).pixels.data[0] == 1 + 4
 
 
-@in_a_loop
+@pytest.mark.anyio
 async def test_start_that_always_fails_stops_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("app.subprocesses.sys.executable", "/nowhere/python")
     async with running(max_worker_deaths=2) as engine:
@@ -69,7 +69,7 @@ async def test_start_that_always_fails_stops_the_engine(monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("turns", range(6))
-@in_a_loop
+@pytest.mark.anyio
 async def test_stop_cancelled_just_when_the_worker_ends_is_cancelled(turns: int) -> None:
     # Python 3.11's `wait_for` forgets it then: the worker went on to start workers, and the engine's end never came.
     process = await WorkerProcess.spawn(Start(FAKE, "cpu", Settings().for_worker()))
@@ -84,7 +84,7 @@ async def test_stop_cancelled_just_when_the_worker_ends_is_cancelled(turns: int)
         assert task.cancelled()
 
 
-@in_a_loop
+@pytest.mark.anyio
 async def test_stop_refuses_waiting_jobs_and_ends_the_worker() -> None:
     async with running() as engine:
         await engine.run(job())
@@ -98,7 +98,7 @@ async def test_stop_refuses_waiting_jobs_and_ends_the_worker() -> None:
             os.kill(pid, 0)
 
 
-@in_a_loop
+@pytest.mark.anyio
 async def test_worker_that_does_not_end_by_itself_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("app.engine.process.STOP_SECONDS", 0.2)
     async with running() as engine:
@@ -109,7 +109,7 @@ async def test_worker_that_does_not_end_by_itself_is_killed(monkeypatch: pytest.
         os.kill(pid, 0)
 
 
-@in_a_loop
+@pytest.mark.anyio
 async def test_worker_ends_when_the_socket_of_the_engine_closes() -> None:
     async with running() as engine:
         await until(lambda: engine.info)

@@ -2,9 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from functools import wraps
 from typing import Any
 
 from app.engine.engine import Engine
@@ -15,22 +14,6 @@ from app.observability.metrics import Metrics
 from app.pixels import Pixels
 from app.settings import Settings
 from tests.support.fakes import FAKE
-
-Test = Callable[..., Awaitable[None]]
-
-
-def in_a_loop(test: Test) -> Callable[..., None]:
-    """Run a coroutine test, but never for longer than a minute."""
-
-    @wraps(test)
-    def run(*args: Any, **kwargs: Any) -> None:
-        asyncio.run(bounded(*args, **kwargs))
-
-    async def bounded(*args: Any, **kwargs: Any) -> None:
-        async with asyncio.timeout(60):
-            await test(*args, **kwargs)
-
-    return run
 
 
 @asynccontextmanager

@@ -5,7 +5,6 @@ import asyncio
 import pytest
 
 from app.imaging.fair_slots import FairSlots
-from tests.support.engines import in_a_loop
 
 
 class Visitors:
@@ -46,7 +45,7 @@ class Visitors:
         return sorted(self.inside)
 
 
-@in_a_loop
+@pytest.mark.anyio
 async def test_last_slot_is_for_a_caller_that_holds_none() -> None:
     visitors = Visitors(3)
     assert await visitors.come("a1", "a2", "a3", "a4") == ["a1", "a2"]
@@ -55,7 +54,7 @@ async def test_last_slot_is_for_a_caller_that_holds_none() -> None:
     assert await visitors.come("c1") == ["a2", "b1", "c1"]
 
 
-@in_a_loop
+@pytest.mark.anyio
 async def test_caller_with_the_fewest_slots_is_next() -> None:
     visitors = Visitors(2)
     assert await visitors.come("a1", "a2", "a3", "b1", "c1") == ["a1", "b1"]
@@ -64,7 +63,7 @@ async def test_caller_with_the_fewest_slots_is_next() -> None:
     assert await visitors.go("a2") == ["a3", "c1"]
 
 
-@in_a_loop
+@pytest.mark.anyio
 async def test_cancelled_waiter_takes_and_keeps_no_slot() -> None:
     visitors = Visitors(2)
     assert await visitors.come("a1", "a2", "a3") == ["a1"]
@@ -74,7 +73,7 @@ async def test_cancelled_waiter_takes_and_keeps_no_slot() -> None:
     assert await visitors.come("a4", "b1") == ["a4", "b1"]
 
 
-@in_a_loop
+@pytest.mark.anyio
 async def test_waiter_cancelled_as_it_gets_a_slot_frees_it() -> None:
     visitors = Visitors(2)
     assert await visitors.come("a1", "a2") == ["a1"]
@@ -84,7 +83,7 @@ async def test_waiter_cancelled_as_it_gets_a_slot_frees_it() -> None:
     assert await visitors.come("a3") == ["a3"]
 
 
-@in_a_loop
+@pytest.mark.anyio
 async def test_waiter_cancelled_as_a_slot_gets_free_does_not_take_it() -> None:
     visitors = Visitors(2)
     assert await visitors.come("a1", "a2", "a3") == ["a1"]
@@ -96,7 +95,7 @@ async def test_waiter_cancelled_as_a_slot_gets_free_does_not_take_it() -> None:
     assert await visitors.come("c1", "d1") == ["c1", "d1"]
 
 
-@in_a_loop
+@pytest.mark.anyio
 async def test_error_inside_frees_the_slot() -> None:
     turns = FairSlots(2)
     for _ in range(3):
