@@ -15,6 +15,8 @@ EXAMPLES = sorted(path.name for path in (ROOT / "examples").iterdir() if path.su
 IMAGES = {"curl.sh": ["wizard-json.png", "wizard-raw.png", "wizard.png", "wizard.webp"]}
 """What an example saves, if it is not wizard.png alone."""
 
+NEEDS_CURL = pytest.mark.skipif(not shutil.which("curl"), reason="curl is not installed")
+
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
@@ -28,15 +30,16 @@ def command(example: Path, folder: Path, request: pytest.FixtureRequest) -> list
     if example.suffix == ".py":
         return [sys.executable, "-W", "error", str(example)]
     if example.suffix == ".sh":
-        if not shutil.which("curl"):
-            pytest.skip("curl is not installed")
         return ["sh", str(example)]
     # Node looks for packages beside the program.
     (folder / "node_modules").symlink_to(request.getfixturevalue("node_folder") / "node_modules")
     return ["node", str(shutil.copy(example, folder))]
 
 
-@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=NEEDS_CURL) if name.endswith(".sh") else pytest.param(name) for name in EXAMPLES],
+)
 def test_example_saves_its_images(name: str, server: str, checkout: Path, request: pytest.FixtureRequest) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
     environment |= {"PYTHONPATH": str(ROOT), "IMG2IMG_URL": server}
