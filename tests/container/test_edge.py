@@ -59,19 +59,19 @@ def edge_of(service: Container) -> str:
     return docker("ps", "--quiet", "--filter", f"network={network}", "--filter", "expose=8080")
 
 
-def test_a_picture_comes_through_the_proxy_as_it_comes_without(service: tuple[Container, str]) -> None:
+def test_proxy_passes_an_image_on_unchanged(service: tuple[Container, str]) -> None:
     behind, url = service
     through = Container(behind.id, url).edit(DEMO)
     assert (through.status_code, through.content == behind.edit(DEMO).content) == (200, True)
 
 
-def test_the_proxy_refuses_what_is_too_large_as_the_service_does(service: tuple[Container, str]) -> None:
+def test_proxy_refuses_a_large_body_as_the_service_does(service: tuple[Container, str]) -> None:
     answer = Container(service[0].id, service[1]).edit(bytes(21 * 1024**2))
     assert (answer.status_code, answer.headers["content-type"]) == (413, "application/problem+json")
     assert answer.json()["code"] == "body_too_large"
 
 
-def test_the_proxy_says_when_the_service_is_gone_and_finds_it_when_it_is_back(service: tuple[Container, str]) -> None:
+def test_proxy_reports_a_stopped_service_and_finds_it_again(service: tuple[Container, str]) -> None:
     behind, url = service
     docker("stop", behind.id)
     answer = httpx2.get(f"{url}/health/ready")
@@ -80,7 +80,7 @@ def test_the_proxy_says_when_the_service_is_gone_and_finds_it_when_it_is_back(se
     eventually(lambda: httpx2.get(f"{url}/health/ready").status_code == 200)
 
 
-def test_the_proxy_is_not_root_and_writes_nothing_but_what_is_still_arriving(service: tuple[Container, str]) -> None:
+def test_proxy_is_not_root_and_writes_only_arriving_bodies(service: tuple[Container, str]) -> None:
     facts = Container(edge_of(service[0]), service[1]).facts()
     assert facts["Config"]["User"] not in ("", "0", "root")
     host = facts["HostConfig"]

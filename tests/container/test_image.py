@@ -25,13 +25,13 @@ def paths() -> set[PurePosixPath]:
     return {PurePosixPath("/") / path for path in listed.splitlines()}
 
 
-def test_no_compiler_or_build_tool_is_in_it(paths: set[PurePosixPath]) -> None:
+def test_image_has_no_compiler_and_no_build_tool(paths: set[PurePosixPath]) -> None:
     tools = {"gcc", "g++", "cc", "c++", "cc1", "clang", "ld", "as", "make", "cmake", "ninja", "nvcc", "git", "cargo"}
     folders = {"/bin", "/usr/bin", "/usr/local/bin", "/opt/venv/bin", "/usr/libexec"}
     assert {path for path in paths if path.name in tools and str(path.parent) in folders} == set()
 
 
-def test_nothing_that_only_building_and_testing_need_is_in_it(paths: set[PurePosixPath]) -> None:
+def test_image_has_no_build_or_test_dependency(paths: set[PurePosixPath]) -> None:
     own = {path for path in paths if path.is_relative_to("/opt/venv")}
     assert {
         path for path in own if path.name in ("pip", "pytest", "mypy", "ruff", "coverage", "test", "tests")
@@ -41,7 +41,7 @@ def test_nothing_that_only_building_and_testing_need_is_in_it(paths: set[PurePos
     assert {path for path in paths if path.parts[:2] in (("/", "src"), ("/", "tmp")) and len(path.parts) > 2} == set()
 
 
-def test_the_application_and_its_licences_are_in_it(paths: set[PurePosixPath]) -> None:
+def test_image_has_the_application_and_its_licences(paths: set[PurePosixPath]) -> None:
     (package,) = (path for path in paths if path.match("site-packages/app"))
     shipped = {path.relative_to(ROOT / "app").as_posix() for path in (ROOT / "app").rglob("*") if path.is_file()}
     found = {path.relative_to(package).as_posix() for path in paths if path.is_relative_to(package)}
@@ -77,7 +77,7 @@ def rebuilt(changed_checkout: Path, capsys: pytest.CaptureFixture[str]) -> Itera
     docker("image", "rm", name)
 
 
-def test_a_change_of_the_application_makes_a_new_last_layer_and_no_other(rebuilt: str) -> None:
+def test_changed_application_makes_only_a_new_last_layer(rebuilt: str) -> None:
     *before, last = image_facts(IMAGE)["RootFS"]["Layers"]
     *after, changed = image_facts(rebuilt)["RootFS"]["Layers"]
     assert before == after

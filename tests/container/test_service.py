@@ -53,7 +53,7 @@ def on_board(service: Container) -> bool:
     return "img2img_jobs_on_board 1.0" in httpx2.get(f"{service.url}/metrics").text
 
 
-def test_the_demo_picture_becomes_a_png(service: Container) -> None:
+def test_container_answers_the_demo_image_with_a_png(service: Container) -> None:
     answer = service.edit(DEMO)
     image = opened(answer.content)
     assert (answer.status_code, image.format, image.size) == (200, "PNG", (512, 512))
@@ -61,14 +61,14 @@ def test_the_demo_picture_becomes_a_png(service: Container) -> None:
     assert service.edit(DEMO).content == answer.content
 
 
-def test_the_command_in_the_container_tells_docker_that_it_is_healthy(service: Container) -> None:
+def test_health_check_in_the_container_reports_healthy(service: Container) -> None:
     facts = service.facts()
     assert facts["Config"]["Healthcheck"]["Test"] == ["CMD", "img2img", "health"]
     last = facts["State"]["Health"]["Log"][-1]
     assert (last["ExitCode"], last["Output"].strip()) == (0, "Ready: embedded on cpu.")
 
 
-def test_no_process_is_root_or_has_a_capability_or_can_gain_one(service: Container) -> None:
+def test_no_process_is_root_or_can_gain_a_capability(service: Container) -> None:
     processes = service.processes()
     assert any("app.worker.worker" in command for _, command in processes)
     assert {uid for uid, _ in processes} == {"10001"}
@@ -78,7 +78,7 @@ def test_no_process_is_root_or_has_a_capability_or_can_gain_one(service: Contain
     assert status_lines(service, "NoNewPrivs") == {"1"}
 
 
-def test_only_the_volume_and_tmp_can_be_written(service: Container) -> None:
+def test_only_the_volume_and_tmp_are_writable(service: Container) -> None:
     places = "/ /opt /opt/venv/bin /etc /home /root /usr/local/bin /var/tmp /run /data /data/hf /tmp"
     writable = service.shell(f"for d in {places}; do touch $d/probe 2>/dev/null && echo $d; done; true")
     assert writable.split() == ["/data", "/data/hf", "/tmp"]
@@ -86,7 +86,7 @@ def test_only_the_volume_and_tmp_can_be_written(service: Container) -> None:
     assert "ro" in options
 
 
-def test_docker_holds_it_to_the_limits_of_the_compose_file(service: Container) -> None:
+def test_container_has_the_limits_of_the_compose_file(service: Container) -> None:
     facts = service.facts()
     host = facts["HostConfig"]
     assert (host["Memory"], host["PidsLimit"], host["Init"]) == (16 * 2**30, 2048, True)
@@ -97,7 +97,7 @@ def test_docker_holds_it_to_the_limits_of_the_compose_file(service: Container) -
     assert {binding["HostIp"] for (binding,) in host["PortBindings"].values()} == {"127.0.0.1"}
 
 
-def test_weights_are_in_a_named_volume_and_keys_are_read_only(service: Container) -> None:
+def test_weights_are_in_a_named_volume_and_keys_read_only(service: Container) -> None:
     mounts = {mount["Destination"]: mount for mount in service.facts()["Mounts"]}
     assert (mounts["/data"]["Type"], mounts["/data"]["Name"].rpartition("_")[2]) == ("volume", "models")
     assert (mounts["/data"]["RW"], mounts["/keys"]["RW"]) == (True, False)
@@ -110,7 +110,7 @@ def test_image_alone_runs_on_the_terms_of_the_compose_service(service: Container
     assert list(alone["Volumes"]) == ["/data"]
 
 
-def test_a_killed_worker_is_replaced_and_its_request_answered_without_a_restart(service: Container) -> None:
+def test_killed_worker_is_replaced_and_its_request_answered(service: Container) -> None:
     undisturbed = service.edit(DEMO, **LONG)
     before, worker = service.facts(), service.worker()
     with ThreadPoolExecutor(1) as pool:
@@ -138,7 +138,7 @@ def test_docker_stop_lets_a_running_request_finish() -> None:
         assert (state["Status"], state["ExitCode"], state["OOMKilled"]) == ("exited", 0, False)
 
 
-def test_a_service_whose_worker_cannot_come_back_exits_and_is_restarted() -> None:
+def test_service_that_loses_its_worker_for_good_is_restarted() -> None:
     with compose_up(IMG2IMG_MAX_WORKER_DEATHS="2") as service, exit_codes(service) as codes:
         for _ in range(2):
             worker = eventually(service.worker)
@@ -151,7 +151,7 @@ def test_a_service_whose_worker_cannot_come_back_exits_and_is_restarted() -> Non
         assert service.edit(DEMO).status_code == 200
 
 
-def test_keys_come_from_a_folder_of_the_host_and_can_be_exchanged(tmp_path: Path) -> None:
+def test_keys_come_from_a_folder_of_the_host_and_can_change(tmp_path: Path) -> None:
     def exchange(key: str) -> None:
         new = tmp_path / "new"
         new.write_text(f"{key}\n")
@@ -188,13 +188,13 @@ def gone(service: Container, worker: str) -> bool:
         return True
 
 
-def test_a_model_that_cannot_be_loaded_ends_the_container_with_a_reason() -> None:
+def test_unloadable_model_ends_the_container_with_a_reason() -> None:
     with start(*HARDENED, IMG2IMG_MODEL="/no/such/model") as container:
         assert int(docker("wait", container.id)) != 0
         assert "/no/such/model" in container.logs().splitlines()[-1]
 
 
-def test_weights_in_the_volume_serve_a_second_start_without_a_network(tiny_checkpoint: Path) -> None:
+def test_second_start_uses_the_volume_without_a_network(tiny_checkpoint: Path) -> None:
     with volume() as models, run_hub(HUB_PORT) as hub:
         hub.add("example/turbo", "a" * 40, files_of(tiny_checkpoint))
         options = (*HARDENED, f"--volume={models}:/data")
@@ -226,7 +226,7 @@ def test_nothing_is_written_outside_the_volume_and_tmp() -> None:
 
 
 @pytest.mark.parametrize("user", ["0:0", "1000:1000"])
-def test_an_inference_platform_finds_its_conventions(user: str, tiny_checkpoint: Path) -> None:
+def test_container_has_the_routes_of_inference_platforms(user: str, tiny_checkpoint: Path) -> None:
     """SageMaker's and Hugging Face's: the argument `serve`, PORT, their routes, a model mounted as a folder."""
     tiny_checkpoint.chmod(0o755)
     mount = f"--volume={tiny_checkpoint}:/opt/ml/model:ro"

@@ -38,14 +38,14 @@ def signing_image() -> Iterator[str]:
     docker("image", "rm", name)
 
 
-def test_a_certificate_in_the_folder_of_keys_signs(signing_image: str, authority: Authority, folder: Path) -> None:
+def test_certificate_in_the_folder_of_keys_signs(signing_image: str, authority: Authority, folder: Path) -> None:
     with compose_up(IMAGE=signing_image, KEYS_FOLDER=str(folder), **VARIABLES) as service:
         answer = service.edit(saved(noise((24, 24)), "PNG"))
         assert answer.is_success
         assert read(answer.content, "image/png", authority)[0] == "Trusted"
 
 
-def test_an_image_without_it_says_how_to_get_it_and_ends(folder: Path) -> None:
+def test_image_without_c2pa_says_how_to_install_it_and_ends(folder: Path) -> None:
     with start(f"--volume={folder}:/keys:ro", network="none", command=("serve",), **VARIABLES) as service:
         eventually(lambda: service.facts()["State"]["Status"] == "exited")
         assert service.facts()["State"]["ExitCode"] == 2

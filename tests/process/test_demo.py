@@ -11,7 +11,7 @@ from tests.support.demo import demo
 from tests.support.paths import ROOT
 
 
-def test_a_service_that_does_not_start_is_told_with_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_demo_shows_the_log_of_a_service_that_does_not_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IMG2IMG_MAX_BATCH", "0")
     with demo(tmp_path, "--output", "out.png") as process:
         _, failed = process.communicate(timeout=300)
@@ -19,14 +19,14 @@ def test_a_service_that_does_not_start_is_told_with_its_log(tmp_path: Path, monk
     assert "The service ended with exit code 2:\nimg2img: IMG2IMG_MAX_BATCH cannot be '0'" in failed
 
 
-def test_a_picture_that_is_not_there_starts_no_service(tmp_path: Path) -> None:
+def test_demo_without_its_image_starts_no_service(tmp_path: Path) -> None:
     with demo(tmp_path, "--image", "missing.png") as process:
         said, failed = process.communicate(timeout=300)
     assert (process.returncode, said) == (1, "")
     assert "missing.png" in failed
 
 
-def test_ctrl_c_stops_the_service_too(tmp_path: Path) -> None:
+def test_ctrl_c_stops_the_demo_and_its_service(tmp_path: Path) -> None:
     with demo(tmp_path, "--output", "out.png") as process:
         assert process.stdout is not None
         url = process.stdout.readline().split()[4]
@@ -43,7 +43,7 @@ def serving(port: str) -> bool:
     return any(b"serve" in command and port.encode() in command for command in commands)
 
 
-def test_the_script_sets_up_and_keeps_arguments_and_directory_as_they_are(tmp_path: Path) -> None:
+def test_demo_script_keeps_its_arguments_and_directory(tmp_path: Path) -> None:
     checkout = tmp_path / "a checkout"
     (checkout / "scripts").mkdir(parents=True)
     (checkout / ".venv/bin").mkdir(parents=True)

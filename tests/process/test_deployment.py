@@ -164,7 +164,7 @@ class TestImage:
         assert "IMG2IMG_HOST" in used
         assert used <= VARIABLES
 
-    def test_the_build_is_sent_what_the_image_is_made_of_and_nothing_else(self) -> None:
+    def test_build_context_holds_only_what_the_image_copies(self) -> None:
         lines = (ROOT / ".dockerignore").read_text().splitlines()
         assert "*" in lines
         copied = re.findall(r"^COPY (?!--from)(.*) \S+$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
@@ -173,13 +173,13 @@ class TestImage:
 
 class TestLockFiles:
     @pytest.mark.parametrize("name", LOCK_FILES)
-    def test_a_lock_file_is_exact_pins_and_names_no_index(self, name: str) -> None:
+    def test_lock_file_has_exact_pins_and_names_no_index(self, name: str) -> None:
         lines = [line for line in (ROOT / name).read_text().splitlines() if not line.startswith("#")]
         if name == "requirements-dev.lock":
             assert [lines.pop(0), lines.pop(0)] == ["-r requirements.lock", "-r requirements-c2pa.lock"]
         assert [line for line in lines if not re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][0-9a-z.]*", line)] == []
 
-    def test_torch_is_the_release_that_bit_equality_was_tested_with_and_of_no_one_platform(self) -> None:
+    def test_torch_pin_is_the_tested_release_for_any_platform(self) -> None:
         assert pins("requirements.lock")["torch"] == "2.13.0"
         assert not [name for name in pins("requirements.lock") if name.startswith(PLATFORM_PACKAGES)]
 
@@ -190,13 +190,13 @@ class TestLockFiles:
             for requirement in declared(name):
                 assert pinned[canonicalize_name(requirement.name)] in requirement.specifier
 
-    def test_everything_that_a_dependency_brings_with_it_is_pinned_too(self) -> None:
+    def test_every_indirect_dependency_is_pinned(self) -> None:
         pinned: set[str] = set()
         for name in LOCK_FILES:
             pinned |= set(pins(name))
             assert needed_by(declared(name)) - pinned == set()
 
-    def test_the_image_gets_nothing_that_only_the_tests_need(self) -> None:
+    def test_runtime_lock_has_no_test_dependency(self) -> None:
         assert {"pytest", "mypy", "ruff", "coverage"} & set(pins("requirements.lock")) == set()
         pinned = [name for file in LOCK_FILES for name in pins(file)]
         assert len(pinned) == len(set(pinned))
@@ -204,14 +204,14 @@ class TestLockFiles:
 
 class TestScripts:
     @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
-    def test_a_script_can_be_run_and_says_what_it_is(self, path: Path) -> None:
+    def test_script_is_executable_and_described(self, path: Path) -> None:
         first, second, *_ = path.read_text().splitlines()
         assert path.stat().st_mode & stat.S_IXUSR
         assert first.startswith("#!")
         assert second.startswith(("# ", '"""'))
 
     @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
-    def test_a_script_has_no_syntax_error(self, path: Path) -> None:
+    def test_script_has_no_syntax_error(self, path: Path) -> None:
         interpreter = path.read_text().splitlines()[0].rpartition("/")[2].removeprefix("env ")
         if interpreter.startswith("python"):
             ast.parse(path.read_text())
@@ -222,7 +222,7 @@ class TestScripts:
     @pytest.mark.parametrize(
         "name", ["setup", "lock", "test", "check", "docs", "fix", "test-container", "container/base-image"]
     )
-    def test_help_is_shown_at_once_and_from_any_directory(self, name: str, tmp_path: Path) -> None:
+    def test_help_is_shown_at_once_from_any_directory(self, name: str, tmp_path: Path) -> None:
         shown = subprocess.run(
             [ROOT / "scripts" / name, "--help"], cwd=tmp_path, env={"PATH": os.defpath}, capture_output=True, text=True
         )
@@ -230,7 +230,7 @@ class TestScripts:
         assert shown.stdout.strip()
         assert shown.stderr == ""
 
-    def test_setup_installs_what_is_asked_for_once_and_again_when_a_lock_file_has_changed(self, tmp_path: Path) -> None:
+    def test_setup_installs_once_and_again_when_a_lock_file_changes(self, tmp_path: Path) -> None:
         (tmp_path / "scripts").mkdir()
         for name in ("scripts/setup", *LOCK_FILES, "pyproject.toml"):
             shutil.copy(ROOT / name, tmp_path / name)
@@ -257,12 +257,12 @@ class TestScripts:
         assert installed("--runtime") == ["requirements.lock", "."]
         assert installed() == ["requirements-dev.lock", "."]
 
-    def test_setup_refuses_an_option_that_it_does_not_have(self) -> None:
+    def test_setup_refuses_an_unknown_option(self) -> None:
         refused = subprocess.run([ROOT / "scripts/setup", "--dev"], capture_output=True, text=True)
         assert (refused.returncode, refused.stdout) == (2, "")
         assert "there is no option --dev" in refused.stderr
 
-    def test_setup_refuses_a_python_that_is_not_there_with_a_sentence(self, tmp_path: Path) -> None:
+    def test_setup_refuses_a_missing_python_with_a_sentence(self, tmp_path: Path) -> None:
         (tmp_path / "scripts").mkdir()
         for name in ("scripts/setup", *LOCK_FILES, "pyproject.toml"):
             shutil.copy(ROOT / name, tmp_path / name)

@@ -70,12 +70,12 @@ def edge(target: Target, tmp_path_factory: pytest.TempPathFactory) -> Iterator[s
         yield url
 
 
-def test_a_picture_goes_through_it(edge: str) -> None:
+def test_proxy_passes_an_image_on(edge: str) -> None:
     answer = post(edge, FILES["PNG"], seed="7")
     assert (answer.status_code, answer.headers["x-seed"]) == (200, "7")
 
 
-def test_an_event_comes_through_it_when_it_happens(tmp_path: Path) -> None:
+def test_proxy_passes_each_event_on_at_once(tmp_path: Path) -> None:
     form = {"prompt": "tick=0.5", "num_inference_steps": "4", "strength": "1"}
     headers, files = {"Accept": "text/event-stream"}, {"image": FILES["PNG"]}
     with (
@@ -88,7 +88,7 @@ def test_an_event_comes_through_it_when_it_happens(tmp_path: Path) -> None:
         assert sample(service, "img2img_jobs_on_board") == 1
 
 
-def test_a_body_over_the_limit_is_refused_in_the_service_s_own_shape(edge: str) -> None:
+def test_proxy_refuses_a_large_body_in_the_shape_of_the_service(edge: str) -> None:
     headers = {"Content-Type": "image/png"}
     answer = httpx2.post(f"{edge}/img2img", content=bytes(20 * 2**20 + 1), headers=headers)
     assert (answer.status_code, answer.json()["code"]) == (413, "body_too_large")
@@ -97,7 +97,7 @@ def test_a_body_over_the_limit_is_refused_in_the_service_s_own_shape(edge: str) 
     assert accepted.json()["code"] == "unsupported_image_format"
 
 
-def test_a_body_of_unknown_length_goes_through_it(edge: str) -> None:
+def test_proxy_passes_a_body_of_unknown_length_on(edge: str) -> None:
     answer = httpx2.post(f"{edge}/img2img", content=pieces(FILES["PNG"]), headers={"Content-Type": "image/png"})
     assert answer.status_code == 200
 
@@ -111,9 +111,7 @@ def test_a_body_of_unknown_length_goes_through_it(edge: str) -> None:
     ],
     ids=["nothing", "half a head", "half a body"],
 )
-def test_whoever_says_nothing_more_is_let_go_and_never_reaches_the_service(
-    edge: str, target: Target, said: bytes
-) -> None:
+def test_proxy_closes_silent_connections_itself(edge: str, target: Target, said: bytes) -> None:
     before = target.descriptors()
     with connect(edge) as connection:
         connection.sendall(said)
@@ -123,7 +121,7 @@ def test_whoever_says_nothing_more_is_let_go_and_never_reaches_the_service(
         assert target.descriptors() <= before + 1
 
 
-def test_drips_of_a_head_do_not_buy_more_time(edge: str) -> None:
+def test_proxy_closes_a_head_that_drips_past_the_timeout(edge: str) -> None:
     head = b"GET /health/live HTTP/1.1\r\n" + b"X: y\r\n" * 20
     sent = 0
     with connect(edge) as connection:
@@ -150,7 +148,7 @@ def test_drips_of_a_head_do_not_buy_more_time(edge: str) -> None:
     assert 0 < sent < len(head)
 
 
-def test_connections_that_say_nothing_keep_nobody_out(edge: str) -> None:
+def test_proxy_answers_beside_2_000_silent_connections(edge: str) -> None:
     silent = [connect(edge) for _ in range(2_000)]
     try:
         for connection in silent:
@@ -161,13 +159,13 @@ def test_connections_that_say_nothing_keep_nobody_out(edge: str) -> None:
             connection.close()
 
 
-def test_what_is_no_request_is_told_so_in_the_service_s_own_shape(edge: str) -> None:
+def test_proxy_refuses_a_huge_header_in_the_shape_of_the_service(edge: str) -> None:
     answer = httpx2.get(f"{edge}/health/live", headers={"X-Long": "x" * 9_000})
     assert (answer.status_code, answer.headers["content-type"]) == (400, "application/problem+json")
     assert answer.headers["x-request-id"]
 
 
-def test_a_caller_with_too_many_connections_is_told_so(edge: str) -> None:
+def test_client_with_too_many_connections_gets_429(edge: str) -> None:
     head = b"POST /img2img HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 100000\r\n\r\n\x89PNG"
     connections = [connect(edge) for _ in range(110)]
     try:
@@ -183,7 +181,7 @@ def test_a_caller_with_too_many_connections_is_told_so(edge: str) -> None:
     eventually(lambda: httpx2.get(f"{edge}/health/live").status_code == 200)
 
 
-def test_a_page_of_its_own_origin_is_the_service_s_own_behind_it_too(edge: str) -> None:
+def test_page_of_the_proxy_s_origin_is_same_origin(edge: str) -> None:
     answer = httpx2.post(f"{edge}/img2img", content=FILES["PNG"], headers={"Content-Type": "image/png", "Origin": edge})
     assert answer.status_code == 200
 
@@ -214,13 +212,13 @@ def echo(folder: Path) -> Iterator[tuple[ThreadingHTTPServer, str]]:
             service.shutdown()
 
 
-def test_what_a_caller_says_of_its_own_address_does_not_reach_the_service(tmp_path: Path) -> None:
+def test_forged_forwarded_addresses_do_not_reach_the_service(tmp_path: Path) -> None:
     forged = [("X-Forwarded-For", "192.0.2.7"), ("x-forwarded-for", "192.0.2.8, 192.0.2.9")]
     with echo(tmp_path) as (_, url):
         assert httpx2.get(f"{url}/whatever", headers=forged).text == "127.0.0.1"
 
 
-def test_it_says_when_nobody_is_behind_it(tmp_path: Path) -> None:
+def test_proxy_without_a_service_answers_503(tmp_path: Path) -> None:
     with echo(tmp_path) as (service, url):
         service.server_close()
         answer = httpx2.get(f"{url}/health/ready")

@@ -64,7 +64,7 @@ def fetch(model_hub: Hub, tmp_path: Path) -> Fetch:
     return Fetch(model_hub, tmp_path / "cache")
 
 
-def test_on_cuda_exactly_the_float16_files_and_the_fixed_vae_come(fetch: Fetch) -> None:
+def test_cuda_downloads_the_float16_files_and_the_fixed_vae(fetch: Fetch) -> None:
     folder, vae, info = fetch()
     assert vae is not None
     assert sorted(files_of(folder)) == sorted(EXPECTED)
@@ -95,24 +95,24 @@ EXPECTED = [
 ]
 
 
-def test_a_download_shows_its_progress(fetch: Fetch, capfd: pytest.CaptureFixture[str]) -> None:
+def test_download_shows_its_progress(fetch: Fetch, capfd: pytest.CaptureFixture[str]) -> None:
     fetch()
     assert "100%" in capfd.readouterr().err
 
 
-def test_on_the_cpu_the_checkpoints_own_vae_comes(fetch: Fetch) -> None:
+def test_cpu_downloads_the_vae_of_the_checkpoint(fetch: Fetch) -> None:
     folder, vae, _ = fetch("cpu")
     assert vae is None
     assert sorted(files_of(folder)) == sorted([*EXPECTED, "vae/diffusion_pytorch_model.fp16.safetensors"])
 
 
-def test_the_tiny_vae_comes_when_it_is_asked_for(fetch: Fetch) -> None:
+def test_tiny_vae_is_downloaded_on_request(fetch: Fetch) -> None:
     _, vae, info = fetch("cpu", vae="tiny")
     assert vae is not None
     assert info.vae == TINY_VAE
 
 
-def test_once_the_files_are_there_the_hub_is_not_asked(fetch: Fetch) -> None:
+def test_complete_cache_makes_no_request_to_the_hub(fetch: Fetch) -> None:
     first = fetch()
     asked = fetch.hub.requests
     assert fetch() == first
@@ -120,7 +120,7 @@ def test_once_the_files_are_there_the_hub_is_not_asked(fetch: Fetch) -> None:
     assert fetch.hub.requests == asked
 
 
-def test_what_a_broken_download_left_out_is_fetched_and_nothing_else(fetch: Fetch) -> None:
+def test_broken_download_is_completed_with_the_missing_files(fetch: Fetch) -> None:
     folder, _, _ = fetch()
     fetch.hub.fetched.clear()
     (folder / "unet/diffusion_pytorch_model.fp16.safetensors").unlink()
@@ -143,28 +143,28 @@ def test_offline_without_the_files_says_how_to_get_them(fetch: Fetch) -> None:
     assert fetch.hub.requests == 0
 
 
-def test_a_hub_that_cannot_be_reached_is_told_with_what_to_do(tmp_path: Path) -> None:
+def test_unreachable_hub_is_an_error_with_advice(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="cannot be reached"):
         checkpoint.fetch(Settings(model=TURBO, hub_cache=tmp_path), "cuda:0")
 
 
-def test_an_unknown_repository_is_told(fetch: Fetch) -> None:
+def test_unknown_repository_is_an_error(fetch: Fetch) -> None:
     with pytest.raises(CheckpointError, match="There is no example/nothing on the hub"):
         fetch(model="example/nothing")
 
 
-def test_an_unknown_revision_is_told(fetch: Fetch) -> None:
+def test_unknown_revision_is_an_error(fetch: Fetch) -> None:
     with pytest.raises(CheckpointError, match="has no revision"):
         fetch(model=f"{TURBO}@{'0' * 40}")
 
 
-def test_a_gated_repository_is_told(fetch: Fetch) -> None:
+def test_gated_repository_is_an_error_about_its_terms(fetch: Fetch) -> None:
     fetch.hub.gated.add(TURBO)
     with pytest.raises(CheckpointError, match="accept its terms"):
         fetch()
 
 
-def test_an_unpinned_repository_is_loaded_with_a_warning(
+def test_unpinned_repository_is_loaded_with_a_warning(
     fetch: Fetch, tiny_checkpoint: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     fetch.hub.add("example/lightning", "a" * 40, files_of(tiny_checkpoint))
@@ -184,12 +184,12 @@ def test_an_unpinned_repository_is_loaded_with_a_warning(
         ("unet/diffusion_pytorch_model.fp16.safetensors", "Only safetensors are loaded"),
     ],
 )
-def test_an_incomplete_checkpoint_is_refused_with_what_it_lacks(gone: str, message: str) -> None:
+def test_incomplete_checkpoint_is_refused_with_what_it_lacks(gone: str, message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         hub.pipeline_files([name for name in EXPECTED if name != gone], with_vae=False)
 
 
-def test_plain_and_sharded_weights_are_taken_where_there_is_no_float16() -> None:
+def test_plain_and_sharded_weights_are_used_without_float16() -> None:
     names = [name.replace(".fp16", "") for name in EXPECTED if not name.startswith("unet/diff")]
     shards = [
         "unet/diffusion_pytorch_model-00001-of-00002.safetensors",
@@ -201,7 +201,7 @@ def test_plain_and_sharded_weights_are_taken_where_there_is_no_float16() -> None
     assert sorted(wanted) == sorted([*names, *shards, index])
 
 
-def test_a_folder_that_lacks_a_shard_of_its_index_is_incomplete(tmp_path: Path) -> None:
+def test_folder_without_a_shard_of_its_index_is_incomplete(tmp_path: Path) -> None:
     index = {"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}
     (tmp_path / "m.safetensors.index.json").write_text(json.dumps(index))
     (tmp_path / "one.safetensors").touch()
@@ -210,7 +210,7 @@ def test_a_folder_that_lacks_a_shard_of_its_index_is_incomplete(tmp_path: Path) 
     assert sorted(hub.list_folder(tmp_path)) == ["m.safetensors.index.json", "one.safetensors", "two.safetensors"]
 
 
-def test_a_file_that_is_no_json_is_told(tmp_path: Path) -> None:
+def test_malformed_json_file_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"config\.json cannot be read"):
         hub.read_json(tmp_path / "config.json")

@@ -18,7 +18,7 @@ from tests.support.images import (
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 @pytest.mark.parametrize("size", [(512, 512), (1, 1), (37, 91), (640, 480)])
 @every_format
-def test_an_opaque_picture_becomes_what_load_image_and_resize_of_diffusers_make(
+def test_opaque_image_becomes_the_pixels_of_diffusers(
     make: Callable[[Image.Image], bytes], size: Size, mode: str
 ) -> None:
     from diffusers.utils import load_image
@@ -28,7 +28,7 @@ def test_an_opaque_picture_becomes_what_load_image_and_resize_of_diffusers_make(
 
 
 @pytest.mark.parametrize("size", [(1022, 1100), (4000, 800), (2047, 2100)])
-def test_a_jpeg_under_1024_pixels_or_odd_on_either_side_equals_the_reference(size: Size) -> None:
+def test_jpeg_decoded_at_full_scale_equals_diffusers(size: Size) -> None:
     from diffusers.utils import load_image
 
     data = saved(noise((99, 99)).resize(size), "JPEG")

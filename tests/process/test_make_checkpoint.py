@@ -60,12 +60,10 @@ def picture(pipe: Any, prompt: str = "a cat", seed: int = 0, image: Image.Image 
 
 
 class TestTheFiles:
-    def test_they_are_the_hubs(self, tiny_checkpoint: Path) -> None:
+    def test_file_names_are_those_of_the_hub(self, tiny_checkpoint: Path) -> None:
         assert files(tiny_checkpoint) == ON_THE_HUB
 
-    def test_the_same_seed_gives_the_same_bytes_and_another_seed_other_weights(
-        self, tiny_checkpoint: Path, tmp_path: Path
-    ) -> None:
+    def test_same_seed_gives_the_same_bytes_and_another_does_not(self, tiny_checkpoint: Path, tmp_path: Path) -> None:
         main(["--out", str(tmp_path)])
         for name in ON_THE_HUB:
             assert (tmp_path / name).read_bytes() == (tiny_checkpoint / name).read_bytes(), name
@@ -79,12 +77,12 @@ class TestTheFiles:
             assert weight.dtype == torch.float16
             assert weight.isfinite().all()
 
-    def test_its_files_can_be_read_by_other_users(self, tiny_checkpoint: Path) -> None:
+    def test_files_can_be_read_by_other_users(self, tiny_checkpoint: Path) -> None:
         assert all((tiny_checkpoint / name).stat().st_mode & 0o004 for name in WEIGHTS)
 
 
 class TestThePictures:
-    def test_the_same_inputs_give_the_same_picture_and_it_is_not_flat(self, pipe: Any) -> None:
+    def test_same_inputs_give_the_same_image_that_is_not_flat(self, pipe: Any) -> None:
         first, second = (picture(pipe, image=Image.open(DEMO)) for _ in range(2))
 
         assert first.shape == (512, 512, 3)
@@ -92,14 +90,14 @@ class TestThePictures:
         assert (first == second).all()
         assert first.std() > 25
 
-    def test_prompt_seed_and_picture_each_show(self, pipe: Any) -> None:
+    def test_prompt_seed_and_image_each_change_the_result(self, pipe: Any) -> None:
         first = picture(pipe)
 
         assert np.abs(picture(pipe, prompt="a dog") - first).max() > 20
         assert np.abs(picture(pipe, seed=1) - first).max() > 100
         assert np.abs(picture(pipe, image=Image.new("RGB", (256, 256), "crimson")) - first).max() > 10
 
-    def test_the_unet_stays_finite_in_float16(self, tiny_checkpoint: Path) -> None:
+    def test_unet_stays_finite_in_float16(self, tiny_checkpoint: Path) -> None:
         half = load(tiny_checkpoint, torch.float16)
 
         with torch.inference_mode():
@@ -115,7 +113,7 @@ class TestThePictures:
         assert noise.isfinite().all()
         assert 0.1 < noise.std() < 10
 
-    def test_the_timesteps_are_sdxl_turbos(self, pipe: Any) -> None:
+    def test_timesteps_are_those_of_sdxl_turbo(self, pipe: Any) -> None:
         assert isinstance(pipe.scheduler, EulerAncestralDiscreteScheduler)
         pipe.scheduler.set_timesteps(4)
 
@@ -139,10 +137,10 @@ class TestTheFullSize:
         ],
         ids=["unet", "text_encoder", "text_encoder_2", "vae", "tiny_vae"],
     )
-    def test_it_has_as_many_parameters_as_sdxl_turbo(self, config: Config, count: int) -> None:
+    def test_full_size_has_as_many_parameters_as_sdxl_turbo(self, config: Config, count: int) -> None:
         assert parameters(config) == count
 
-    def test_a_model_on_the_meta_device_takes_no_memory(self) -> None:
+    def test_model_on_the_meta_device_takes_no_memory(self) -> None:
         model = on_meta(unet_config("full"))
 
         assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
@@ -170,27 +168,27 @@ class TestTheTokenizers:
         ],
         ids=["empty", "plain", "untidy", "russian", "japanese"],
     )
-    def test_prompts_become_clips_tokens(self, tokenizer: Any, prompt: str, ids: list[int]) -> None:
+    def test_prompts_become_the_tokens_of_clip(self, tokenizer: Any, prompt: str, ids: list[int]) -> None:
         assert tokenizer(prompt).input_ids == [49406, *ids, 49407]
 
-    def test_a_long_prompt_is_cut_to_77_tokens_with_its_end_kept(self, tokenizer: Any) -> None:
+    def test_long_prompt_is_cut_to_77_tokens_with_its_end_token(self, tokenizer: Any) -> None:
         ids = tokenizer("word " * 200, padding="max_length", truncation=True).input_ids
 
         assert ids == [49406, *[2653] * 75, 49407]
 
-    def test_the_vocabulary_is_clips(self, tokenizer: Any) -> None:
+    def test_vocabulary_is_that_of_clip(self, tokenizer: Any) -> None:
         assert len(tokenizer) == 49408
         assert tokenizer.model_max_length == 77
 
     @pytest.mark.parametrize(("name", "pad"), [("tokenizer", 49407), ("tokenizer_2", 0)])
-    def test_each_pads_as_its_encoder_was_trained(self, name: str, pad: int) -> None:
+    def test_each_tokenizer_pads_as_its_encoder_was_trained(self, name: str, pad: int) -> None:
         tokenizer = CLIPTokenizer.from_pretrained(EMBEDDED / name)
 
         ids = tokenizer("a cat", padding="max_length").input_ids
 
         assert ids == [49406, 320, 2368, 49407, *[pad] * 73]
 
-    def test_there_are_as_many_merges_as_clip_has(self) -> None:
+    def test_number_of_merges_is_that_of_clip(self) -> None:
         header, *merges = (EMBEDDED / "tokenizer" / "merges.txt").read_text("utf-8").splitlines()
 
         assert header == "#version: 0.2"
@@ -198,7 +196,7 @@ class TestTheTokenizers:
 
 
 class TestTheTinyVae:
-    def test_it_loads_and_keeps_the_picture_size(self, tmp_path: Path) -> None:
+    def test_tiny_vae_loads_and_keeps_the_image_size(self, tmp_path: Path) -> None:
         write_tiny_vae(tmp_path, seed=0)
         vae = AutoencoderTiny.from_pretrained(tmp_path, use_safetensors=True)
 
@@ -222,20 +220,20 @@ class TestTheTinyVae:
 
 
 class TestTheCommand:
-    def test_it_says_where_it_wrote_and_how_much(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_command_reports_the_folder_and_its_size(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         main(["--out", str(tmp_path / "made"), "--seed", "5"])
 
         size = sum((tmp_path / "made" / name).stat().st_size for name in ON_THE_HUB)
         assert capsys.readouterr().out == f"wrote {tmp_path / 'made'}: {size:,} bytes\n"
 
-    def test_an_unknown_size_is_refused(self, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_unknown_size_is_refused(self, capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit):
             main(["--size", "medium"])
 
         assert "choose from" in capsys.readouterr().err
 
 
-def test_the_demo_picture_is_512_pixels_of_rgb_and_small() -> None:
+def test_demo_image_is_512_pixels_of_rgb_and_small() -> None:
     with Image.open(DEMO) as image:
         assert (image.format, image.mode, image.size) == ("PNG", "RGB", (512, 512))
     assert DEMO.stat().st_size < 250_000

@@ -21,7 +21,7 @@ def diffusers_steps(steps: int, strength: float) -> int:
 
 
 @pytest.mark.parametrize("steps", range(1, MAX_STEPS + 1))
-def test_the_rule_agrees_with_diffusers_over_the_whole_grid(steps: int) -> None:
+def test_steps_run_agree_with_diffusers_over_the_grid(steps: int) -> None:
     scheduler = EulerAncestralDiscreteScheduler(timestep_spacing="trailing")
     scheduler.set_timesteps(steps)
     pipe = SimpleNamespace(scheduler=scheduler)
@@ -33,6 +33,6 @@ def test_the_rule_agrees_with_diffusers_over_the_whole_grid(steps: int) -> None:
 
 
 @pytest.mark.parametrize(("steps", "strength"), AWKWARD)
-def test_the_rule_agrees_with_diffusers_where_floating_point_is_awkward(steps: int, strength: float) -> None:
+def test_steps_run_agree_with_diffusers_at_awkward_products(steps: int, strength: float) -> None:
     assert steps_run(steps, strength) == diffusers_steps(steps, strength)
     assert accepted(steps, strength) == (diffusers_steps(steps, strength) >= 1)

@@ -24,7 +24,7 @@ def loaded_by(statement: str) -> set[str]:
     return set(json.loads(done.stdout))
 
 
-def test_the_api_process_never_loads_torch() -> None:
+def test_api_process_never_loads_torch() -> None:
     loaded = loaded_by("from app.cli.serve import serve; from app.main import create_app; create_app()")
     assert "fastapi" in loaded
     assert not loaded & {*MODEL_LIBRARIES, "numpy"}
@@ -52,7 +52,7 @@ def test_decoder_process_imports_pillow_and_little_else() -> None:
 
 
 @pytest.mark.parametrize("name", ["tests.support.fakes", "scripts.resilience.model"])
-def test_models_of_tests_load_no_torch(name: str) -> None:
+def test_fake_models_load_no_torch(name: str) -> None:
     assert not loaded_by(f"import app.worker.worker, {name}") & MODEL_LIBRARIES
 
 

@@ -7,7 +7,7 @@ from tests.support.demo import demo
 from tests.support.images import opened
 
 
-def test_the_demo_makes_a_picture_and_says_how_long_each_stage_took(tmp_path: Path) -> None:
+def test_demo_makes_an_image_and_reports_each_stage(tmp_path: Path) -> None:
     options = ["--output", "new/out.png", "--seed", "9", "--steps", "2", "--strength", "1", "--model", "embedded"]
     with demo(tmp_path, *options) as process:
         said, failed = process.communicate(timeout=300)

@@ -79,7 +79,7 @@ def test_each_huge_image_gets_its_status(target: Target, name: str) -> None:
         assert problem(answer, status, answer.json()["code"], "image")
 
 
-def test_none_of_it_takes_much_memory_in_the_api_process_or_more_than_its_share_in_a_decoder(target: Target) -> None:
+def test_huge_images_take_bounded_memory_in_each_process(target: Target) -> None:
     def most(pid: int) -> int:
         (line,) = re.findall(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
         return int(line) * 1024

@@ -51,7 +51,7 @@ print(json.dumps(codes))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the threads of a process from /proc")
-def test_import_of_any_module_alone_has_no_side_effect(tmp_path: Path) -> None:
+def test_import_of_each_module_alone_has_no_side_effect(tmp_path: Path) -> None:
     """Each module reads no settings (the one set here is invalid), starts no thread, prints and writes nothing."""
     names = [name for name in NAMES.values() if not name.startswith("app.model.") and name != "app.cli.doctor"]
     done = subprocess.run(

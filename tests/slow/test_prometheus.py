@@ -56,7 +56,7 @@ def query(url: str, expression: str) -> list[Any]:
 
 
 @needs_prometheus
-def test_a_real_prometheus_finds_what_the_dashboard_asks_for(start_server: StartServer, tmp_path: Path) -> None:
+def test_prometheus_finds_every_series_of_the_dashboard(start_server: StartServer, tmp_path: Path) -> None:
     with start_server(api_keys="right") as service, prometheus(tmp_path, service, "right") as url:
         eventually(lambda: [one["value"][1] for one in query(url, "up")] == ["1"])
         headers = {"X-API-Key": "right"}
@@ -73,7 +73,7 @@ def test_a_real_prometheus_finds_what_the_dashboard_asks_for(start_server: Start
 
 
 @needs_prometheus
-def test_the_first_refusal_and_the_first_death_of_a_worker_are_drawn(start_server: StartServer, tmp_path: Path) -> None:
+def test_first_refusal_and_first_worker_death_are_drawn(start_server: StartServer, tmp_path: Path) -> None:
     with start_server() as service, prometheus(tmp_path, service, "none") as url:
         eventually(lambda: bool(query(url, "count_over_time(img2img_worker_deaths_total[1m]) > 1")))
         words = f"exit_at=0 once={tmp_path / 'once'}"
@@ -95,13 +95,13 @@ def drawn(url: str, expression: str) -> dict[str, float]:
 
 
 @needs_prometheus
-def test_without_a_key_it_sees_nothing(start_server: StartServer, tmp_path: Path) -> None:
+def test_prometheus_without_a_key_sees_nothing(start_server: StartServer, tmp_path: Path) -> None:
     with start_server(api_keys="right") as service, prometheus(tmp_path, service, "none") as url:
         eventually(lambda: [one["value"][1] for one in query(url, "up")] == ["0"])
 
 
 @needs_prometheus
-def test_a_real_prometheus_reads_the_alerts(start_server: StartServer, tmp_path: Path) -> None:
+def test_prometheus_reads_the_alerts(start_server: StartServer, tmp_path: Path) -> None:
     with start_server() as service, prometheus(tmp_path, service, "none") as url:
         eventually(lambda: bool(query(url, "up")))
         groups = httpx2.get(f"{url}/api/v1/rules").json()["data"]["groups"]

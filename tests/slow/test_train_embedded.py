@@ -27,12 +27,12 @@ def scheduler() -> EulerAncestralDiscreteScheduler:
 
 class TestTheDenoising:
     @pytest.mark.parametrize("steps", range(1, 9))
-    def test_the_timesteps_are_the_schedulers(self, scheduler: EulerAncestralDiscreteScheduler, steps: int) -> None:
+    def test_timesteps_are_those_of_the_scheduler(self, scheduler: EulerAncestralDiscreteScheduler, steps: int) -> None:
         scheduler.set_timesteps(steps)
         assert translator.grid(steps) == scheduler.timesteps.tolist()
 
     @pytest.mark.parametrize("at", range(3))
-    def test_a_step_is_the_schedulers(self, scheduler: EulerAncestralDiscreteScheduler, at: int) -> None:
+    def test_step_is_that_of_the_scheduler(self, scheduler: EulerAncestralDiscreteScheduler, at: int) -> None:
         torch.manual_seed(0)
         unet = translator.build()
         nn.init.normal_(unet.conv_out.weight, std=0.02)
@@ -56,7 +56,7 @@ class TestTheDenoising:
         assert torch.allclose(ours, stepped.prev_sample, atol=1e-4)
 
     @pytest.mark.parametrize("depth", [1, 2, 3])
-    def test_a_path_is_successive_timesteps_of_a_short_schedule(self, depth: int) -> None:
+    def test_path_is_successive_timesteps_of_a_short_schedule(self, depth: int) -> None:
         pairs = {pair for steps in range(2, 9) for pair in itertools.pairwise(translator.grid(steps))}
         rng = np.random.default_rng(0)
         paths = [translator.path(rng, depth) for _ in range(200)]
@@ -67,7 +67,7 @@ class TestTheDenoising:
 
 
 class TestTheAlignment:
-    def test_attention_that_is_watched_computes_the_same(self) -> None:
+    def test_watched_attention_computes_the_same(self) -> None:
         torch.manual_seed(0)
         unet = translator.build()
         for name, module in unet.named_modules():
@@ -84,7 +84,7 @@ class TestTheAlignment:
         assert torch.allclose(during, before, atol=0.05)
 
     @pytest.mark.parametrize("side", [8, 16])
-    def test_every_patch_is_looked_at_once_from_where_it_belongs(self, side: int) -> None:
+    def test_each_patch_is_attended_once_from_its_place(self, side: int) -> None:
         heads = 4
         tokens = alignment.wanted(side, heads).view(heads, side, side)
         for slot in range(SLOTS):
@@ -96,7 +96,7 @@ class TestTheAlignment:
 
 
 class TestTheProbes:
-    def test_they_teach_the_levels_that_they_read_and_leave_the_output_alone(self) -> None:
+    def test_probes_teach_their_levels_and_not_the_output(self) -> None:
         torch.manual_seed(0)
         unet = translator.build()
         noisy, said = torch.randn(2, 8, 32, 32), Said(torch.randn(2, POSITIONS, 2 * WIDTH), torch.randn(2, WIDTH))
@@ -116,7 +116,7 @@ class TestTheProbes:
         assert {"down_blocks0", "mid_blockresnets", "up_blocks0", "up_blocks1"} <= taught
         assert "up_blocks2" not in taught
 
-    def test_a_state_that_holds_the_target_is_read_without_error(self) -> None:
+    def test_state_that_holds_the_target_is_read_without_error(self) -> None:
         probes, targets = Probes(translator.build()), torch.randn(2, 8, 32, 32)
         rows = torch.arange(8)
         where = torch.stack(
@@ -143,7 +143,7 @@ def _cells(latents: torch.Tensor, side: int) -> torch.Tensor:
 
 
 class TestTheBlur:
-    def test_it_changes_the_words_of_all_but_the_exact_prompts_until_it_is_stopped(self) -> None:
+    def test_blur_changes_all_but_exact_prompts_until_stopped(self) -> None:
         torch.manual_seed(0)
         encoders = TextEncoders().eval()
         ids = (torch.arange(POSITIONS).expand(3, -1),) * 2
@@ -165,20 +165,20 @@ class TestTheWords:
         assert len(COMMON) == 100
         assert set(COMMON) <= {concept.name for concept in CONCEPTS}
 
-    def test_no_prompt_holds_a_word_that_is_kept_back(self) -> None:
+    def test_no_prompt_holds_a_held_out_word(self) -> None:
         kept_back = {word for concept in CONCEPTS for word in concept.kept_back}
         rng, prompts = np.random.default_rng(0), Prompts()
         for _ in range(20_000):
             words = prompts.draw(rng, int(rng.integers(NOTHING))).lower().replace(",", "").split()
             assert not kept_back & {word.removesuffix("s") for word in words}
 
-    def test_a_prompt_holds_a_word_for_what_it_asks_for(self) -> None:
+    def test_prompt_holds_a_word_for_its_concept(self) -> None:
         rng, prompts = np.random.default_rng(0), Prompts()
         for index, concept in enumerate(CONCEPTS):
             prompt = prompts.draw(rng, index).lower()
             assert any(word in prompt for word in (concept.name, *concept.synonyms)), prompt
 
-    def test_a_word_that_is_nowhere_trained_lies_beside_what_it_means(self, tmp_path: Path) -> None:
+    def test_untrained_word_lies_beside_its_meaning(self, tmp_path: Path) -> None:
         # Three nouns as WordNet's files hold them: a magician and a sorcerer are both diviners, a stone is none.
         (tmp_path / "data.noun").write_text(
             "00000001 18 n 01 diviner 0 000 | one who tells the future\n"
@@ -198,14 +198,14 @@ class TestTheWords:
 
 
 class TestTheParts:
-    def test_the_untrained_autoencoder_passes_colours_on(self) -> None:
+    def test_untrained_autoencoder_keeps_colours(self) -> None:
         model = autoencoder.build()
         colours = torch.tensor([-0.8, 0.0, 0.6]).view(1, 3, 1, 1).expand(1, 3, 96, 96)
         with torch.inference_mode():
             again = model.decode(model.encode(colours).latents).sample
         assert torch.allclose(again[:, :, 32:64, 32:64], colours[:, :, 32:64, 32:64], atol=0.1)
 
-    def test_an_icon_is_put_where_it_is_asked_for(self) -> None:
+    def test_icon_is_placed_at_the_given_position(self) -> None:
         icon = torch.full((1, 4, 256, 256), 255.0)
         behind = torch.zeros(1, 3, 128, 128)
         made = place(icon, behind, torch.tensor([64.0]), torch.tensor([[32.0, 96.0]]))[0, 0]
@@ -213,7 +213,7 @@ class TestTheParts:
         assert made[:62].max() < 5
         assert made[:, 66:].max() < 5
 
-    def test_what_is_written_is_what_diffusers_loads(self, tmp_path: Path) -> None:
+    def test_exported_files_are_loaded_by_diffusers(self, tmp_path: Path) -> None:
         torch.manual_seed(0)
         vae, encoders, unet = autoencoder.build(), TextEncoders().eval(), translator.build()
         vae.register_to_config(scaling_factor=autoencoder.SCALE)
@@ -252,7 +252,7 @@ class TestGoingOn:
             stage.finish()
         return model
 
-    def test_an_interrupted_run_ends_as_one_that_was_not(self, tmp_path: Path) -> None:
+    def test_resumed_run_ends_like_an_uninterrupted_one(self, tmp_path: Path) -> None:
         whole = self.learn(tmp_path / "whole")
         self.learn(tmp_path / "parts", stop_before=7)
         assert torch.equal(self.learn(tmp_path / "parts").weight, whole.weight)

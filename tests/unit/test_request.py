@@ -11,21 +11,21 @@ from app.request import MAX_STEPS, Img2ImgRequest, parse_request, smallest_steps
 from tests.support.fields import accepted
 
 
-def test_the_awkward_products_are_what_float64_makes_of_them() -> None:
+def test_awkward_products_are_those_of_float64() -> None:
     assert steps_run(50, 0.58) == 28
     assert steps_run(49, 1 / 49) == 0
     assert steps_run(10, 0.1) == steps_run(3, 1 / 3) == 1
 
 
 @pytest.mark.parametrize("steps", range(1, MAX_STEPS + 1))
-def test_the_smallest_strength_that_an_error_names_passes_and_the_one_below_does_not(steps: int) -> None:
+def test_smallest_strength_in_an_error_is_the_smallest_accepted(steps: int) -> None:
     smallest = smallest_strength(steps)
     assert accepted(steps, smallest)
     assert not accepted(steps, smallest - 0.0001)
 
 
 @given(st.floats(min_value=0, max_value=1, exclude_min=True))
-def test_the_smallest_steps_that_an_error_names_pass_and_one_fewer_do_not(strength: float) -> None:
+def test_smallest_steps_in_an_error_are_the_fewest_accepted(strength: float) -> None:
     smallest = smallest_steps(strength)
     if smallest is None:
         assert steps_run(MAX_STEPS, strength) == 0
@@ -34,7 +34,7 @@ def test_the_smallest_steps_that_an_error_names_pass_and_one_fewer_do_not(streng
         assert smallest == 1 or steps_run(smallest - 1, strength) == 0
 
 
-def test_a_refusal_names_the_smallest_strength_and_the_smallest_steps() -> None:
+def test_refusal_names_the_smallest_strength_and_steps() -> None:
     with pytest.raises(InvalidParameter) as error:
         parse_request({"prompt": "", "num_inference_steps": "4", "strength": "0.2"})
     assert "strength of at least 0.25" in error.value.message
@@ -42,7 +42,7 @@ def test_a_refusal_names_the_smallest_strength_and_the_smallest_steps() -> None:
     assert error.value.param == "strength"
 
 
-def test_a_refusal_says_so_when_no_number_of_steps_is_enough() -> None:
+def test_refusal_says_when_no_number_of_steps_is_enough() -> None:
     with pytest.raises(InvalidParameter, match="even the maximum of 50 steps is too few"):
         parse_request({"prompt": "", "num_inference_steps": "1", "strength": "0.001"})
 
@@ -94,7 +94,7 @@ def test_a_refusal_says_so_when_no_number_of_steps_is_enough() -> None:
     + [("seed", value) for value in ("-1", str(2**63), "1.5", "0x2A", "", 10**400)]
     + [("fit", "zoom"), ("output_format", "gif"), ("prompt", "x" * 10_001), ("prompt", 7)],
 )
-def test_a_value_that_is_not_plainly_meant_is_refused_and_named(field: str, value: Any) -> None:
+def test_ambiguous_value_is_refused_by_its_field(field: str, value: Any) -> None:
     with pytest.raises(InvalidParameter) as error:
         parse_request({"prompt": "x", field: value})
     assert error.value.param == field
@@ -108,7 +108,7 @@ def test_text_and_json_values_mean_the_same() -> None:
     assert parse_request({"prompt": "x", "strength": 1}).strength == 1.0
 
 
-def test_the_defaults_are_those_of_the_service() -> None:
+def test_defaults_are_those_of_the_service() -> None:
     request = Img2ImgRequest(prompt="x")
     assert (request.num_inference_steps, request.strength, request.guidance_scale) == (4, 0.9, 0.0)
     assert (request.seed, request.fit, request.output_format) == (None, Fit.STRETCH, None)
@@ -120,7 +120,7 @@ def test_guidance_above_one_doubles_the_rows() -> None:
     assert Img2ImgRequest(prompt="x", guidance_scale=1.5).unet_rows == 6
 
 
-def test_an_unknown_field_is_refused_with_the_one_that_was_meant() -> None:
+def test_unknown_field_is_refused_with_the_closest_name() -> None:
     with pytest.raises(InvalidParameter, match="did you mean 'strength'"):
         parse_request({"prompt": "x", "strenght": "0.5"})
     with pytest.raises(InvalidParameter, match="Known fields: prompt, "):
@@ -129,12 +129,12 @@ def test_an_unknown_field_is_refused_with_the_one_that_was_meant() -> None:
         parse_request({"prompt": "x", "cfg_scal": "0.5"}, ["cfg_scale"])
 
 
-def test_a_number_that_is_too_large_is_told_so() -> None:
+def test_too_large_number_is_refused() -> None:
     with pytest.raises(InvalidParameter, match="less than or equal to 9223372036854775807"):
         parse_request({"prompt": "x", "seed": "9" * 30})
 
 
-def test_a_format_knows_its_media_type() -> None:
+def test_format_has_its_media_type() -> None:
     assert OutputFormat.WEBP.media_type == "image/webp"
 
 
@@ -154,9 +154,7 @@ ANY_JSON = st.recursive(
     st.dictionaries(st.sampled_from(sorted(Img2ImgRequest.model_fields)), ANY_JSON),
     st.dictionaries(st.text(), ANY_JSON),
 )
-def test_whatever_is_sent_for_each_field_is_within_its_bounds_or_refused_by_name(
-    known: dict[str, Any], others: dict[str, Any]
-) -> None:
+def test_any_value_is_within_its_bounds_or_refused_by_name(known: dict[str, Any], others: dict[str, Any]) -> None:
     try:
         request = parse_request({"prompt": "", **others, **known})
     except InvalidParameter as error:
