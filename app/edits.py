@@ -1,4 +1,4 @@
-"""What a route hands to the service besides the request, and what it is handed back."""
+"""The values that routes and the service exchange."""
 
 import secrets
 from dataclasses import dataclass, field
@@ -7,11 +7,11 @@ from app.pixels import OutputFormat
 
 
 class Upload:
-    """An uploaded file until it is decoded. The pixels are far smaller, and a request may wait for long after that.
+    """An uploaded file until it is decoded. A request may wait for long after that, and the pixels are far smaller.
 
     Args:
         data: the bytes of the file.
-        uses: how many edits take it; the last one leaves nothing behind.
+        uses: how many edits take it; the last one releases it.
     """
 
     def __init__(self, data: bytes, uses: int = 1) -> None:
@@ -24,29 +24,29 @@ class Upload:
 
 @dataclass(frozen=True, slots=True)
 class RequestInfo:
-    """A request besides what it asks for.
+    """A request besides its parameters.
 
     Attributes:
         request_id: names it in the log.
-        caller: who has to share with other callers.
-        timeout: seconds that the caller will wait; None leaves it to the service.
+        caller: the client, by its key or address; clients share the queue.
+        timeout: seconds that the client will wait; None leaves it to the service.
     """
 
     request_id: str
     caller: str = ""
     timeout: float | None = None
-    # The engine needs a name that no other job has; the caller chose the request's.
+    # Clients choose the request's id; a job's has to be unique.
     _suffix: str = field(default_factory=lambda: secrets.token_hex(4), repr=False)
 
     @property
     def job_id(self) -> str:
-        """Names its job in the engine."""
+        """The id of its job in the engine."""
         return f"{self.request_id}.{self._suffix}"
 
 
 @dataclass(frozen=True, slots=True)
 class Queued:
-    """A request waits, and so many are before it."""
+    """The request waits; `ahead` others are before it."""
 
     ahead: int
 

@@ -1,4 +1,4 @@
-"""Every error that a caller can meet: one class is one HTTP status and one code.
+"""Every error that a client can get: one class is one HTTP status and one code.
 
     ServiceError
     ├── BodyTimeout             408  body_timeout
@@ -28,20 +28,19 @@
         ├── ShuttingDown        503  shutting_down
         └── TooManyRequests     429  too_many_requests
 
-`CheckpointError`, `EngineStopped` and `Misconfigured` stand beside the tree: they end the program, no request ever sees
-them.
-A message says what to do, and never holds a prompt, a picture or a traceback.
+`CheckpointError`, `EngineStopped` and `Misconfigured` are outside the tree: they end the program.
+A message says what to do, and never holds a prompt, an image or a traceback.
 """
 
 from collections.abc import Iterator
 from typing import Self
 
 CLIENT_CLOSED_REQUEST = 499
-"""What the log and the metrics say, as nginx does, where the caller hung up; nobody is there to see it."""
+"""The status in the log and the metrics, as nginx has it, if the client disconnects before the answer."""
 
 
 class ServiceError(Exception):
-    """Base of all errors that are answered to a caller.
+    """Base of all errors that are sent to a client.
 
     Args:
         message: one or more plain sentences that say what to do.

@@ -1,4 +1,4 @@
-"""How a picture was made, in the notation of AUTOMATIC1111's web UI: written into files, and read back by tools."""
+"""How an image was made, in the notation of AUTOMATIC1111's web UI: written into files, and read back by tools."""
 
 import json
 import re
@@ -39,7 +39,7 @@ def infotext(request: Img2ImgRequest, seed: int, size: tuple[int, int], model: s
         model: name of the checkpoint.
         sampler: as the web UI calls it.
         version: of this program. Its name goes before it: the web UI takes a bare number for its own version, and
-            draws what is read back from a picture as it did then.
+            draws what is read back from an image as it did then.
     """
     facts = {
         "Steps": request.num_inference_steps,

@@ -1,4 +1,4 @@
-"""`create_app(settings)`: the one place where the parts are joined. The lifespan starts and stops the engine."""
+"""`create_app(settings)` joins the parts. The app's lifespan starts and stops the engine."""
 
 import os
 import signal
@@ -32,14 +32,15 @@ from app.watched_files import refreshing
 from app.web.access import Gate
 from app.web.api_keys import Keys
 from app.web.app_state import AppState, keep_app_state
+from app.web.body_limits import BodyLimits
 from app.web.dialects import Dialect, Dialects
 from app.web.error_responses import ErrorResponses
 from app.web.openapi import EXPOSED_HEADERS
-from app.web.request_context import BodyLimits, RequestContext
+from app.web.request_context import RequestContext
 
 
 def end_process(failure: EngineStopped) -> None:
-    """End the server in good order: a restart policy, and the fresh start it gives, cure what a new worker cannot."""
+    """Shut the server down: a restart of the container may help where a new worker did not."""
     os.kill(os.getpid(), signal.SIGTERM)
 
 
@@ -96,7 +97,7 @@ def create_app(
 
     app = FastAPI(
         title="SDXL-Turbo image-to-image",
-        summary="A picture and a prompt in, a picture out.",
+        summary="An image and a prompt in, an image out.",
         version=__version__,
         lifespan=lifespan,
         docs_url=None,
@@ -104,7 +105,7 @@ def create_app(
         telemetry=tracing.config(exclude=lambda scope: scope["path"] in served.quiet_paths),
     )
     origins = frozenset(filter(None, settings.cors_origins.split(",")))
-    # The last one added is the first that a request meets.
+    # A request passes the middleware in the opposite order.
     max_bytes, seconds = settings.max_body_bytes, settings.body_timeout_seconds
     app.add_middleware(BodyLimits, metrics=metrics, max_bytes=max_bytes, seconds=seconds)
     app.add_middleware(Gate, keys=keys, origins=origins, errors=errors, open_paths=served.open_paths)
@@ -113,7 +114,7 @@ def create_app(
             CORSMiddleware,
             allow_origins=sorted(origins),
             allow_methods=["GET", "POST", "PUT"],
-            # SDKs say much of themselves, and more with each release; an origin that is listed is trusted with the key.
+            # SDKs send many headers, and new ones with each release. A listed origin is trusted with the key.
             allow_headers=["*"],
             expose_headers=EXPOSED_HEADERS,
         )
@@ -133,7 +134,7 @@ def _handle_errors(app: FastAPI, errors: ErrorResponses, dialects: Dialects) -> 
 
     @app.exception_handler(404)
     async def not_found(request: Request, error: HTTPException) -> Response:
-        hint = f"A picture and a prompt go to POST {dialects.edit_path(request.url.path)}."
+        hint = f"An image and a prompt go to POST {dialects.edit_path(request.url.path)}."
         return errors.response(RouteNotFound(f"{_described(request, error)} {hint}"), request.scope)
 
     @app.exception_handler(405)

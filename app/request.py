@@ -1,4 +1,4 @@
-"""What one caller may ask of one picture, and the steps x strength rule."""
+"""The parameters of one edit, and the steps x strength rule."""
 
 import difflib
 import math
@@ -23,7 +23,7 @@ _NUMBER = re.compile(r"-?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?", re.ASC
 
 
 def _integer(value: Any) -> int:
-    """Decimal digits or a whole number as such; `4.0`, `4_0`, ` 4 ` and True are not integers here."""
+    """A whole number, or a text of decimal digits; `4.0`, `4_0`, ` 4 ` and True are refused."""
     if isinstance(value, str) and len(value) <= 1000 and _INTEGER.fullmatch(value):
         return int(value)
     if isinstance(value, int) and not isinstance(value, bool):
@@ -32,7 +32,7 @@ def _integer(value: Any) -> int:
 
 
 def _number(value: Any) -> float:
-    """A decimal number in the usual notation; `nan`, `inf`, `1_0` and True are not numbers here."""
+    """A number, or a text in decimal notation; `nan`, `inf`, `1_0` and True are refused."""
     if isinstance(value, str) and len(value) <= 64 and _NUMBER.fullmatch(value):
         return float(value)
     if isinstance(value, int | float) and not isinstance(value, bool):
@@ -48,19 +48,19 @@ Number = Annotated[float, BeforeValidator(_number)]
 
 
 def steps_run(num_inference_steps: int, strength: float) -> int:
-    """UNet evaluations that diffusers makes: the float64 expression of its `get_timesteps`, to the letter."""
+    """UNet evaluations that diffusers makes: the same float64 expression as in its `get_timesteps`."""
     return min(int(num_inference_steps * strength), num_inference_steps)
 
 
 def unet_rows(num_inference_steps: int, strength: float, guidance_scale: float) -> int:
-    """Rows of UNet batches that a picture costs: classifier-free guidance runs a second one at each step."""
+    """Rows of UNet batches that an image costs: classifier-free guidance runs a second one at each step."""
     return steps_run(num_inference_steps, strength) * (2 if guidance_scale > 1 else 1)
 
 
 class Img2ImgRequest(BaseModel):
-    """One request, whatever dialect it came in.
+    """The parameters of one edit, from any dialect.
 
-    Raises pydantic's `ValidationError`; `parse_request` turns that into an `InvalidParameter` for callers.
+    Raises pydantic's `ValidationError`, which `parse_request` turns into `InvalidParameter`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -73,7 +73,7 @@ class Img2ImgRequest(BaseModel):
     negative_prompt: str | None = Field(
         None,
         max_length=MAX_PROMPT_LENGTH,
-        description="What to steer away from; has an effect only with `guidance_scale` above 1.",
+        description="What to avoid; has an effect only with `guidance_scale` above 1.",
     )
     num_inference_steps: Integer = Field(
         4, ge=1, le=MAX_STEPS, description="Steps of the whole schedule; `int(steps * strength)` of them run."
@@ -143,10 +143,10 @@ def smallest_steps(strength: float) -> int | None:
 def parse_request(
     fields: Mapping[str, Any], besides: Iterable[str] = (), names: Mapping[str, str] | None = None
 ) -> Img2ImgRequest:
-    """Fields as text (forms, queries) or JSON values to a request.
+    """A request from fields, as text (forms, queries) or JSON values.
 
     Args:
-        fields: by their names here.
+        fields: by the names of `Img2ImgRequest`.
         besides: further names that the dialect takes: a misspelled field is compared with them, too.
         names: what the dialect calls fields that have another name here; errors say that.
 
@@ -155,7 +155,7 @@ def parse_request(
     """
     unknown = sorted(set(fields) - set(Img2ImgRequest.model_fields))
     if unknown:
-        # Cut short before anything else: looking for what it is like takes long for a long one.
+        # Shortened first: the search for similar names is slow for long ones.
         name = unknown[0][:64]
         raise InvalidParameter(_unknown_field(name, (*Img2ImgRequest.model_fields, *besides)), param=name)
     try:
@@ -169,14 +169,14 @@ def parse_request(
         raise InvalidParameter(f"{name}: {first['msg']}.", param=name) from None
 
 
-def in_a_row(request: Img2ImgRequest, count: int) -> tuple[Img2ImgRequest, ...]:
-    """So many requests for the same, of seeds that follow each other: from its own, or from a random one."""
+def with_consecutive_seeds(request: Img2ImgRequest, count: int) -> tuple[Img2ImgRequest, ...]:
+    """`count` requests with consecutive seeds, from the request's own seed or a random one."""
     first = random_seed() if request.seed is None else request.seed
     return tuple(request.model_copy(update={"seed": (first + i) % (MAX_SEED + 1)}) for i in range(count))
 
 
 def random_seed() -> int:
-    """One of the 2^32 that every tool takes."""
+    """A seed below 2^32: other tools take no larger ones."""
     return secrets.randbelow(2**32)
 
 

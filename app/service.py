@@ -1,4 +1,4 @@
-"""The way of one picture, in order: admit, decode, run, encode. The only thing that routes call."""
+"""Edits an image: admit the request, decode, run, encode. Routes call this and nothing below it."""
 
 import asyncio
 import os
@@ -20,7 +20,7 @@ from app.imaging.decoder_pool import DecoderPool
 from app.imaging.encode import Marks, encode_image, encode_preview
 from app.infotext import infotext, sampler_name
 from app.observability import tracing
-from app.observability.logs import facts
+from app.observability.logs import log_fields
 from app.observability.metrics import Metrics
 from app.pixels import IMAGE_SIZE, OutputFormat, Pixels
 from app.request import Img2ImgRequest, random_seed
@@ -30,28 +30,28 @@ T = TypeVar("T")
 
 
 class Service:
-    """Ties the engine to picture formats: they are read by processes and written by threads of its own.
+    """Connects the engine to image formats. Processes decode uploads, threads encode results.
 
     Args:
-        settings: limits of the pictures.
-        engine: started and stopped by whoever made it.
-        metrics: where stage times go.
-        signer: signs each picture, if there is one.
+        settings: limits, and what is written into images.
+        engine: the caller starts and stops it.
+        metrics: counts stage times.
+        signer: signs each image; None leaves them unsigned.
 
     Attributes:
-        started: when, in seconds of Unix time.
+        started: the time of the start, in seconds of Unix time.
     """
 
     def __init__(self, settings: Settings, engine: Engine, metrics: Metrics, signer: Signer | None = None) -> None:
-        self.settings = settings
-        self.engine = engine
-        self.metrics = metrics
+        self._settings = settings
+        self._engine = engine
+        self._metrics = metrics
         self._signer = signer
         metrics.ready.set_function(lambda: self.status == "ready")
         if signer:
             metrics.certificate_expiry.set_function(lambda: signer.expires)
         self.started = int(time.time())
-        # As many as there are cores: decoding a large picture holds up to 200 MB, and more at once is no faster.
+        # One for each core: more are no faster, and decoding a large image holds up to 200 MB.
         count = os.cpu_count() or 1
         self._writers = ThreadPoolExecutor(count, "writers")
         self._helpers = ThreadPoolExecutor(count, "helpers")
@@ -75,15 +75,15 @@ class Service:
         on_progress: OnProgress | None = None,
         previews: frozenset[int] = frozenset(),
     ) -> EditedImage:
-        """Make one picture of an uploaded one.
+        """Edit one image.
 
         Args:
-            upload: a PNG, JPEG or WebP file; it is let go once it is decoded.
-            request: what to make of it; `output_format` None means PNG.
-            call: whose request it is, and how long there is for it.
+            upload: a PNG, JPEG or WebP file; its bytes are released when it is decoded.
+            request: the parameters; `output_format` None means PNG.
+            call: the request's id, client and timeout.
             on_progress: called on the event loop with each new position in the queue, after each UNet call of this
                 image, and with each preview.
-            previews: the numbers of the UNet calls after which there is to be one.
+            previews: the numbers of the UNet calls that are followed by a preview.
 
         Raises:
             ServiceError: any of the tree in `app.errors`.
@@ -97,23 +97,23 @@ class Service:
         seconds: dict[str, float] = {}
         with tracing.span("picture") as span:
             span.set_attributes({"img2img.seed": seed, "img2img.steps_run": request.steps_run})
-            with self.engine.admit(request.unet_rows, call.caller, call.timeout) as deadline:
+            with self._engine.admit(request.unet_rows, call.caller, call.timeout) as deadline:
                 with tracing.stage("decode", seconds):
                     pixels = await self._decoders.decode(upload.take(), request.fit, deadline, call.caller)
                 job = _job(call.job_id, pixels, request, seed, deadline, previews)
                 with tracing.span("engine"):
-                    result = await self.engine.run(job, on_progress, call.caller)
-                    seconds |= (inside := {"queue": result.queued, **asdict(result.timings)})
-                    tracing.lay_out(time.time(), inside)
+                    result = await self._engine.run(job, on_progress, call.caller)
+                    seconds |= (stages := {"queue": result.queued, **asdict(result.timings)})
+                    tracing.record_finished_spans(time.time(), stages)
             size = result.pixels.width, result.pixels.height
             text = infotext(request, seed, size, self.model_name, self.sampler, __version__)
             write = partial(encode_image, helper=self._helpers, quality=request.quality)
             with tracing.stage(output_format.value, seconds):
-                data = await _on_thread(self._writers, write, result.pixels, output_format, self._marks(text))
+                data = await _on_thread(self._writers, write, result.pixels, output_format, self._metadata(text))
             if self._signer:
                 with tracing.stage("sign", seconds):
                     data = await _on_thread(self._writers, self._signer.sign, data, output_format)
-        self._note(seed, seconds)
+        self._record_timings(seed, seconds)
         return EditedImage(
             data=data,
             output_format=output_format,
@@ -135,9 +135,9 @@ class Service:
         previews: frozenset[int] = frozenset(),
         preview_format: OutputFormat = OutputFormat.JPEG,
     ) -> AsyncGenerator[Queued | StepDone | EditedImage, None]:
-        """As `edit`, but says how it goes; the picture comes last. Closing it cancels the work.
+        """As `edit`, with its progress. The image comes last. Closing the generator cancels the work.
 
-        A request that is refused raises before anything has come.
+        A request that is refused raises before the first item.
         """
         progress: asyncio.Queue[Queued | Progress | None] = asyncio.Queue()
         task = asyncio.create_task(self.edit(upload, request, call, progress.put_nowait, previews))
@@ -148,103 +148,105 @@ class Service:
                 if isinstance(one, Queued):
                     yield one
                     continue
-                # A job that runs again repeats its steps: each is shown once.
+                # A job that is run again repeats its steps.
                 if (key := (one.step, one.preview is not None)) in done:
                     continue
                 done.add(key)
-                shown = await self._encode_preview(one.preview, preview_format) if one.preview else None
-                yield StepDone(one.step, one.steps, shown)
+                preview = await self._encode_preview(one.preview, preview_format) if one.preview else None
+                yield StepDone(one.step, one.steps, preview)
             yield task.result()
         finally:
             task.cancel()
             await asyncio.wait({task})
 
     async def _encode_preview(self, preview: Pixels, output_format: OutputFormat) -> EncodedPreview:
-        marks = self._marks("")
-        data = await _on_thread(self._writers, encode_preview, preview, output_format, marks, IMAGE_SIZE)
+        metadata = self._metadata("")
+        data = await _on_thread(self._writers, encode_preview, preview, output_format, metadata, IMAGE_SIZE)
         return EncodedPreview(data, IMAGE_SIZE, IMAGE_SIZE)
 
-    def _note(self, seed: int, seconds: dict[str, float]) -> None:
-        """Put the times of a picture's stages into the metrics, and into the log line of its request."""
+    def _record_timings(self, seed: int, seconds: dict[str, float]) -> None:
+        """Add the stage times of an image to the metrics and to the log line of its request."""
         for stage, value in seconds.items():
-            self.metrics.stage_seconds.labels(stage).observe(value)
-        if (told := facts.get()) is not None:
+            self._metrics.stage_seconds.labels(stage).observe(value)
+        if (fields := log_fields.get()) is not None:
             stages = {stage: round(value * 1000, 1) for stage, value in seconds.items()}
-            told.setdefault("pictures", []).append({"seed": seed, "stage_milliseconds": stages})
+            fields.setdefault("pictures", []).append({"seed": seed, "stage_milliseconds": stages})
 
-    def _marks(self, text: str) -> Marks:
-        return Marks(text if self.settings.embed_parameters else None, generated=self.settings.mark_pictures)
+    def _metadata(self, text: str) -> Marks:
+        return Marks(text if self._settings.embed_parameters else None, generated=self._settings.mark_pictures)
 
     async def infotext_of(self, file: bytes, call: RequestInfo) -> str:
-        """What a picture file says of how it was made; an empty text if it says nothing.
+        """The generation parameters in an image file, as a text; empty if there are none.
 
         Raises:
-            ServiceError: it cannot be read.
+            ServiceError: the file cannot be read.
         """
         return await self._decoders.parameters(file, call.caller)
 
     def render_metrics(self) -> bytes:
         """All series in Prometheus' text format."""
-        return self.metrics.render()
+        return self._metrics.render()
 
     async def drain(self) -> None:
-        """Refuse new requests, let those that run finish, and return; the settings say how long either may take."""
+        """Refuse new requests, and return when the running ones are done; settings limit both times."""
         await asyncio.gather(
-            self.engine.drain(self.settings.drain_seconds), asyncio.sleep(self.settings.drain_delay_seconds)
+            self._engine.drain(self._settings.drain_seconds), asyncio.sleep(self._settings.drain_delay_seconds)
         )
 
     @property
     def status(self) -> Literal["ready", "starting", "draining", "unsigned"]:
-        """`ready` if a picture can be asked for now; `unsigned` if it could be made, but not signed as it has to be."""
-        if self.engine.draining:
+        """`ready` if requests are taken; `unsigned` if images have to be signed and cannot be. Does no file work."""
+        if self._engine.draining:
             return "draining"
-        if not self.engine.ready:
+        if not self._engine.ready:
             return "starting"
         return "ready" if self._signer is None or self._signer.able else "unsigned"
 
     @property
     def model(self) -> dict[str, str] | None:
-        """What the workers loaded, and where; None until one has."""
-        return asdict(self.engine.info) if self.engine.info else None
+        """What the workers loaded, and the device; None before that."""
+        return asdict(self._engine.info) if self._engine.info else None
 
     @property
     def model_name(self) -> str:
-        """The model's, without where it comes from.
+        """The last part of the model's id or path.
 
         Raises:
-            Unavailable: no worker has loaded one yet, and only it can tell which that is.
+            Unavailable: the setting is `auto`, and no worker has loaded a model yet.
         """
-        if self._whole_name == "auto":
+        if self._model_id == "auto":
             raise Unavailable("The model is being loaded. Try again in a moment.", retry_after=5)
-        return self._whole_name.rstrip("/").rpartition("/")[2]
+        return self._model_id.rstrip("/").rpartition("/")[2]
 
     @property
     def sampler(self) -> str:
-        """The model's scheduler as the web UI calls it; SDXL-Turbo's until one is loaded."""
-        return sampler_name(self.engine.info.scheduler if self.engine.info else "EulerAncestralDiscreteScheduler")
+        """The web UI's name for the model's scheduler; SDXL-Turbo's before a model is loaded."""
+        return sampler_name(self._engine.info.scheduler if self._engine.info else "EulerAncestralDiscreteScheduler")
 
     @property
-    def _whole_name(self) -> str:
-        return self.engine.info.model if self.engine.info else self.settings.model
+    def _model_id(self) -> str:
+        return self._engine.info.model if self._engine.info else self._settings.model
 
     def check_count(self, count: int, param: str) -> None:
-        """Refuse more images in one request than may ever wait together.
+        """Check the number of images in one request against the size of the queue.
 
         Raises:
-            InvalidParameter: it is more than `IMG2IMG_QUEUE_SIZE`: no later try would pass.
+            InvalidParameter: it is more than `IMG2IMG_QUEUE_SIZE`, so that no later try would pass.
         """
-        most = self.settings.queue_size
+        most = self._settings.queue_size
         if count > most:
-            raise InvalidParameter(
-                f"{param}: {count} pictures at once are more than may wait here: {most}.", param=param
-            )
+            raise InvalidParameter(f"{param}: {count} images at once are more than may wait here: {most}.", param=param)
 
     def check_model(self, name: str | None) -> None:
-        """Raises `ModelNotFound` for a name that is neither the model's nor one of the settings'."""
-        aliases = {alias.strip() for alias in self.settings.model_aliases.split(",")} - {""}
+        """Check the model's name in a request.
+
+        Raises:
+            ModelNotFound: it is neither the model's name nor one of `IMG2IMG_MODEL_ALIASES`.
+        """
+        aliases = {alias.strip() for alias in self._settings.model_aliases.split(",")} - {""}
         if name is None or name in aliases or (name and "*" in aliases):
             return
-        if name not in (self.model_name, self._whole_name):
+        if name not in (self.model_name, self._model_id):
             raise ModelNotFound(
                 f"There is no model '{name[:64]}' here. Leave it out, send '{self.model_name}', or have the service "
                 "take other names by IMG2IMG_MODEL_ALIASES.",

@@ -76,7 +76,7 @@ def serve(
     from app.observability import otel_env
 
     try:
-        otel_env.settle(os.environ)
+        otel_env.validate_otel_env(os.environ)
         from app.cli.serve import serve as run
 
         raise typer.Exit(run(settings))

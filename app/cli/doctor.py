@@ -93,7 +93,7 @@ def gather(settings: Settings) -> Facts:
 def _misconfigured(settings: Settings) -> Iterator[str]:
     """Why `img2img serve` would refuse to start; not that the port is taken, for that may be by a service."""
     for check in (
-        lambda: otel_env.settle(dict(os.environ)),
+        lambda: otel_env.validate_otel_env(dict(os.environ)),
         lambda: check_address(settings.host, 0),
         lambda: create_app(settings),
     ):

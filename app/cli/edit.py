@@ -120,7 +120,7 @@ def edit_here(data: bytes, fields: dict[str, Any], settings: "Settings", loader:
         logging.getLogger("app").addHandler(logging.NullHandler())
         settings = settings.model_copy(update={"log_level": "error"})
     try:
-        otel_env.settle(os.environ)
+        otel_env.validate_otel_env(os.environ)
         with progress("Loading the model") as on_step:
             return asyncio.run(_run_service(data, fields, settings, on_step, loader))
     except ServiceError as error:

@@ -1,4 +1,4 @@
-"""Every Prometheus series, declared together, in a registry of its own: two apps in one process do not share counts."""
+"""All Prometheus metrics, in a registry of their own: two apps in one process do not share counts."""
 
 from prometheus_client import (
     CollectorRegistry,
@@ -26,7 +26,7 @@ class Metrics:
     """The series of one app. Durations are in seconds, sizes in bytes."""
 
     def __init__(self) -> None:
-        # Beside each counter there would be one more series, of when it was made, that nobody asks for.
+        # No series with the time at which each counter was made.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         registry = self.registry = CollectorRegistry()
         self.requests = Counter(
@@ -34,7 +34,7 @@ class Metrics:
         )
         self.request_seconds = Histogram(
             "img2img_request_duration_seconds",
-            "From headers to last byte, of what was answered as asked (success) and of all else (error).",
+            "From headers to last byte, by outcome: success (a status below 400) or error.",
             ["route", "outcome"],
             buckets=_SECONDS,
             registry=registry,
@@ -102,10 +102,10 @@ class Metrics:
         )
         self.model = Info("img2img_model", "The model that a device's worker loaded.", ["device"], registry=registry)
         Info("img2img_build", "The version of this program.", registry=registry).info({"version": __version__})
-        self._begin()
+        self._create_series()
 
-    def _begin(self) -> None:
-        """Have each series that is known beforehand: else the first of a kind would be no increase, and in no panel."""
+    def _create_series(self) -> None:
+        """Create all series with known labels: otherwise the first event would be no increase, and in no panel."""
         for cause in ("exit", "hang", "garbage", "device", "canary", "spawn"):
             self.worker_deaths.labels(cause)
         for code in CODES:

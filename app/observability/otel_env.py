@@ -1,4 +1,4 @@
-"""Which of OpenTelemetry's variables can be followed. Imports nothing of it: some values break it on import."""
+"""Checks OpenTelemetry's variables. Does not import it: some values break it on import."""
 
 from collections.abc import MutableMapping
 from urllib.parse import urlsplit
@@ -14,8 +14,8 @@ _KNOWN = {
 }
 
 
-def settle(environment: MutableMapping[str, str]) -> None:
-    """Drop the variables that are empty, as the specification has it, and refuse values that cannot be followed.
+def validate_otel_env(environment: MutableMapping[str, str]) -> None:
+    """Remove the variables that are empty, as the specification says, and refuse values without support.
 
     Raises:
         Misconfigured: names the variable and what it can be.

@@ -1,7 +1,4 @@
-"""OpenTelemetry spans of what happens to a picture; they go nowhere unless an OTLP endpoint is set.
-
-The request's own span is FastAPI's.
-"""
+"""OpenTelemetry spans of the stages of an edit, exported if an OTLP endpoint is set. A request's span is FastAPI's."""
 
 import asyncio
 import logging
@@ -22,42 +19,42 @@ from app import __version__
 _NAME = "sdxl-turbo-img2img"
 
 _LAST_SPANS_SECONDS = 5.0
-"""So long the end of the process waits for a collector to take what it has not yet."""
+"""At its end, the process waits for the collector to take the last spans, at most so long."""
 
 logger = logging.getLogger(__name__)
 
 
 def config(exclude: Callable[[Any], bool]) -> TelemetryConfig:
-    """FastAPI's: one span for each request, but for those whose ASGI scope is excluded.
+    """FastAPI's telemetry: one span for each request whose ASGI scope is not excluded.
 
-    Not its metrics, since `/metrics` has them; not its logs, which would hold what callers sent. It does not set up
-    exporting either: at its end it would wait as many times for a collector as it has batches.
+    Without its metrics, which `/metrics` has; without its logs, which would hold parts of requests; without its set-up
+    of exporters, which waits for a collector once for each batch when the process ends.
     """
     return {"auto_configure": False, "metrics": False, "logs": False, "operation_spans": False, "exclude": exclude}
 
 
 @asynccontextmanager
 async def exporting() -> AsyncIterator[None]:
-    """Within it spans go to the endpoint that the variables `OTEL_*` name, if they do."""
+    """Inside it, spans are exported to the endpoint of the variables `OTEL_*`, if they name one."""
     endpoint = os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")
     if not endpoint or os.environ.get("OTEL_TRACES_EXPORTER") == "none":
         yield
         return
-    # Half a second of imports, for those only who want it.
+    # These imports take half a second.
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
     about = {"service.version": __version__}
-    told = "OTEL_SERVICE_NAME" in os.environ or "service.name=" in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", "")
-    resource = Resource.create(about if told else {"service.name": _NAME, **about})
+    has_name = "OTEL_SERVICE_NAME" in os.environ or "service.name=" in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", "")
+    resource = Resource.create(about if has_name else {"service.name": _NAME, **about})
     try:
         provider = TracerProvider(resource=resource, shutdown_on_exit=False)
         provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     except Exception as error:
-        # One of a dozen variables has no number in it, or one that is too large: pictures are worth more than spans.
-        logger.error("no span is exported, since a variable OTEL_* is wrong: %s", error)
+        # One of a dozen variables is no number or out of bounds. The service runs without tracing.
+        logger.error("tracing disabled: invalid OTEL_* configuration: %s", error)
         yield
         return
     trace.set_tracer_provider(provider)
@@ -65,17 +62,17 @@ async def exporting() -> AsyncIterator[None]:
     try:
         yield
     finally:
-        # A thread that nobody waits for beyond that: the process can end.
+        # A daemon thread does not keep the process from ending.
         closing = threading.Thread(target=provider.shutdown, daemon=True)
         closing.start()
         await asyncio.to_thread(closing.join, _LAST_SPANS_SECONDS)
 
 
 def begin(headers: Mapping[str, str], request_id: str, query: bool) -> str | None:
-    """Note a request's id in its span, and that it has a query, which a caller may have put anything into.
+    """Add a request's id to its span, and hide its query, which may hold anything.
 
     Returns:
-        Its trace, as 32 hexadecimal digits: of the span, else of the W3C `traceparent` in its headers, if that is one.
+        The id of its trace as 32 hexadecimal digits: that of the span, else of the W3C `traceparent` header, else None.
     """
     span = trace.get_current_span()
     span.set_attribute("img2img.request_id", request_id)
@@ -90,9 +87,9 @@ def begin(headers: Mapping[str, str], request_id: str, query: bool) -> str | Non
 
 @contextmanager
 def span(name: str) -> Iterator[Span]:
-    """A span of what runs within it.
+    """A span of what runs inside it.
 
-    An error is told by its code or its class, never in its own words: those may quote a request.
+    Of an error, it has the code or the class, and not the message, which may quote the request.
     """
     tracer = trace.get_tracer(__name__)
     with tracer.start_as_current_span(name, record_exception=False, set_status_on_exception=False) as one:
@@ -106,19 +103,19 @@ def span(name: str) -> Iterator[Span]:
 
 @contextmanager
 def stage(name: str, seconds: dict[str, float]) -> Iterator[None]:
-    """A span of what runs within it; how long that took is put into `seconds`, by its name."""
+    """A span of what runs inside it. Its duration is put into `seconds`, by its name."""
     start = time.perf_counter()
     with span(name):
         yield
     seconds[name] = time.perf_counter() - start
 
 
-def lay_out(end: float, seconds: Mapping[str, float]) -> None:
-    """Spans, by name, of what ran one after the other where no span could be made.
+def record_finished_spans(end: float, seconds: Mapping[str, float]) -> None:
+    """Spans of stages that ran one after the other in another process.
 
     Args:
-        end: when the last one was over, in seconds of Unix time.
-        seconds: how long each took.
+        end: the end of the last one, in seconds of Unix time.
+        seconds: the duration of each, by its name.
     """
     tracer = trace.get_tracer(__name__)
     start = end - sum(seconds.values())

@@ -1,4 +1,4 @@
-"""`POST /img2img`: a form, a raw picture, or Hugging Face's JSON in; a picture out."""
+"""`POST /img2img`: a form, a raw image, or Hugging Face's JSON in; an image out."""
 
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
@@ -18,13 +18,15 @@ from app.service import Service
 from app.web.base64_files import data_url, decode_base64
 from app.web.bodies import read_body
 from app.web.dialects import Dialect
+from app.web.disconnect import unless_disconnected
 from app.web.fields import boolean, mapping, unique
 from app.web.forms import AS_FILE, read_form
 from app.web.json_body import read_json
-from app.web.negotiation import PICTURES, acceptable, prefers
+from app.web.negotiation import IMAGE_TYPES, acceptable, prefers
 from app.web.openapi import KEYS, body, error_responses, image_response, object_schema
 from app.web.problems import Problem
-from app.web.requests import picture_response, request_info, unless_disconnected
+from app.web.requests import request_info
+from app.web.responses import image_file_response
 from app.web.sse import EVENTS, Event, event_stream
 
 router = APIRouter()
@@ -33,7 +35,7 @@ router = APIRouter()
 class UploadFields(BaseModel):
     """The upload of a form."""
 
-    image: bytes = Field(description="The picture: PNG, JPEG or WebP, of any size.")
+    image: bytes = Field(description="The image: PNG, JPEG or WebP, of any size.")
 
 
 class TargetSize(BaseModel):
@@ -53,7 +55,7 @@ class HuggingFaceParameters(BaseModel):
 class HuggingFaceBody(BaseModel):
     """The JSON body of Hugging Face's `InferenceClient.image_to_image`."""
 
-    inputs: str = Field(description="The picture as base64.", json_schema_extra={"format": "byte"})
+    inputs: str = Field(description="The image as base64.", json_schema_extra={"format": "byte"})
     parameters: dict[str, Any] | None = Field(None, description="The fields.")
 
 
@@ -63,7 +65,7 @@ _BODY = body(
     {
         "multipart/form-data": {"schema": object_schema(UploadFields, Img2ImgRequest)},
         "image/*": {
-            "schema": {"type": "string", "format": "binary", "description": "The picture. Fields go into the query."}
+            "schema": {"type": "string", "format": "binary", "description": "The image. Fields go into the query."}
         },
         "application/json": {"schema": object_schema(HuggingFaceBody, parameters=_PARAMETERS)},
     }
@@ -72,28 +74,28 @@ _BODY = body(
 _EVENTS = {EVENTS: {"schema": {"type": "string", "description": "Events, if `Accept` asks for them."}}}
 
 _RAW = ("application/octet-stream", "application/x-image", "")
-"""Media types of a picture that say nothing more; the second is SageMaker's own."""
+"""Media types of an image that say nothing more; the second is SageMaker's own."""
 
 
 # /invocations is where SageMaker sends what its callers send.
 @router.post("/invocations", response_class=StreamingResponse, include_in_schema=False)
 @router.post(
     "/img2img",
-    summary="Redraw a picture as a prompt says",
+    summary="Redraw an image as a prompt says",
     operation_id="img2img",
-    tags=["pictures"],
+    tags=["images"],
     response_class=StreamingResponse,
     responses={
-        200: image_response(f"The picture, {IMAGE_SIZE}x{IMAGE_SIZE}.", _EVENTS),
+        200: image_response(f"The image, {IMAGE_SIZE}x{IMAGE_SIZE}.", _EVENTS),
         **error_responses(Problem, (400, 401, 403, 406, 408, 413, 415, 422, 429, 500, 503)),
     },
     dependencies=KEYS,
     openapi_extra=_BODY,
 )
 async def img2img(request: Request) -> Response:
-    """Takes the picture as `multipart/form-data`, as a raw body, or as base64 in Hugging Face's JSON.
+    """Takes the image as `multipart/form-data`, as a raw body, or as base64 in Hugging Face's JSON.
 
-    The answer is the picture itself. `X-Seed` is what makes it again. A header `X-Request-Timeout` says for how many
+    The answer is the image itself. `X-Seed` is what makes it again. A header `X-Request-Timeout` says for how many
     seconds you will wait. With `Accept: text/event-stream` the answer is events: `waiting` with how many are `ahead`,
     `step` with `step` of `steps`, and `picture`; the header `X-Previews: 1` puts a preview, as a data: URL, into those
     of steps.
@@ -103,16 +105,16 @@ async def img2img(request: Request) -> Response:
     asked = parse_request(fields, (*UploadFields.model_fields, "target_size"))
     service = service_of(request)
     accept = request.headers.get("accept") or "*/*"
-    as_events = prefers(accept, EVENTS, PICTURES)
+    as_events = prefers(accept, EVENTS, IMAGE_TYPES)
     if asked.output_format is None:
-        # In an event a picture has its place, even if the header says nothing of pictures.
+        # In an event an image has its place, even if the header says nothing of images.
         best = acceptable(f"{accept}, */*;q=0.001" if as_events else accept)
         asked = asked.model_copy(update={"output_format": best})
     if as_events:
         previews = boolean(request.headers.get("x-previews", "0"), "X-Previews")
         return await event_stream(request, _events(service, upload, asked, call, previews))
-    picture = await unless_disconnected(request, service.edit(upload, asked, call))
-    return picture_response(picture)
+    image = await unless_disconnected(request, service.edit(upload, asked, call))
+    return image_file_response(image)
 
 
 async def _events(
@@ -134,7 +136,7 @@ async def _events(
 
 
 async def _read(request: Request) -> tuple[Upload, dict[str, Any]]:
-    """The picture's bytes and the fields, from whichever body this is; fields in the query are as good."""
+    """The image's bytes and the fields, from whichever body this is; fields in the query are as good."""
     query = request.query_params.multi_items()
     try:
         unquote_to_bytes(request.scope["query_string"]).decode()
@@ -153,7 +155,7 @@ async def _read(request: Request) -> tuple[Upload, dict[str, Any]]:
         image, fields = await read_json(request, parse_hugging_face)
         said = {name: value for name, value in fields.items() if value is not None}
         return Upload(image), {"prompt": "", **unique([*query, *said.items()])}
-    # Hugging Face's client names no type for bytes: what a picture is shows in its content anyway.
+    # Hugging Face's client names no type for bytes: what an image is shows in its content anyway.
     if media_type.startswith("image/") or media_type in _RAW:
         return Upload(await read_body(request)), {"prompt": "", **unique(query)}
     raise UnsupportedMediaType(
@@ -166,17 +168,17 @@ def parse_hugging_face(body: Mapping[str, Any]) -> tuple[bytes, dict[str, Any]]:
     """`{"inputs": base64, "parameters": {...}}`, as `InferenceClient.image_to_image` sends it.
 
     Raises:
-        InvalidImage: the picture is no base64.
+        InvalidImage: the image is no base64.
         InvalidParameter: it is JSON of another shape.
     """
     if not isinstance(body.get("inputs"), str):
-        raise InvalidParameter('Send {"inputs": "<base64 of the picture>", "parameters": {…}}.', param="inputs")
+        raise InvalidParameter('Send {"inputs": "<base64 of the image>", "parameters": {…}}.', param="inputs")
     fields = mapping(body, "parameters")
     if others := sorted(set(body) - set(HuggingFaceBody.model_fields)):
         raise InvalidParameter("'inputs' and 'parameters' are all that is read here.", param=others[0][:64])
     size = fields.pop("target_size", None)
     if size not in (None, {"width": IMAGE_SIZE, "height": IMAGE_SIZE}):
-        raise InvalidParameter(f"Only pictures of {IMAGE_SIZE}x{IMAGE_SIZE} are made here.", param="target_size")
+        raise InvalidParameter(f"Only images of {IMAGE_SIZE}x{IMAGE_SIZE} are made here.", param="target_size")
     return decode_base64(body["inputs"], "inputs"), fields
 
 

@@ -29,13 +29,13 @@ class KServeLive(BaseModel):
 
 
 class KServeReady(BaseModel):
-    """Whether a picture can be made now."""
+    """Whether an image can be made now."""
 
     ready: bool
 
 
 class KServeModelReady(KServeReady):
-    """Whether the model can make a picture now."""
+    """Whether the model can make an image now."""
 
     name: str
 
@@ -72,7 +72,7 @@ async def live() -> KServeLive:
     return KServeLive()
 
 
-@router.get("/v2/health/ready", summary="Whether a picture can be made now", responses=_NOT_YET)
+@router.get("/v2/health/ready", summary="Whether an image can be made now", responses=_NOT_YET)
 async def ready(request: Request, response: Response) -> KServeReady:
     """As `/health/ready`."""
     is_ready = service_of(request).status == "ready"
@@ -82,7 +82,7 @@ async def ready(request: Request, response: Response) -> KServeReady:
 
 @router.get(
     "/v2/models/{name}/ready",
-    summary="Whether the model can make a picture now",
+    summary="Whether the model can make an image now",
     dependencies=KEYS,
     responses={**_ERRORS, 503: {"model": KServeModelReady | KServeError, "description": "Not yet."}},
 )
@@ -97,7 +97,7 @@ async def model_ready(request: Request, response: Response, name: str) -> KServe
 
 @router.get("/v2/models/{name}", summary="Metadata of the model", dependencies=KEYS, responses=_ERRORS)
 async def model(request: Request, name: str) -> KServeModelMetadata:
-    """It takes no tensors: pictures go to `/img2img`."""
+    """It takes no tensors: images go to `/img2img`."""
     service_of(request).check_model(name)
     return KServeModelMetadata(name=name)
 

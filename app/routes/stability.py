@@ -15,17 +15,13 @@ from app.request import MAX_SEED, Img2ImgRequest, parse_request
 from app.routes.dependencies import service_of
 from app.web.base64_files import base64_text
 from app.web.dialects import Dialect
+from app.web.disconnect import unless_disconnected
 from app.web.fields import choices, names
 from app.web.forms import AS_FILE, read_form
-from app.web.negotiation import PICTURES, prefers
+from app.web.negotiation import IMAGE_TYPES, prefers
 from app.web.openapi import KEYS, error_responses, form_body, image_response
-from app.web.requests import (
-    json_of_images,
-    picture_response,
-    reject_query_fields,
-    request_info,
-    unless_disconnected,
-)
+from app.web.requests import reject_query_fields, request_info
+from app.web.responses import image_file_response, json_of_images
 
 router = APIRouter(
     prefix="/v2beta/stable-image", tags=["Stability AI"], dependencies=[Depends(reject_query_fields), *KEYS]
@@ -44,16 +40,16 @@ class Sd3Fields(BaseModel):
 class Sd3Defaults(BaseModel):
     """Fields of `/img2img` that mean something else here."""
 
-    seed: int = Field(0, ge=0, le=MAX_SEED, description="The same seed gives the same picture; 0 is a random one.")
+    seed: int = Field(0, ge=0, le=MAX_SEED, description="The same seed gives the same image; 0 is a random one.")
     output_format: OutputFormat = Field(OutputFormat.PNG, description="`png`, `webp` or `jpeg`.")
 
 
 class Sd3Answer(BaseModel):
-    """The picture in JSON, if `Accept` asks for `application/json`."""
+    """The image in JSON, if `Accept` asks for `application/json`."""
 
     image: str = Field(description="The file as base64.")
     finish_reason: Literal["SUCCESS"] = "SUCCESS"
-    seed: int = Field(description="The seed that makes the picture again.")
+    seed: int = Field(description="The seed that makes the image again.")
 
 
 class Sd3Error(BaseModel):
@@ -74,13 +70,13 @@ _UNSUPPORTED = ("style_preset", "aspect_ratio")
     operation_id="stability_sd3",
     response_model=None,
     responses={
-        200: {**image_response("The picture."), "model": Sd3Answer},
+        200: {**image_response("The image."), "model": Sd3Answer},
         **error_responses(Sd3Error, (400, 401, 403, 404, 408, 413, 415, 422, 429, 500, 503)),
     },
     openapi_extra=form_body(Img2ImgRequest, Sd3Defaults, Sd3Fields),
 )
 async def sd3(request: Request) -> Response:
-    """A form in; the picture itself out, or JSON that holds it, as `Accept` says."""
+    """A form in; the image itself out, or JSON that holds it, as `Accept` says."""
     files, fields = await read_form(request)
     if "image" not in files:
         raise InvalidParameter(AS_FILE, param="image")
@@ -88,8 +84,8 @@ async def sd3(request: Request) -> Response:
     service = service_of(request)
     service.check_model(model)
     image = await unless_disconnected(request, service.edit(Upload(files.pop("image")), asked, request_info(request)))
-    answer: Response = picture_response(image)
-    if prefers(request.headers.get("accept", ""), "application/json", PICTURES):
+    answer: Response = image_file_response(image)
+    if prefers(request.headers.get("accept", ""), "application/json", IMAGE_TYPES):
         media_type = f"application/json; type={image.output_format.media_type}"
         answer = await json_of_images(partial(_in_json, image), [image], media_type)
         answer.headers["Cache-Control"] = "no-store"

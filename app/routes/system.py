@@ -27,11 +27,11 @@ async def live() -> dict[str, str]:
 # /health is where Hugging Face's endpoints ask, and /ping where SageMaker does.
 @router.get("/ping", include_in_schema=False)
 @router.get("/health", include_in_schema=False)
-@router.get("/health/ready", summary="Whether a picture can be made now", responses={503: {"description": "Not yet."}})
+@router.get("/health/ready", summary="Whether an image can be made now", responses={503: {"description": "Not yet."}})
 async def ready(request: Request) -> JSONResponse:
-    """200 once a worker has loaded the model and made a real picture with it.
+    """200 once a worker has loaded the model and made a real image with it.
 
-    503 before, while none makes pictures, and once the service is told to end. A worker that was let go because there
+    503 before, while none makes images, and once the service is told to end. A worker that was let go because there
     was nothing to do counts as ready.
     """
     service = service_of(request)

@@ -17,11 +17,13 @@ from app.routes.dependencies import service_of
 from app.service import Service
 from app.web.base64_files import base64_text, decode_base64
 from app.web.dialects import Dialect, SettingRoute
+from app.web.disconnect import gather_or_cancel, unless_disconnected
 from app.web.fields import names, prefix_param
 from app.web.json_body import read_json
 from app.web.openapi import KEYS, error_responses, image_headers, json_body, object_schema
 from app.web.problems import Problem
-from app.web.requests import gather_or_cancel, json_of_images, reject_query_fields, request_info, unless_disconnected
+from app.web.requests import reject_query_fields, request_info
+from app.web.responses import json_of_images
 
 
 class VertexEncodedImage(BaseModel):
@@ -37,23 +39,23 @@ class VertexInstanceFields(BaseModel):
     image: str | VertexEncodedImage = Field(
         description="A PNG, JPEG or WebP file as base64, or an object that holds it."
     )
-    prompt: str = Field("", max_length=MAX_PROMPT_LENGTH, description="What the picture should become.")
+    prompt: str = Field("", max_length=MAX_PROMPT_LENGTH, description="What the image should become.")
     output_format: OutputFormat = Field(OutputFormat.PNG, description="`png`, `webp` or `jpeg`.")
 
 
 class VertexInstances(BaseModel):
     """The body."""
 
-    instances: list[dict[str, Any]] = Field(min_length=1, max_length=16, description="One for each picture.")
+    instances: list[dict[str, Any]] = Field(min_length=1, max_length=16, description="One for each image.")
     parameters: dict[str, Any] | None = Field(None, description="Fields of all instances that do not have their own.")
 
 
 class VertexPrediction(BaseModel):
-    """A picture."""
+    """An image."""
 
     bytesBase64Encoded: str = Field(description="The file as base64.")  # noqa: N815
     mimeType: str = Field(examples=["image/png"])  # noqa: N815
-    seed: int = Field(description="The seed that makes the picture again.")
+    seed: int = Field(description="The seed that makes the image again.")
 
 
 class VertexPredictions(BaseModel):
@@ -91,11 +93,11 @@ async def _edit(service: Service, index: int, image: Upload, asked: Img2ImgReque
 
 
 def parse_instances(body: dict[str, Any]) -> list[tuple[Upload, Img2ImgRequest]]:
-    """The picture and what to make of it, of each instance; what `parameters` say holds for all that say nothing else.
+    """The image and what to make of it, of each instance; what `parameters` say holds for all that say nothing else.
 
     Raises:
         InvalidParameter: it is JSON of another shape, or a field cannot be used.
-        InvalidImage: a picture is no base64.
+        InvalidImage: an image is no base64.
     """
     if others := sorted(set(body) - set(VertexInstances.model_fields)):
         raise InvalidParameter("'instances' and 'parameters' are all that is read here.", param=others[0][:64])
@@ -159,7 +161,7 @@ DIALECT = Dialect(
                 "tags": ["Vertex AI"],
                 "dependencies": [Depends(reject_query_fields), *KEYS],
                 "responses": {
-                    200: {"model": VertexPredictions, "description": "The pictures.", "headers": image_headers()},
+                    200: {"model": VertexPredictions, "description": "The images.", "headers": image_headers()},
                     **error_responses(Problem, (400, 401, 403, 408, 413, 415, 422, 429, 500, 503)),
                 },
                 "openapi_extra": json_body(_BODY),

@@ -12,7 +12,7 @@ _PIECE = 2**20
 _LAST = 4096
 """At least so many characters are decoded at the end in one piece, since the padding is there."""
 
-_ADVICE = "Send the bytes of the picture as base64, or as a URL like data:image/png;base64,…"
+_ADVICE = "Send the bytes of the image as base64, or as a URL like data:image/png;base64,…"
 
 
 def decode_base64(text: str, param: str) -> bytes:

@@ -6,7 +6,7 @@ from starlette.responses import JSONResponse
 from starlette.types import Scope
 
 from app.errors import ServiceError
-from app.observability.logs import note
+from app.observability.logs import add_log_fields
 from app.observability.metrics import Metrics
 from app.web.dialects import Dialects
 from app.web.problems import PROBLEM_TYPE, Problem, error_headers
@@ -28,7 +28,7 @@ class ErrorResponses:
     def count(self, error: ServiceError) -> None:
         """Count an error that has an answer of its own kind, and add its code to the request's log line."""
         self._metrics.rejected.labels(error.code).inc()
-        note(error=error.code)
+        add_log_fields(error=error.code)
 
     def event(self, error: ServiceError, scope: Scope) -> tuple[int, dict[str, Any]]:
         """Count an error that ends a stream of events. Returns its status and its body."""

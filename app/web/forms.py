@@ -13,8 +13,8 @@ _MAX_TEXT_BYTES = 64 * 1024
 _MAX_FIELDS = 40
 _CHARSETS = (b"utf-8", b"utf8", b"us-ascii")
 
-_ONE_FILE = "Send one picture, as the part 'image': every part with a file name is a file."
-AS_FILE = "Send the picture as a file part named 'image', like curl's -F image=@photo.png."
+_ONE_FILE = "Send one image, as the part 'image': every part with a file name is a file."
+AS_FILE = "Send the image as a file part named 'image', like curl's -F image=@photo.png."
 
 
 class _Parts:
@@ -111,7 +111,7 @@ class _Parts:
         try:
             self.items.append((self._name, data.decode()))
         except UnicodeDecodeError as error:
-            # A picture that is sent as text gets a better answer from its route.
+            # An image that is sent as text gets a better answer from its route.
             if self._name != "image":
                 raise _unreadable(f"The text of the part '{self._name[:64]}' is not in UTF-8.") from error
             self.items.append((self._name, data.decode("latin-1")))

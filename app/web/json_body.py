@@ -58,10 +58,10 @@ def parse_json(data: bytes) -> dict[str, Any]:
     rest, strings = _without_long_strings(data, token)
     if len(rest) > _MAX_BYTES:
         raise MalformedBody(
-            f"The JSON has more than {_MAX_BYTES // 2**20} MiB besides base64. Send one picture and text."
+            f"The JSON has more than {_MAX_BYTES // 2**20} MiB besides base64. Send one image and text."
         )
     if sum(map(rest.count, (b",", b"[", b"{"))) > _MAX_PARTS:
-        raise MalformedBody(f"The JSON has more than {_MAX_PARTS:,} commas and brackets. Send one picture and text.")
+        raise MalformedBody(f"The JSON has more than {_MAX_PARTS:,} commas and brackets. Send one image and text.")
     try:
         body = json.loads(rest, object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from app.errors import NotAcceptable
 from app.pixels import OutputFormat
 
-PICTURES = tuple(output_format.media_type for output_format in OutputFormat)
+IMAGE_TYPES = tuple(output_format.media_type for output_format in OutputFormat)
 
 _NAMED = 3
 """How specific a range is that is the media type itself; `image/*` is less so, and `*/*` least."""
@@ -24,7 +24,7 @@ def acceptable(accept: str) -> OutputFormat:
             best, best_quality = output_format, quality
     if best is None:
         raise NotAcceptable(
-            f"The Accept header admits no format that is made here: {', '.join(PICTURES)}.", param="Accept"
+            f"The Accept header admits no format that is made here: {', '.join(IMAGE_TYPES)}.", param="Accept"
         )
     return best
 

@@ -12,8 +12,8 @@ from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 
 from app.errors import CLIENT_CLOSED_REQUEST, ServiceError
 from app.web.app_state import app_state
+from app.web.disconnect import unless_disconnected
 from app.web.request_state import request_state
-from app.web.requests import unless_disconnected
 
 EVENTS = "text/event-stream"
 

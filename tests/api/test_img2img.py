@@ -199,7 +199,7 @@ def test_a_large_upload_never_touches_the_disk(server: str, monkeypatch: pytest.
 
 def test_a_second_file_is_refused(server: str, png: bytes) -> None:
     two = httpx2.post(f"{server}/img2img", files=[("image", png), ("image", png)], data={"prompt": "x"})
-    assert "Send one picture" in problem(two, 400, "malformed_body")
+    assert "Send one image" in problem(two, 400, "malformed_body")
 
 
 def test_a_picture_that_is_sent_as_a_long_text_is_told_how_to_send_it(server: str, png: bytes) -> None:

@@ -113,7 +113,7 @@ def test_more_pictures_than_may_ever_wait_are_refused_for_good(start_server: Sta
     with start_server(queue_size=2) as url, client_of(url) as client:
         assert client.images.edit(image=png, prompt=PROMPT, n=2).data
         with pytest.raises(
-            openai.BadRequestError, match="n: 3 pictures at once are more than may wait here: 2"
+            openai.BadRequestError, match="n: 3 images at once are more than may wait here: 2"
         ) as caught:
             client.images.edit(image=png, prompt=PROMPT, n=3)
     assert caught.value.param == "n"
@@ -168,10 +168,10 @@ def test_a_mask_or_a_second_picture_is_refused(client: openai.OpenAI, png: bytes
     with pytest.raises(openai.BadRequestError, match="mask") as caught:
         client.images.edit(image=png, mask=png, prompt=PROMPT)
     assert caught.value.param == "mask"
-    with pytest.raises(openai.BadRequestError, match="Send one picture") as caught:
+    with pytest.raises(openai.BadRequestError, match="Send one image") as caught:
         client.images.edit(image=[png, png], prompt=PROMPT)
     assert caught.value.param == "image"
-    with pytest.raises(openai.BadRequestError, match="one picture"):
+    with pytest.raises(openai.BadRequestError, match="one image"):
         client.images.edit(image=png, prompt=PROMPT, extra_body={"stream": True, "n": 2})
 
 

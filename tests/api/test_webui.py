@@ -196,7 +196,7 @@ def test_headers_say_of_its_pictures_what_they_say_of_others(server: str) -> Non
 
 
 def test_more_pictures_than_may_ever_wait_are_refused(start_server: StartServer) -> None:
-    with start_server(queue_size=2) as url, pytest.raises(RuntimeError, match="batch_size: 3 pictures at once"):
+    with start_server(queue_size=2) as url, pytest.raises(RuntimeError, match="batch_size: 3 images at once"):
         client_of(url).img2img(images=[IMAGE], batch_size=3, **LONG)
 
 

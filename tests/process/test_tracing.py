@@ -197,7 +197,7 @@ def test_a_wrong_variable_costs_the_spans_and_not_the_pictures(
     with traced(monkeypatch, collector.url, {"OTEL_ATTRIBUTE_COUNT_LIMIT": "many"}) as (url, lines):
         assert httpx2.post(f"{url}/img2img", files={"image": PNG}, data={"prompt": "x"}).is_success
     assert not collector.paths
-    (reported,) = [line for line in map(json.loads, lines) if "no span is exported" in line["message"]]
+    (reported,) = [line for line in map(json.loads, lines) if "tracing disabled" in line["message"]]
     assert "OTEL_ATTRIBUTE_COUNT_LIMIT" in reported["message"]
 
 
@@ -228,7 +228,7 @@ def test_what_cannot_be_followed_is_refused_in_one_line(
 
 def test_an_empty_variable_is_none() -> None:
     environment = {"OTEL_PROPAGATORS": "", "OTEL_EXPORTER_OTLP_ENDPOINT": " ", "OTEL_SERVICE_NAME": "ours", "HOME": ""}
-    otel_env.settle(environment)
+    otel_env.validate_otel_env(environment)
     assert environment == {"OTEL_SERVICE_NAME": "ours", "HOME": ""}
 
 

@@ -43,6 +43,7 @@ from app.service import Service
 from app.web.app_state import app_singleton, app_state
 from app.web.base64_files import data_url, decode_base64, is_data_url
 from app.web.dialects import Dialect
+from app.web.disconnect import unless_disconnected
 from app.web.error_responses import ErrorResponses
 from app.web.fields import names, prefix_param
 from app.web.json_body import read_json
@@ -50,7 +51,8 @@ from app.web.negotiation import prefers
 from app.web.offload import offload
 from app.web.openapi import KEYS, Responses, error_responses, image_headers, json_body, object_schema
 from app.web.request_state import request_state
-from app.web.requests import bytes_response, picture_headers, reject_query_fields, request_info, unless_disconnected
+from app.web.requests import reject_query_fields, request_info
+from app.web.responses import bytes_response, headers_of_images
 from app.web.sse import EVENTS
 
 router = APIRouter(tags=["Cog"], dependencies=[Depends(reject_query_fields)])
@@ -131,7 +133,7 @@ class Predictions:
     dependencies=KEYS,
 )
 async def create(request: Request) -> Response:
-    """A picture of `{"input": {...}}`; of two requests with one `id` at once, both get the same."""
+    """An image of `{"input": {...}}`; of two requests with one `id` at once, both get the same."""
     return await _answer(request, None)
 
 
@@ -200,7 +202,7 @@ async def _predict(
         failed = CogPrediction(id=name, status="failed", error=error.message, **_times(created))
         return Outcome(_json(failed, without="logs"), {})
     render = partial(_succeeded, image, name, created)
-    return Outcome(await offload(len(image.data), render), picture_headers(image))
+    return Outcome(await offload(len(image.data), render), headers_of_images(image))
 
 
 def _succeeded(image: EditedImage, name: str, created: datetime) -> bytes:
@@ -233,18 +235,18 @@ def _times(created: datetime) -> dict[str, Any]:
 
 
 def parse_prediction(body: Mapping[str, Any]) -> tuple[Upload, Img2ImgRequest]:
-    """The picture, and what to make of it.
+    """The image, and what to make of it.
 
     Raises:
         InvalidParameter: it is JSON of another shape, or a field cannot be honoured.
-        InvalidImage: the picture is no base64.
+        InvalidImage: the image is no base64.
     """
     for name in _NEVER_SENT:
         if body.get(name) is not None:
             raise InvalidParameter(f"{name} cannot be honoured: nothing is sent to addresses here.", param=name)
     if others := sorted(set(body) - {*names(CogBody), *_NEVER_SENT, *_NO_EFFECT}):
         raise InvalidParameter(
-            f"There is no '{others[0][:64]}' beside 'input'. What the picture is to be made of goes into that.",
+            f"There is no '{others[0][:64]}' beside 'input'. What the image is to be made of goes into that.",
             param=others[0][:64],
         )
     fields = body.get("input")
@@ -277,7 +279,7 @@ async def cancel(request: Request, name: str) -> dict[str, Any]:
 
 @router.get("/health-check", summary="The state of the service")
 async def health_check(request: Request) -> CogHealth:
-    """Always 200; the `status` says whether a picture can be made now."""
+    """Always 200; the `status` says whether an image can be made now."""
     service = service_of(request)
     status = _HEALTH[service.status]
     started = datetime.fromtimestamp(service.started, UTC).isoformat()

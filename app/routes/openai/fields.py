@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from app.edits import Upload
 from app.errors import InvalidParameter
 from app.pixels import OutputFormat
-from app.request import Img2ImgRequest, in_a_row, parse_request
+from app.request import Img2ImgRequest, parse_request, with_consecutive_seeds
 from app.routes.openai.models import EditFields, Hints, OutputFields
 from app.web.fields import choice, integer, names
 
@@ -19,7 +19,7 @@ _MASK = ("mask", "mask_image")
 _FIELDS = names(EditFields)
 _HINTS = names(Hints)
 
-ONE_IMAGE = "Send one picture, as the file 'image'."
+ONE_IMAGE = "Send one image, as the file 'image'."
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ def parse_edit(files: Mapping[str, bytes], fields: Mapping[str, str]) -> EditReq
     partial_images = integer(sent, EditFields, "partial_images")
     stream = choice(sent, EditFields, "stream") == "true"
     if stream and count > 1:
-        raise InvalidParameter("A stream has one picture: send n=1, or no stream.", param="n")
+        raise InvalidParameter("A stream has one image: send n=1, or no stream.", param="n")
     if partial_images and not stream:
         raise InvalidParameter("partial_images come with stream=true only.", param="partial_images")
     for name in ("size", "background"):
@@ -81,15 +81,17 @@ def parse_edit(files: Mapping[str, bytes], fields: Mapping[str, str]) -> EditReq
             )
     elif "output_compression" in sent:
         request = request.model_copy(update={"quality": max(1, compression)})
-    return EditRequest(Upload(image, count), in_a_row(request, count), sent.get("model"), url, stream, partial_images)
+    return EditRequest(
+        Upload(image, count), with_consecutive_seeds(request, count), sent.get("model"), url, stream, partial_images
+    )
 
 
 def _image(files: Mapping[str, bytes], fields: Mapping[str, str]) -> bytes:
     for name in _MASK:
         if name in files or name in fields:
-            raise InvalidParameter("A mask cannot be honoured: the whole picture is redrawn. Leave it out.", param=name)
+            raise InvalidParameter("A mask cannot be honoured: the whole image is redrawn. Leave it out.", param=name)
     if "url" in fields:
-        raise InvalidParameter("Nothing is fetched from an address: send the picture as the file 'image'.", param="url")
+        raise InvalidParameter("Nothing is fetched from an address: send the image as the file 'image'.", param="url")
     if others := sorted(name for name in files if name.partition("[")[0] != "image"):
         raise InvalidParameter(f"The file '{others[0][:64]}' cannot be used. Leave it out.", param=others[0][:64])
     images = [name for name in IMAGE if name in files]

@@ -31,15 +31,11 @@ from app.routes.openai.models import (
 from app.service import Service
 from app.web.base64_files import base64_text, data_url
 from app.web.dialects import Dialect
+from app.web.disconnect import gather_or_cancel, unless_disconnected
 from app.web.forms import read_form
 from app.web.openapi import KEYS, error_responses, form_body, image_headers
-from app.web.requests import (
-    gather_or_cancel,
-    json_of_images,
-    reject_query_fields,
-    request_info,
-    unless_disconnected,
-)
+from app.web.requests import reject_query_fields, request_info
+from app.web.responses import json_of_images
 from app.web.sse import EVENTS, Event, event_stream
 
 router = APIRouter(prefix="/v1", tags=["OpenAI"], dependencies=[Depends(reject_query_fields), *KEYS])
@@ -48,7 +44,7 @@ _MAX_FILES = 17
 """Sixteen images and a mask, as OpenAI takes them: the error says of each why it is not taken here."""
 
 _IMAGES: dict[str, Any] = {
-    "description": "The pictures.",
+    "description": "The images.",
     "model": OpenAIImages,
     "headers": image_headers(),
     "content": {EVENTS: {"schema": {"type": "string", "description": "Events, if `stream` is true."}}},

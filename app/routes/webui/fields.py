@@ -7,7 +7,7 @@ from typing import Any
 from app.edits import Upload
 from app.errors import InvalidParameter
 from app.pixels import IMAGE_SIZE, Fit, OutputFormat
-from app.request import MAX_STEPS, Img2ImgRequest, in_a_row, parse_request, smallest_steps
+from app.request import MAX_STEPS, Img2ImgRequest, parse_request, smallest_steps, with_consecutive_seeds
 from app.routes.webui.models import TURBO_STEPS, WebUIFields, WebUISampler
 from app.web.base64_files import decode_base64
 from app.web.fields import boolean, integer, mapping, number, parse_integer
@@ -15,7 +15,7 @@ from app.web.fields import boolean, integer, mapping, number, parse_integer
 _ALIASES = {"Euler a": ("k_euler_a", "k_euler_ancestral"), "Euler": ("k_euler",)}
 """What the web UI calls its samplers besides."""
 
-_MAX_PICTURES = 10
+_MAX_IMAGES = 10
 _FITS = {0: Fit.STRETCH, 1: Fit.CROP, 2: Fit.PAD}
 
 _OF_THE_SAMPLER = WebUISampler().model_dump()
@@ -31,7 +31,7 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "seed_resize_from_h": (0, -1),
     "initial_noise_multiplier": (1,),
 }
-"""What would change the picture if it were honoured, and the values that would not: clients send those along."""
+"""What would change the image if it were honoured, and the values that would not: clients send those along."""
 
 _NEUTRAL_SETTINGS: dict[str, tuple[Any, ...]] = {
     "CLIP_stop_at_last_layers": (1,),
@@ -39,7 +39,7 @@ _NEUTRAL_SETTINGS: dict[str, tuple[Any, ...]] = {
     "eta_noise_seed_delta": (0,),
 }
 _SETTINGS_OF_FILES = ("samples_", "grid_", "save_", "return_", "outdir_", "do_not_", "live_preview", "enable_pnginfo")
-"""How those begin that say what becomes of a picture on the web UI's disk."""
+"""How those begin that say what becomes of an image on the web UI's disk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +48,12 @@ class Asked:
 
     Attributes:
         image: the uploaded file.
-        requests: one for each picture, of seeds that follow each other.
+        requests: one for each image, of seeds that follow each other.
         taken: fields that are not always taken as they are sent, with the values that were taken.
         clamped: those of them of which another value was sent, with both.
         sampler: the one that there is.
         model: the name that was given for it.
-        send_images: whether the answer is to hold the pictures.
+        send_images: whether the answer is to hold the images.
     """
 
     image: Upload
@@ -81,8 +81,8 @@ def parse_webui(body: Mapping[str, Any], sampler: str) -> Asked:
         sampler: the one that there is.
 
     Raises:
-        InvalidParameter: a field that would change the picture cannot be honoured.
-        InvalidImage: the picture is no base64.
+        InvalidParameter: a field that would change the image cannot be honoured.
+        InvalidImage: the image is no base64.
     """
     body = {name: value for name, value in body.items() if value is not None}
     _refuse_unsupported(body)
@@ -91,8 +91,8 @@ def parse_webui(body: Mapping[str, Any], sampler: str) -> Asked:
     if fit is None:
         raise InvalidParameter("resize_mode can be 0 (stretch), 1 (crop) or 2 (fill) here.", param="resize_mode")
     size, rounds = (integer(body, WebUIFields, name) for name in ("batch_size", "n_iter"))
-    if size * rounds > _MAX_PICTURES:
-        raise InvalidParameter(f"batch_size x n_iter can be {_MAX_PICTURES} at most.", param="batch_size")
+    if size * rounds > _MAX_IMAGES:
+        raise InvalidParameter(f"batch_size x n_iter can be {_MAX_IMAGES} at most.", param="batch_size")
     strength, scale = (number(body, WebUIFields, name) for name in ("denoising_strength", "cfg_scale"))
     steps = integer(body, WebUIFields, "steps")
     run = max(min(steps, TURBO_STEPS), smallest_steps(strength) or MAX_STEPS)
@@ -112,7 +112,7 @@ def parse_webui(body: Mapping[str, Any], sampler: str) -> Asked:
     )
     return Asked(
         image=Upload(_image(body), size * rounds),
-        requests=in_a_row(request, size * rounds),
+        requests=with_consecutive_seeds(request, size * rounds),
         taken={
             "prompt": request.prompt,
             "negative_prompt": request.negative_prompt or "",
@@ -179,5 +179,5 @@ def _switched_off(arguments: Any) -> bool:
 def _image(body: Mapping[str, Any]) -> bytes:
     images = body.get("init_images")
     if not isinstance(images, list) or len(images) != 1 or not isinstance(images[0], str):
-        raise InvalidParameter("Send one picture as base64: init_images=[…].", param="init_images")
+        raise InvalidParameter("Send one image as base64: init_images=[…].", param="init_images")
     return decode_base64(images[0], "init_images")

@@ -32,10 +32,12 @@ from app.service import Service
 from app.web.app_state import app_singleton
 from app.web.base64_files import base64_text, decode_base64
 from app.web.dialects import Dialect
+from app.web.disconnect import unless_disconnected
 from app.web.json_body import read_json
 from app.web.openapi import KEYS, error_responses, image_headers, json_body, object_schema
 from app.web.request_state import request_state
-from app.web.requests import json_of_images, reject_query_fields, request_info, unless_disconnected
+from app.web.requests import reject_query_fields, request_info
+from app.web.responses import json_of_images
 
 router = APIRouter(
     prefix="/sdapi/v1",
@@ -52,11 +54,11 @@ _ERRORS = error_responses(WebUIError, (400, 401, 403, 404, 408, 409, 413, 415, 4
     summary="Edit an image",
     operation_id="webui_img2img",
     response_model=None,
-    responses={200: {"model": WebUIAnswer, "description": "The pictures.", "headers": image_headers()}, **_ERRORS},
+    responses={200: {"model": WebUIAnswer, "description": "The images.", "headers": image_headers()}, **_ERRORS},
     openapi_extra=json_body(object_schema(WebUISampler, WebUIFields)),
 )
 async def img2img(request: Request) -> Response:
-    """Pictures as base64, the fields with the values that were taken, and the web UI's `info`, JSON in a text."""
+    """Images as base64, the fields with the values that were taken, and the web UI's `info`, JSON in a text."""
     service = service_of(request)
     asked, sent = await read_json(request, partial(_parse, sampler=service.sampler))
     service.check_model(asked.model)
@@ -157,7 +159,7 @@ async def interrupt(request: Request) -> dict[str, Any]:
 
 @router.post("/png-info", responses=_ERRORS, openapi_extra=json_body(object_schema(WebUIPngInfoFields)))
 async def png_info(request: Request) -> WebUIPngInfo:
-    """What a picture file says of how it was made."""
+    """What an image file says of how it was made."""
     file = await read_json(request, _file)
     text = await service_of(request).infotext_of(file, request_info(request))
     return WebUIPngInfo(info=text, items={"parameters": text} if text else {}, parameters=parse_infotext(text))
@@ -165,7 +167,7 @@ async def png_info(request: Request) -> WebUIPngInfo:
 
 def _file(body: dict[str, Any]) -> bytes:
     if not isinstance(body.get("image"), str):
-        raise InvalidParameter('Send {"image": "<base64 of the picture>"}.', param="image")
+        raise InvalidParameter('Send {"image": "<base64 of the image>"}.', param="image")
     return decode_base64(body["image"], "image")
 
 

@@ -7,11 +7,11 @@ from contextlib import aclosing, contextmanager
 
 from app.edits import EditedImage, EncodedPreview, Queued, StepDone
 from app.errors import Interrupted
-from app.web.requests import gather_or_cancel
+from app.web.disconnect import gather_or_cancel
 
 
 class Run:
-    """One call of `/img2img`, of one or several pictures."""
+    """One call of `/img2img`, of one or several images."""
 
     def __init__(self, steps: int) -> None:
         self.steps = steps
@@ -39,7 +39,7 @@ class Run:
             task.cancel()
 
     async def images(self, *watched: AsyncGenerator[Queued | StepDone | EditedImage, None]) -> list[EditedImage]:
-        """All pictures.
+        """All images.
 
         Raises:
             Interrupted: it was told to end.
@@ -64,7 +64,7 @@ class Run:
                         self.done += 1
                     case EditedImage():
                         return seen
-        raise AssertionError("a picture comes last")  # pragma: no cover
+        raise AssertionError("an image comes last")  # pragma: no cover
 
 
 class Runs:
