@@ -8,6 +8,9 @@ from urllib.parse import urlsplit
 
 import httpx2
 
+PATIENCE = 60.0
+"""Seconds that a machine with much else to do may need."""
+
 
 def free_port() -> int:
     with socket.socket() as probe:
@@ -21,6 +24,7 @@ def post(url: str, png: bytes, accept: str = "*/*", **fields: Any) -> httpx2.Res
         files={"image": ("in.png", png, "image/png")},
         data={"prompt": "dog wizard", **fields},
         headers={"Accept": accept},
+        timeout=PATIENCE,
     )
 
 
@@ -52,14 +56,14 @@ def connect(url: str) -> socket.socket:
 
 def sample(url: str, name: str) -> float:
     """One series of /metrics, by its whole name with labels; 0 if it is not there yet."""
-    for line in httpx2.get(f"{url}/metrics").text.splitlines():
+    for line in httpx2.get(f"{url}/metrics", timeout=PATIENCE).text.splitlines():
         if line.startswith(f"{name} "):
             return float(line.rpartition(" ")[2])
     return 0.0
 
 
 def eventually(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 15
+    deadline = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < deadline, "it never came true"
         time.sleep(0.02)

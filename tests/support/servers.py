@@ -28,7 +28,7 @@ def run_server(loader: str = FAKE, wait: bool = True, **knobs: Any) -> Iterator[
             assert thread.is_alive(), "the server did not start"
             time.sleep(0.01)
         url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-        while wait and httpx2.get(f"{url}/health/ready").status_code != 200:
+        while wait and not is_ready(url):
             time.sleep(0.02)
         yield url
     finally:
