@@ -5,33 +5,41 @@ import json
 import re
 import threading
 import time
+from collections.abc import Iterator
 
 import httpx2
 import pytest
 
 from tests.support.http import connect, eventually, pieces, post, problem, sample
-from tests.support.servers import StartServer
+from tests.support.servers import StartServer, run_server
+
+
+@pytest.fixture(scope="module")
+def small_bodies() -> Iterator[str]:
+    """A server that takes bodies of 2 KiB at most."""
+    with run_server(max_body_bytes=2048) as url:
+        yield url
 
 
 @pytest.mark.parametrize("chunked", [False, True], ids=["declared", "chunked"])
 @pytest.mark.parametrize(("size", "too_large"), [(2047, False), (2048, False), (2049, True)])
-def test_a_body_over_the_limit_is_refused_in_one_shape(
-    start_server: StartServer, chunked: bool, size: int, too_large: bool
+def test_body_over_the_limit_is_refused_in_one_shape(
+    small_bodies: str, chunked: bool, size: int, too_large: bool
 ) -> None:
-    data = bytes(size)
-    with start_server(max_body_bytes=2048) as url:
-        response = httpx2.post(
-            f"{url}/img2img", content=pieces(data) if chunked else data, headers={"Content-Type": "image/png"}
-        )
-        if too_large:
-            assert "2,048 bytes" in problem(response, 413, "body_too_large")
-        else:
-            problem(response, 415, "unsupported_image_format", "image")
-        assert sample(url, 'img2img_rejected_total{reason="body_too_large"}') == too_large
+    refused = 'img2img_rejected_total{reason="body_too_large"}'
+    data, before = bytes(size), sample(small_bodies, refused)
+    response = httpx2.post(
+        f"{small_bodies}/img2img", content=pieces(data) if chunked else data, headers={"Content-Type": "image/png"}
+    )
+    if too_large:
+        assert "2,048 bytes" in problem(response, 413, "body_too_large")
+    else:
+        problem(response, 415, "unsupported_image_format", "image")
+    assert sample(small_bodies, refused) - before == too_large
 
 
-def test_a_client_that_waits_for_leave_gets_its_413_before_it_sends(start_server: StartServer) -> None:
-    with start_server(max_body_bytes=2048) as url, connect(url) as connection:
+def test_client_that_expects_100_continue_gets_413_before_it_sends(small_bodies: str) -> None:
+    with connect(small_bodies) as connection:
         connection.sendall(
             b"POST /img2img HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"
             b"Content-Length: 9999999\r\nExpect: 100-continue\r\n\r\n"

@@ -1,6 +1,7 @@
 """What KServe, Vertex AI and their like ask a container for, as their documentation shows it."""
 
 import base64
+from collections.abc import Iterator
 from typing import Any
 
 import httpx2
@@ -10,7 +11,7 @@ from app.errors import Misconfigured
 from app.main import create_app
 from app.settings import Settings
 from tests.support.http import post, problem
-from tests.support.servers import StartServer
+from tests.support.servers import StartServer, run_server
 
 
 class TestKServe:
@@ -52,9 +53,17 @@ class TestKServe:
             assert httpx2.get(f"{url}/v2").status_code == 401
 
 
-class TestVertex:
-    ROUTES = {"health_route": "/vertex/health", "predict_route": "/vertex:predict"}  # noqa: RUF012
+ROUTES: dict[str, Any] = {"health_route": "/vertex/health", "predict_route": "/vertex:predict"}
 
+
+@pytest.fixture(scope="module")
+def vertex() -> Iterator[str]:
+    """A server with Vertex AI's routes."""
+    with run_server(**ROUTES) as url:
+        yield url
+
+
+class TestVertex:
     def test_its_variables_are_honoured(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("AIP_HTTP_PORT", "8080")
         monkeypatch.setenv("AIP_HEALTH_ROUTE", "/v1/endpoints/1/deployedModels/2")
@@ -63,7 +72,7 @@ class TestVertex:
         assert (settings.port, settings.health_route) == (8080, "/v1/endpoints/1/deployedModels/2")
         assert settings.predict_route == "/v1/endpoints/1/deployedModels/2:predict"
 
-    def test_instances_become_predictions(self, start_server: StartServer, png: bytes) -> None:
+    def test_instances_become_predictions(self, vertex: str, png: bytes) -> None:
         image = base64.b64encode(png).decode()
         body = {
             "instances": [
@@ -72,15 +81,14 @@ class TestVertex:
             ],
             "parameters": {"strength": 0.5, "seed": 7},
         }
-        with start_server(**self.ROUTES) as url:
-            assert httpx2.get(f"{url}/vertex/health").status_code == 200
-            answer = httpx2.post(f"{url}/vertex:predict", json=body)
-            assert answer.status_code == 200
-            first, second = answer.json()["predictions"]
-            assert (first["mimeType"], first["seed"]) == ("image/png", 7)
-            assert (second["mimeType"], second["seed"]) == ("image/webp", 9)
-            alone = post(url, png, prompt="a wizard", strength="0.5", seed="7").content
-            assert base64.b64decode(first["bytesBase64Encoded"]) == alone
+        assert httpx2.get(f"{vertex}/vertex/health").status_code == 200
+        answer = httpx2.post(f"{vertex}/vertex:predict", json=body)
+        assert answer.status_code == 200
+        first, second = answer.json()["predictions"]
+        assert (first["mimeType"], first["seed"]) == ("image/png", 7)
+        assert (second["mimeType"], second["seed"]) == ("image/webp", 9)
+        alone = post(vertex, png, prompt="a wizard", strength="0.5", seed="7").content
+        assert base64.b64decode(first["bytesBase64Encoded"]) == alone
 
     @pytest.mark.parametrize(
         ("body", "param"),
@@ -98,41 +106,36 @@ class TestVertex:
             ({"instances": [{"image": "AAAA"}, {"image": "AAAA", "strength": 0.1}]}, "instances[1].strength"),
         ],
     )
-    def test_what_cannot_be_used_is_named(self, start_server: StartServer, body: Any, param: str) -> None:
-        with start_server(**self.ROUTES) as url:
-            answer = httpx2.post(f"{url}/vertex:predict", json=body)
+    def test_what_cannot_be_used_is_named(self, vertex: str, body: Any, param: str) -> None:
+        answer = httpx2.post(f"{vertex}/vertex:predict", json=body)
         assert (answer.status_code, answer.json()["param"]) == (422, param)
 
-    def test_a_field_in_the_query_is_not_overlooked(self, start_server: StartServer, png: bytes) -> None:
+    def test_a_field_in_the_query_is_not_overlooked(self, vertex: str, png: bytes) -> None:
         body = {"instances": [{"image": base64.b64encode(png).decode()}]}
-        with start_server(**self.ROUTES) as url:
-            answer = httpx2.post(f"{url}/vertex:predict", params={"seed": 5}, json=body)
+        answer = httpx2.post(f"{vertex}/vertex:predict", params={"seed": 5}, json=body)
         problem(answer, 422, "invalid_parameter", "seed")
 
-    def test_of_several_pictures_the_one_at_fault_is_named(self, start_server: StartServer, png: bytes) -> None:
+    def test_of_several_pictures_the_one_at_fault_is_named(self, vertex: str, png: bytes) -> None:
         one, other = ({"b64": base64.b64encode(data).decode()} for data in (png, b"GIF89a"))
-        with start_server(**self.ROUTES) as url:
-            answer = httpx2.post(f"{url}/vertex:predict", json={"instances": [{"image": one}, {"image": other}]})
+        answer = httpx2.post(f"{vertex}/vertex:predict", json={"instances": [{"image": one}, {"image": other}]})
         problem(answer, 415, "unsupported_image_format", "instances[1].image")
         assert answer.json()["detail"].startswith("instances[1]: ")
 
-    def test_what_is_the_fault_of_no_field_is_told_as_ever(self, start_server: StartServer, png: bytes) -> None:
+    def test_what_is_the_fault_of_no_field_is_told_as_ever(self, vertex: str, png: bytes) -> None:
         body = {"instances": [{"image": base64.b64encode(png).decode(), "prompt": "fail_at=1"}]}
-        with start_server(**self.ROUTES) as url:
-            answer = httpx2.post(f"{url}/vertex:predict", json=body)
+        answer = httpx2.post(f"{vertex}/vertex:predict", json=body)
         problem(answer, 500, "inference_failed")
         assert answer.json()["detail"].startswith("The image could not be made.")
 
-    def test_headers_say_what_pictures_have_in_common(self, start_server: StartServer, png: bytes) -> None:
+    def test_headers_say_what_pictures_have_in_common(self, vertex: str, png: bytes) -> None:
         image = base64.b64encode(png).decode()
         instances = [{"image": image, "prompt": "word " * count, "strength": 0.5} for count in (80, 100)]
-        with start_server(**self.ROUTES) as url:
-            headers = httpx2.post(f"{url}/vertex:predict", json={"instances": instances, "parameters": None}).headers
+        headers = httpx2.post(f"{vertex}/vertex:predict", json={"instances": instances, "parameters": None}).headers
         assert (headers["x-steps-run"], headers["x-prompt-tokens-cut"]) == ("2", "25")
         assert "x-seed" not in headers
 
     def test_more_instances_than_may_ever_wait_are_refused(self, start_server: StartServer) -> None:
-        with start_server(queue_size=1, **self.ROUTES) as url:
+        with start_server(queue_size=1, **ROUTES) as url:
             answer = httpx2.post(f"{url}/vertex:predict", json={"instances": [{"image": "AAAA"}] * 2})
         problem(answer, 422, "invalid_parameter", "instances")
 
@@ -173,13 +176,13 @@ class TestVertex:
             problem(answer, 422, "invalid_parameter", "instances")
 
     def test_health_is_open_to_be_read_and_for_nothing_else(self, start_server: StartServer) -> None:
-        with start_server(api_keys="key", **self.ROUTES) as url:
+        with start_server(api_keys="key", **ROUTES) as url:
             for path in ("/vertex/health", "/health", "/health-check"):
                 assert [httpx2.request(method, f"{url}{path}").status_code for method in ("GET", "HEAD")] == [200, 200]
                 assert httpx2.options(f"{url}{path}").status_code == 405
                 assert httpx2.post(f"{url}{path}").status_code == 401
 
     def test_health_needs_no_key_and_predictions_do(self, start_server: StartServer) -> None:
-        with start_server(api_keys="key", **self.ROUTES) as url:
+        with start_server(api_keys="key", **ROUTES) as url:
             assert httpx2.get(f"{url}/vertex/health").status_code == 200
             assert httpx2.post(f"{url}/vertex:predict", json={}).status_code == 401
