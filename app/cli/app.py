@@ -163,17 +163,18 @@ def download(
     configure(settings.log_level, settings.log_format)
     from app.errors import CheckpointError
     from app.model import checkpoint
+    from app.model.sources import resolve_model
 
     device = "cpu" if settings.devices.startswith("cpu") else "cuda"
     try:
-        if checkpoint.resolve_model(settings.model, device).folder:
+        if resolve_model(settings.model, device).folder:
             say("This model is on the disk: there is nothing to download.")
-        folder, vae_folder, info = checkpoint.fetch(settings, device)
+        found = checkpoint.fetch(settings, device)
     except CheckpointError as error:
         fail(str(error), ExitCode.FAILED)
-    facts = {"folder": str(folder), "vae_folder": str(vae_folder or folder / "vae")}
+    facts = {"folder": str(found.folder), "vae_folder": str(found.vae_folder or found.folder / "vae")}
     if as_json:
-        facts |= {"model": info.model, "revision": info.revision, "vae": info.vae}
+        facts |= {"model": found.info.model, "revision": found.info.revision, "vae": found.info.vae}
     typer.echo(json.dumps(facts) if as_json else facts["folder"])
 
 

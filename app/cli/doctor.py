@@ -1,4 +1,4 @@
-"""What `img2img doctor` says: the facts of this machine and of the model that it would run, and advice from them."""
+"""The report of `img2img doctor`: facts about this machine and the selected model, and advice derived from them."""
 
 import os
 import shutil
@@ -11,9 +11,9 @@ from typing import Any
 from app.cli.serve import check_address
 from app.errors import CheckpointError, Misconfigured
 from app.main import create_app
-from app.model import checkpoint, hub
-from app.model.checkpoint import UNUSABLE
+from app.model import hub
 from app.model.compiled import ADVICE, has_compiler
+from app.model.describe import BatchLimit, Description, Files, Gpu, describe
 from app.observability import otel_env
 from app.settings import Settings, unknown_variables
 
@@ -29,16 +29,16 @@ _DRIVER_SECONDS = 10.0
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What was found; sizes in bytes. `problems` are why the service would not start.
+    """Facts about settings, machine and model; sizes in bytes. `problems` would keep the service from starting.
 
-    `model` is `checkpoint.describe`'s, empty if one of the problems is why there is none.
+    `model` is None if the settings select none; the problems then say why.
     """
 
     vae_setting: str
     devices_setting: str
     compile_setting: str
     compiler: bool
-    model: dict[str, str]
+    model: Description | None
     problems: tuple[str, ...]
     unknown: tuple[str, ...]
     driver: str | None
@@ -49,28 +49,19 @@ class Facts:
     cache_writable: bool
     cache_free: int
 
-    @property
-    def missing(self) -> str:
-        """Why not all files are here; empty if they are."""
-        _, _, reason = self.model.get("files", "").partition("not all here yet: ")
-        return reason
-
-    @property
-    def embedded(self) -> bool:
-        return self.model.get("model", "").startswith("embedded ")
-
 
 def gather(settings: Settings) -> Facts:
-    """Look at everything; loads no weights and fetches nothing."""
-    model, problems = {}, list(_misconfigured(settings))
+    """Collect all facts. Loads no weights and downloads nothing."""
+    model, problems = None, list(_misconfigured(settings))
     try:
-        model = checkpoint.describe(settings)
+        model = describe(settings)
+        if model.files.reason and not model.files.downloadable:
+            problems.append(model.files.reason)
     except CheckpointError as error:
         problems.append(str(error))
-    problems += filter(None, [model.get("files", "").partition(UNUSABLE)[2]])
     cache = settings.hub_cache or hub.default_cache()
-    # It is made by the first download: until then, what counts is where it will be made. `os.path` takes what must not
-    # be looked at for what is not there.
+    # The first download creates the cache, so its nearest existing parent counts. `os.path.exists` is false, instead of
+    # raising, for a path in an unreadable folder.
     existing = next(folder for folder in (cache.absolute(), *cache.absolute().parents) if os.path.exists(folder))  # noqa: PTH110
     return Facts(
         vae_setting=settings.vae,
@@ -91,7 +82,7 @@ def gather(settings: Settings) -> Facts:
 
 
 def _misconfigured(settings: Settings) -> Iterator[str]:
-    """Why `img2img serve` would refuse to start; not that the port is taken, for that may be by a service."""
+    """Reasons for `img2img serve` not to start. A taken port is none: a running service may hold it."""
     for check in (
         lambda: otel_env.validate_otel_env(dict(os.environ)),
         lambda: check_address(settings.host, 0),
@@ -104,7 +95,7 @@ def _misconfigured(settings: Settings) -> Iterator[str]:
 
 
 def driver() -> str | None:
-    """What `nvidia-smi` says of the GPUs and their driver; None if the program is not there."""
+    """Name, driver version and memory of each GPU, from `nvidia-smi`; None if that is not installed."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return None
@@ -113,25 +104,26 @@ def driver() -> str | None:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_DRIVER_SECONDS, check=False)  # noqa: S603
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"nvidia-smi failed: {error}"
-    said = "; ".join((done.stdout or done.stderr).split("\n")).strip("; ")
-    return said if done.returncode == 0 else f"nvidia-smi failed: {said}"
+    output = "; ".join((done.stdout or done.stderr).split("\n")).strip("; ")
+    return output if done.returncode == 0 else f"nvidia-smi failed: {output}"
 
 
 def memory(limits: Iterable[Path]) -> int:
-    """Bytes of memory that this process may use: the machine's, or a container's limit in one of the files."""
+    """Bytes of memory that this process may use: the machine's, or a container's limit from one of the files."""
     machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     texts = [path.read_text().strip() for path in limits if path.is_file()]
     return min([machine, *(int(text) for text in texts if text.isdecimal())])
 
 
 def advise(facts: Facts) -> list[str]:
-    """What would fail or be slow, and what to do; in the order of weight."""
+    """Sentences about what would fail or be slow, and what to do, most important first."""
+    model = facts.model
     advice = [*facts.problems, *facts.unknown]
-    if not facts.model.get("device", "cpu").startswith("cuda"):
+    if model is None or not model.on_cuda:
         advice.append(_why_no_cuda(facts))
-    if facts.model:
-        advice += _about_speed(facts)
-        advice += _about_files(facts)
+    if model:
+        advice += _about_speed(facts, model)
+        advice += _about_files(facts, model.files)
     return advice
 
 
@@ -142,26 +134,25 @@ def _why_no_cuda(facts: Facts) -> str:
         return "There is no NVIDIA driver here (no nvidia-smi): images can be made on the CPU only."
     if facts.devices_setting.startswith("cpu"):
         return "IMG2IMG_DEVICES names the CPU, though there is an NVIDIA driver: auto takes the GPU."
-    if facts.model.get("CUDA build") == "none":
+    if facts.model and facts.model.cuda_build == "none":
         return "There is an NVIDIA driver, but this torch is built without CUDA: install its CUDA build."
     return "There is an NVIDIA driver, but torch finds no GPU: the driver may be too old, or the GPU hidden or broken."
 
 
-def _about_speed(facts: Facts) -> Iterator[str]:
-    model = facts.model
-    cuda, dtype = model["device"].startswith("cuda"), model["dtype"]
-    if facts.embedded:
+def _about_speed(facts: Facts, model: Description) -> Iterator[str]:
+    cuda, dtype = model.on_cuda, model.dtype
+    if model.model.embedded:
         yield "The embedded model is small and draws icons only: IMG2IMG_MODEL=stabilityai/sdxl-turbo draws anything."
     elif not cuda:
-        yield "A full-size model takes a minute and more for each picture on the CPU: use a CUDA GPU."
-    if not facts.embedded and facts.memory < ENOUGH_MEMORY:
+        yield "A full-size model takes a minute and more for each image on the CPU: use a CUDA GPU."
+    if not model.model.embedded and facts.memory < ENOUGH_MEMORY:
         yield f"{_gb(facts.memory)} of memory may be too little to load a full-size model: 16 GB is enough."
     if cuda and dtype == "float32":
         yield "float32 on CUDA takes twice the memory and time of float16: set IMG2IMG_DTYPE=auto."
     if cuda and dtype == "float16" and facts.vae_setting == "checkpoint":
-        yield "SDXL's own VAE has to run in float32, which is slow: set IMG2IMG_VAE=auto for one that needs not."
+        yield "SDXL's own VAE has to run in float32, which is slow: set IMG2IMG_VAE=auto for one that runs in float16."
     if cuda and facts.compile_setting == "off":
-        yield "IMG2IMG_COMPILE=default replays CUDA graphs: the start takes longer, and a picture perhaps less."
+        yield "IMG2IMG_COMPILE=default replays CUDA graphs: the start takes longer, and an image may take less."
     if facts.compile_setting != "off" and not facts.compiler:
         yield f"IMG2IMG_COMPILE={facts.compile_setting} needs a C++ compiler, and there is none. {ADVICE}"
     if not cuda and facts.compile_setting != "off":
@@ -170,10 +161,12 @@ def _about_speed(facts: Facts) -> Iterator[str]:
         yield "float16 on the CPU is slow and may overflow: set IMG2IMG_DTYPE=auto."
 
 
-def _about_files(facts: Facts) -> Iterator[str]:
-    if "img2img download" not in facts.missing:
-        # Nothing is missing, or it is not on the hub either.
-        yield from filter(None, [facts.missing])
+def _about_files(facts: Facts, files: Files) -> Iterator[str]:
+    if not files.downloadable:
+        return
+    if "img2img download" not in files.reason:
+        # The hub does not have the files either.
+        yield files.reason
         return
     yield "The first start downloads the model; `img2img download` does it ahead of that."
     if not facts.cache_writable:
@@ -183,9 +176,9 @@ def _about_files(facts: Facts) -> Iterator[str]:
 
 
 def render(facts: Facts, advice: list[str]) -> str:
-    """The report for people: a line for each fact, then the advice."""
+    """The report as text: a line for each fact, then the advice."""
     lines = {
-        **facts.model,
+        **_model_lines(facts.model),
         "driver": facts.driver or "none (no nvidia-smi)",
         "NVIDIA_VISIBLE_DEVICES": facts.visible_devices or "not set",
         "CPU cores": str(facts.cores),
@@ -198,8 +191,40 @@ def render(facts: Facts, advice: list[str]) -> str:
 
 
 def as_dict(facts: Facts, advice: list[str]) -> dict[str, Any]:
-    """The same for programs."""
-    return {**asdict(facts), "advice": advice}
+    """The report as JSON values. `model` has the lines of the text report."""
+    return {**asdict(facts), "model": _model_lines(facts.model), "advice": advice}
+
+
+def _model_lines(model: Description | None) -> dict[str, str]:
+    if model is None:
+        return {}
+    files = model.files
+    return {
+        "torch": model.torch,
+        "CUDA build": model.cuda_build,
+        **{f"cuda:{index}": _gpu_line(gpu) for index, gpu in enumerate(model.gpus)},
+        "device": model.device,
+        "dtype": model.dtype,
+        "batch": _batch_line(model.batch),
+        "model": f"{model.model.name} ({model.model.reason})",
+        **({"VAE": files.vae} if files.vae else {}),
+        "files": files.folder or f"{'not all here yet' if files.downloadable else 'cannot be used'}: {files.reason}",
+    }
+
+
+def _gpu_line(gpu: Gpu) -> str:
+    if gpu.reason:
+        return f"cannot be used: {gpu.reason}"
+    return f"{gpu.name}, {gpu.free / 1e9:.1f} of {_gb(gpu.total)} free"
+
+
+def _batch_line(batch: BatchLimit) -> str:
+    if batch.small == batch.large:
+        return f"{batch.small} ({batch.reason})"
+    return (
+        f"{batch.small} for a small model, which a CPU runs faster so; {batch.large} for a large one, where the first "
+        f"job would be done with the last ({batch.reason})"
+    )
 
 
 def _gb(size: int) -> str:

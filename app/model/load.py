@@ -1,8 +1,8 @@
-"""What a worker calls to get its model: from settings to a `SdxlDiffusion` on its device."""
+"""The loader of a worker's model: from settings to an `SdxlDiffusion` on its device."""
 
 import torch
 
-from app.model import checkpoint, devices
+from app.model import devices, pipeline
 from app.model.batch_limit import capacity
 from app.model.compiled import compile_parts, compiled_batch_sizes
 from app.model.diffusion import SdxlDiffusion
@@ -12,14 +12,14 @@ from app.settings import WorkerSettings
 
 
 def load(settings: WorkerSettings, device: str) -> SdxlDiffusion:
-    """Load the checkpoint that the settings name onto a device (`auto`, `cpu`, `cuda`, `cuda:N`).
+    """Load the checkpoint that the settings select onto a device (`auto`, `cpu`, `cuda`, `cuda:N`).
 
     Raises:
-        CheckpointError: it cannot be found, fetched or used.
+        CheckpointError: the device cannot be used, or the checkpoint cannot be found, downloaded, used or compiled.
     """
     device = devices.resolve_device(device)
     select(torch.device(device))
-    pipe, info = checkpoint.load_pipeline(settings, device)
+    pipe, info = pipeline.load_pipeline(settings, device)
     torch.backends.cuda.matmul.allow_fp16_accumulation = settings.fp16_accumulation
     max_jobs = capacity(settings.max_batch, info.device, large=is_large(pipe.unet))
     sizes: tuple[int, ...] = ()

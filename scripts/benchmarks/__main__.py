@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from app.model.checkpoint import EMBEDDED
+from app.model.sources import EMBEDDED
 from scripts.benchmarks import batch, codecs, counted, full, gpu, growth, load, report, single
 
 

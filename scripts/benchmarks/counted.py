@@ -9,8 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTokenizer
 
 from app.engine.messages import Job, ModelInfo
-from app.model.checkpoint import EMBEDDED
 from app.model.diffusion import SdxlDiffusion
+from app.model.sources import EMBEDDED
 from app.pixels import Pixels
 from scripts.benchmarks.report import Goal, Outcome
 from scripts.make_checkpoint import (

@@ -16,9 +16,9 @@ from transformers import CLIPTokenizer
 from app.engine.messages import Job, ModelInfo, Result
 from app.errors import CheckpointError
 from app.model.batch_limit import capacity
-from app.model.checkpoint import EMBEDDED, TURBO
 from app.model.diffusion import SdxlDiffusion
 from app.model.load import load
+from app.model.sources import EMBEDDED, TURBO
 from app.pixels import Pixels
 from app.settings import Settings
 from scripts.make_checkpoint import (

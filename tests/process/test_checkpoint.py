@@ -11,10 +11,11 @@ import torch
 from diffusers import AutoencoderTiny
 
 from app.errors import CheckpointError
-from app.model import checkpoint, devices
-from app.model.checkpoint import EMBEDDED, FP16_VAE, TURBO
+from app.model import devices, sources
+from app.model.describe import Gpu, _batch_limit, describe
 from app.model.hub import PINS
 from app.model.load import load
+from app.model.sources import EMBEDDED, FP16_VAE, TURBO
 from app.settings import Settings
 from scripts.make_checkpoint import vae_config, write_tiny_vae
 from tests.support.drivers import OLD_DRIVER
@@ -35,17 +36,17 @@ def load_folder(folder: Path, **knobs: Any) -> Any:
 
 
 def test_auto_is_turbo_with_a_cuda_device_and_embedded_without() -> None:
-    turbo = checkpoint.resolve_model("auto", "cuda:0")
+    turbo = sources.resolve_model("auto", "cuda:0")
     assert (turbo.name, turbo.revision) == (TURBO, PINS[TURBO])
     assert "cuda:0 is there" in turbo.reason
-    embedded = checkpoint.resolve_model("auto", "cpu")
+    embedded = sources.resolve_model("auto", "cpu")
     assert (embedded.name, embedded.folder) == ("embedded", EMBEDDED)
     assert "no CUDA device" in embedded.reason
 
 
 def test_embedded_and_a_folder_are_taken_as_they_are(tmp_path: Path) -> None:
-    assert checkpoint.resolve_model("embedded", "cuda:0").folder == EMBEDDED
-    source = checkpoint.resolve_model(str(tmp_path), "cpu")
+    assert sources.resolve_model("embedded", "cuda:0").folder == EMBEDDED
+    source = sources.resolve_model(str(tmp_path), "cpu")
     assert (source.folder, source.name) == (tmp_path, str(tmp_path))
 
 
@@ -56,7 +57,7 @@ def test_every_known_repository_is_pinned_to_a_commit(revision: str) -> None:
 
 
 def test_a_revision_of_ones_own_is_taken() -> None:
-    source = checkpoint.resolve_model(f"{TURBO}@{'a' * 40}", "cpu")
+    source = sources.resolve_model(f"{TURBO}@{'a' * 40}", "cpu")
     assert (source.hub_id, source.revision) == (TURBO, "a" * 40)
 
 
@@ -67,7 +68,7 @@ def test_a_model_that_is_neither_word_nor_folder_nor_hub_id_is_refused_with_the_
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     with pytest.raises(CheckpointError, match="none of: auto, embedded"):
-        checkpoint.resolve_model(name, "cpu")
+        sources.resolve_model(name, "cpu")
 
 
 @pytest.mark.parametrize(
@@ -85,17 +86,17 @@ def test_the_fixed_vae_is_taken_only_where_sdxls_own_overflows(
     device: str, dtype: torch.dtype, own: dict[str, Any], name: str | None
 ) -> None:
     config = vae_config("full") | {"force_upcast": True} | own
-    source = checkpoint.resolve_vae("auto", config, device, dtype)
+    source = sources.resolve_vae("auto", config, device, dtype)
     assert (source and source.name) == name
 
 
 def test_a_vae_can_be_named(tmp_path: Path) -> None:
-    assert checkpoint.resolve_vae("checkpoint", {}, "cuda:0", torch.float16) is None
-    named = checkpoint.resolve_vae(str(tmp_path), {}, "cpu", torch.float32)
+    assert sources.resolve_vae("checkpoint", {}, "cuda:0", torch.float16) is None
+    named = sources.resolve_vae(str(tmp_path), {}, "cpu", torch.float32)
     assert named is not None
     assert named.folder == tmp_path
     with pytest.raises(CheckpointError, match="IMG2IMG_VAE"):
-        checkpoint.resolve_vae("nothing", {}, "cpu", torch.float32)
+        sources.resolve_vae("nothing", {}, "cpu", torch.float32)
 
 
 def test_the_dtype_follows_the_device_unless_it_is_named() -> None:
@@ -252,12 +253,15 @@ def test_corrupt_weights_are_refused(copy: Path) -> None:
 
 
 def test_describe_names_device_and_model_and_whether_the_files_are_here(tmp_path: Path) -> None:
-    facts = checkpoint.describe(Settings(devices="cpu"))
-    assert (facts["device"], facts["dtype"], facts["files"]) == ("cpu", "float32", str(EMBEDDED))
-    assert facts["model"].startswith("embedded (")
-    missing = checkpoint.describe(Settings(devices="cpu", model=TURBO, hub_cache=tmp_path))
-    assert "not all here yet" in missing["files"]
-    assert "img2img download" in missing["files"]
+    facts = describe(Settings(devices="cpu"))
+    assert (facts.device, facts.dtype, facts.files.folder) == ("cpu", "float32", str(EMBEDDED))
+    assert facts.files.vae == "checkpoint"
+    assert facts.model.embedded
+    assert "no CUDA device" in facts.model.reason
+    missing = describe(Settings(devices="cpu", model=TURBO, hub_cache=tmp_path))
+    assert (missing.files.folder, missing.files.vae, missing.files.downloadable) == ("", "", True)
+    assert "img2img download" in missing.files.reason
+    assert not missing.model.embedded
 
 
 def test_describe_names_each_gpu_and_one_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,10 +274,14 @@ def test_describe_names_each_gpu_and_one_that_fails(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(name="NVIDIA A10G"))
     monkeypatch.setattr(torch.cuda, "mem_get_info", memory)
-    facts = checkpoint.describe(Settings(devices="cpu"))
-    assert facts["cuda:0"] == "NVIDIA A10G, 20.0 of 24.0 GB free"
-    assert facts["cuda:1"] == "cannot be used: CUDA error: unknown error"
+    facts = describe(Settings(devices="cpu"))
+    assert facts.gpus == (
+        Gpu("NVIDIA A10G", 20_000_000_000, 24_000_000_000),
+        Gpu(reason="CUDA error: unknown error"),
+    )
 
 
-def test_for_a_gpu_the_same_number_is_said_whatever_the_model() -> None:
-    assert checkpoint._describe_batch(Settings(), "cuda:0").startswith("4 (max_batch is auto, and a GPU is expected")
+def test_batch_limit_on_a_gpu_is_the_same_for_all_models() -> None:
+    limit = _batch_limit(Settings(), "cuda:0")
+    assert (limit.small, limit.large) == (4, 4)
+    assert limit.reason.startswith("max_batch is auto, and a GPU is expected")

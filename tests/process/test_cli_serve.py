@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from app.cli.console import own_url
-from app.model.checkpoint import EMBEDDED, FP16_VAE
 from app.model.hub import PINS
+from app.model.sources import EMBEDDED, FP16_VAE
 from app.settings import Settings
 from tests.support.canned import Answer, canned
 from tests.support.cli import run_cli
@@ -163,4 +163,4 @@ class TestDownload:
     def test_download_of_an_unknown_model_is_reported(self) -> None:
         result = run_cli("download", "--model", "nope")
         assert (result.exit_code, result.stdout) == (1, "")
-        assert "img2img: IMG2IMG_MODEL=nope is no folder here" in result.stderr
+        assert "img2img: IMG2IMG_MODEL=nope is not a folder" in result.stderr

@@ -1,6 +1,7 @@
 import json
 import logging
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,15 +11,25 @@ from typer.testing import CliRunner
 
 from app.cli import app, doctor
 from app.cli.doctor import Facts
+from app.model.describe import BatchLimit, Description, Files, Gpu, Model
 from tests.support.drivers import OLD_DRIVER
 
-MODEL = {"torch": "2.13.0", "CUDA build": "13.0", "device": "cuda:0", "dtype": "float16", "VAE": "fixed"}
+MODEL = Description(
+    torch="2.13.0",
+    cuda_build="13.0",
+    gpus=(Gpu("NVIDIA A10G", 20_000_000_000, 24_000_000_000), Gpu(reason="CUDA error")),
+    device="cuda:0",
+    dtype="float16",
+    batch=BatchLimit(4, 4, "max_batch is auto"),
+    model=Model("stabilityai/sdxl-turbo", "model is auto"),
+    files=Files("/cache/snapshot", "fixed"),
+)
 GOOD = Facts(
     vae_setting="auto",
     devices_setting="auto",
     compile_setting="default",
     compiler=True,
-    model={**MODEL, "model": "stabilityai/sdxl-turbo (model is auto)", "files": "/cache/snapshot"},
+    model=MODEL,
     problems=(),
     unknown=(),
     driver="NVIDIA A10G, 580.1, 24 GB",
@@ -29,8 +40,9 @@ GOOD = Facts(
     cache_writable=True,
     cache_free=90_000_000_000,
 )
-CPU = replace(GOOD, model={**GOOD.model, "device": "cpu", "dtype": "float32"})
-AWAY = replace(GOOD, model={**GOOD.model, "files": "not all here yet: Run `img2img download` first."})
+CPU_MODEL = replace(MODEL, device="cpu", dtype="float32")
+CPU = replace(GOOD, model=CPU_MODEL)
+AWAY = replace(GOOD, model=replace(MODEL, files=Files(reason="Run `img2img download` first.", downloadable=True)))
 
 
 @pytest.fixture(autouse=True)
@@ -77,7 +89,7 @@ def test_a_program_can_read_the_report() -> None:
 def test_a_model_that_cannot_be_is_told_and_fails() -> None:
     result = run_doctor(IMG2IMG_MODEL="nope")
     assert result.exit_code == 1
-    assert "\n- IMG2IMG_MODEL=nope is no folder here" in result.stdout
+    assert "\n- IMG2IMG_MODEL=nope is not a folder" in result.stdout
 
 
 @pytest.mark.parametrize("devices", ["auto", "cuda:0"])
@@ -98,7 +110,7 @@ def test_old_driver_is_no_problem_for_the_cpu() -> None:
 
 def test_a_folder_that_is_no_checkpoint_is_told(tmp_path: Path) -> None:
     result = run_doctor(IMG2IMG_MODEL=str(tmp_path))
-    assert f"\n- IMG2IMG_MODEL={tmp_path} is no checkpoint in diffusers format" in result.stdout
+    assert f"\n- IMG2IMG_MODEL={tmp_path} is not a checkpoint in diffusers format" in result.stdout
     assert "download" not in result.stdout
     assert result.exit_code == 1
 
@@ -166,7 +178,24 @@ def test_the_memory_is_that_of_the_machine_or_of_the_container(tmp_path: Path) -
 
 def test_a_good_machine_gets_no_advice() -> None:
     assert doctor.advise(GOOD) == []
-    assert "All is well." in doctor.render(GOOD, [])
+    report = doctor.render(GOOD, [])
+    assert "All is well." in report
+    for name, value in (
+        ("CUDA build", "13.0"),
+        ("cuda:0", "NVIDIA A10G, 20.0 of 24.0 GB free"),
+        ("cuda:1", "cannot be used: CUDA error"),
+        ("batch", "4 (max_batch is auto)"),
+        ("model", "stabilityai/sdxl-turbo (model is auto)"),
+        ("VAE", "fixed"),
+        ("files", "/cache/snapshot"),
+    ):
+        assert re.search(rf"^{re.escape(name)} +{re.escape(value)}$", report, re.MULTILINE)
+
+
+def test_report_says_which_files_are_missing() -> None:
+    assert re.search(
+        r"^files +not all here yet: Run `img2img download` first\.$", doctor.render(AWAY, []), re.MULTILINE
+    )
 
 
 @pytest.mark.parametrize(
@@ -175,13 +204,16 @@ def test_a_good_machine_gets_no_advice() -> None:
         (replace(CPU, visible_devices="void"), "start it with --gpus all"),
         (replace(CPU, driver=None), "no NVIDIA driver here"),
         (replace(CPU, devices_setting="cpu"), "auto takes the GPU"),
-        (replace(CPU, model={**CPU.model, "CUDA build": "none"}), "built without CUDA"),
+        (replace(CPU, model=replace(CPU_MODEL, cuda_build="none")), "built without CUDA"),
         (CPU, "torch finds no GPU"),
-        (CPU, "a minute and more for each picture"),
+        (CPU, "a minute and more for each image"),
         (replace(CPU, memory=8_000_000_000), "8.0 GB of memory may be too little"),
-        (replace(CPU, model={**CPU.model, "dtype": "float16"}), "float16 on the CPU is slow"),
-        (replace(CPU, model={**CPU.model, "model": "embedded (why)"}), "IMG2IMG_MODEL=stabilityai/sdxl-turbo"),
-        (replace(GOOD, model={**GOOD.model, "dtype": "float32"}), "twice the memory and time"),
+        (replace(CPU, model=replace(MODEL, device="cpu")), "float16 on the CPU is slow"),
+        (
+            replace(CPU, model=replace(CPU_MODEL, model=Model("embedded", "why"))),
+            "IMG2IMG_MODEL=stabilityai/sdxl-turbo",
+        ),
+        (replace(GOOD, model=replace(MODEL, dtype="float32")), "twice the memory and time"),
         (replace(GOOD, vae_setting="checkpoint"), "own VAE has to run in float32"),
         (replace(GOOD, compile_setting="off"), "IMG2IMG_COMPILE=default replays CUDA graphs"),
         (replace(GOOD, compiler=False), "IMG2IMG_COMPILE=default needs a C++ compiler, and there is none. Install g++"),

@@ -9,9 +9,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from app.engine.messages import Job
-from app.model.checkpoint import EMBEDDED
 from app.model.diffusion import SdxlDiffusion
 from app.model.load import load
+from app.model.sources import EMBEDDED
 from app.pixels import Pixels
 from app.settings import Settings
 from scripts.demo import PROMPT

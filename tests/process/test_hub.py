@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from app.engine.messages import ModelInfo
 from app.errors import CheckpointError
 from app.model import checkpoint, hub
-from app.model.checkpoint import FP16_VAE, TINY_VAE, TURBO
+from app.model.checkpoint import Checkpoint
+from app.model.sources import FP16_VAE, TINY_VAE, TURBO
 from app.settings import Settings
 from tests.support.checkpoints import files_of
 from tests.support.hub import HUB_PORT, Hub, run_hub
@@ -55,7 +55,7 @@ class Fetch:
         self.hub = model_hub
         self.cache = cache
 
-    def __call__(self, device: str = "cuda:0", **knobs: Any) -> tuple[Path, Path | None, ModelInfo]:
+    def __call__(self, device: str = "cuda:0", **knobs: Any) -> Checkpoint:
         return checkpoint.fetch(Settings(**{"model": TURBO, "hub_cache": self.cache, **knobs}), device)
 
 
@@ -65,7 +65,8 @@ def fetch(model_hub: Hub, tmp_path: Path) -> Fetch:
 
 
 def test_cuda_downloads_the_float16_files_and_the_fixed_vae(fetch: Fetch) -> None:
-    folder, vae, info = fetch()
+    found = fetch()
+    folder, vae, info = found.folder, found.vae_folder, found.info
     assert vae is not None
     assert sorted(files_of(folder)) == sorted(EXPECTED)
     assert sorted(files_of(vae)) == ["config.json", "diffusion_pytorch_model.safetensors"]
@@ -101,13 +102,15 @@ def test_download_shows_its_progress(fetch: Fetch, capfd: pytest.CaptureFixture[
 
 
 def test_cpu_downloads_the_vae_of_the_checkpoint(fetch: Fetch) -> None:
-    folder, vae, _ = fetch("cpu")
+    found = fetch("cpu")
+    folder, vae = found.folder, found.vae_folder
     assert vae is None
     assert sorted(files_of(folder)) == sorted([*EXPECTED, "vae/diffusion_pytorch_model.fp16.safetensors"])
 
 
 def test_tiny_vae_is_downloaded_on_request(fetch: Fetch) -> None:
-    _, vae, info = fetch("cpu", vae="tiny")
+    found = fetch("cpu", vae="tiny")
+    vae, info = found.vae_folder, found.info
     assert vae is not None
     assert info.vae == TINY_VAE
 
@@ -121,7 +124,7 @@ def test_complete_cache_makes_no_request_to_the_hub(fetch: Fetch) -> None:
 
 
 def test_broken_download_is_completed_with_the_missing_files(fetch: Fetch) -> None:
-    folder, _, _ = fetch()
+    folder = fetch().folder
     fetch.hub.fetched.clear()
     (folder / "unet/diffusion_pytorch_model.fp16.safetensors").unlink()
     fetch()
@@ -168,7 +171,7 @@ def test_unpinned_repository_is_loaded_with_a_warning(
     fetch: Fetch, tiny_checkpoint: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     fetch.hub.add("example/lightning", "a" * 40, files_of(tiny_checkpoint))
-    _, _, info = fetch("cpu", model="example/lightning")
+    info = fetch("cpu", model="example/lightning").info
     assert info.revision == "main"
     assert "is not pinned" in caplog.text
     asked = fetch.hub.requests

@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import CLIPTokenizer
 
-from app.model.checkpoint import EMBEDDED
+from app.model.sources import EMBEDDED
 from scripts.make_checkpoint import (
     CONFIGS,
     Config,

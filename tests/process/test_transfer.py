@@ -57,7 +57,7 @@ def test_device_without_a_number_is_selected_as_the_first(monkeypatch: pytest.Mo
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", selected.append)
-    monkeypatch.setattr("app.model.checkpoint.load_pipeline", load_pipeline)
+    monkeypatch.setattr("app.model.pipeline.load_pipeline", load_pipeline)
     with pytest.raises(StopIteration):
         load(Settings(), "cuda")
     assert (selected, loaded) == ([torch.device("cuda:0")], ["cuda:0"])

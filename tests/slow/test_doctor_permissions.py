@@ -48,6 +48,6 @@ class TestWithoutRights:
         folder = shutil.copytree(tiny_checkpoint, tmp_path / "model")
         weights = next((folder / "unet").glob("*.safetensors"))
         weights.chmod(0)
-        said = f"{weights} cannot be read: see to its permissions."
+        said = f"{weights} cannot be read: check its permissions."
         done = self.run(sys.executable, "-m", "app", "doctor", IMG2IMG_MODEL=str(folder))
         assert (done.returncode, f"\n- {said}\n" in done.stdout, done.stderr) == (1, True, "")

@@ -9,7 +9,7 @@ import torch
 from diffusers import EulerAncestralDiscreteScheduler, StableDiffusionXLImg2ImgPipeline
 from torch import nn
 
-from app.model.checkpoint import EMBEDDED
+from app.model.sources import EMBEDDED
 from scripts.embedded import alignment, autoencoder, export, translator
 from scripts.embedded.probes import Probes
 from scripts.embedded.prompts import NOTHING, Prompts
