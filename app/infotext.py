@@ -25,7 +25,7 @@ _SAMPLERS = {
 
 
 def sampler_name(scheduler: str) -> str:
-    """What the web UI calls the scheduler of this class of diffusers; the class's own name if it has none for it."""
+    """The web UI's name for a scheduler class of diffusers; the name of the class if there is none."""
     return _SAMPLERS.get(scheduler, scheduler)
 
 
@@ -33,13 +33,13 @@ def infotext(request: Img2ImgRequest, seed: int, size: tuple[int, int], model: s
     """The request in the notation of AUTOMATIC1111's web UI, which image tools read back.
 
     Args:
-        request: what was asked for.
+        request: the parameters.
         seed: the seed that was used, from the request or random.
         size: width and height of the image.
         model: name of the checkpoint.
         sampler: as the web UI calls it.
-        version: of this program. Its name goes before it: the web UI takes a bare number for its own version, and
-            draws what is read back from an image as it did then.
+        version: of this program. The program's name goes before it: the web UI takes a number alone for a version of
+            its own, and imitates that version.
     """
     facts = {
         "Steps": request.num_inference_steps,
@@ -63,9 +63,9 @@ def _quote(value: str) -> str:
 
 
 def parse_infotext(text: str) -> dict[str, str]:
-    """Its facts by their names, and the prompts as `Prompt` and `Negative prompt`, as the web UI names them.
+    """Its values by their names, with the prompts as `Prompt` and `Negative prompt`, as the web UI names them.
 
-    What is in no such notation gives a prompt, and no facts.
+    Text in another notation is a prompt without values.
     """
     *lines, last = text.strip().split("\n")
     facts = {name: _unquote(value) for name, value in _FACT.findall(last)}

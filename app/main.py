@@ -29,8 +29,8 @@ from app.routes import DIALECTS
 from app.service import Service
 from app.settings import Settings
 from app.watched_files import refreshing
-from app.web.access import Gate
-from app.web.api_keys import Keys
+from app.web.access import AccessControl
+from app.web.api_keys import ApiKeys
 from app.web.app_state import AppState, keep_app_state
 from app.web.body_limits import BodyLimits
 from app.web.dialects import Dialect, Dialects
@@ -84,7 +84,7 @@ def create_app(
     """
     settings = settings or Settings()
     metrics = Metrics()
-    signer, keys = c2pa.signer(settings), Keys(settings)
+    signer, keys = c2pa.signer(settings), ApiKeys(settings)
     served = Dialects(dialects, settings)
     errors = ErrorResponses(served, metrics)
 
@@ -108,7 +108,7 @@ def create_app(
     # A request passes the middleware in the opposite order.
     max_bytes, seconds = settings.max_body_bytes, settings.body_timeout_seconds
     app.add_middleware(BodyLimits, metrics=metrics, max_bytes=max_bytes, seconds=seconds)
-    app.add_middleware(Gate, keys=keys, origins=origins, errors=errors, open_paths=served.open_paths)
+    app.add_middleware(AccessControl, keys=keys, origins=origins, errors=errors, open_paths=served.open_paths)
     if origins:
         app.add_middleware(
             CORSMiddleware,

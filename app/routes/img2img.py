@@ -22,7 +22,7 @@ from app.web.disconnect import unless_disconnected
 from app.web.fields import boolean, mapping, unique
 from app.web.forms import AS_FILE, read_form
 from app.web.json_body import read_json
-from app.web.negotiation import IMAGE_TYPES, acceptable, prefers
+from app.web.negotiation import IMAGE_TYPES, best_format, prefers
 from app.web.openapi import KEYS, body, error_responses, image_response, object_schema
 from app.web.problems import Problem
 from app.web.requests import request_info
@@ -74,10 +74,10 @@ _BODY = body(
 _EVENTS = {EVENTS: {"schema": {"type": "string", "description": "Events, if `Accept` asks for them."}}}
 
 _RAW = ("application/octet-stream", "application/x-image", "")
-"""Media types of an image that say nothing more; the second is SageMaker's own."""
+"""Generic media types of an image; the second is SageMaker's own."""
 
 
-# /invocations is where SageMaker sends what its callers send.
+# SageMaker sends its requests to /invocations.
 @router.post("/invocations", response_class=StreamingResponse, include_in_schema=False)
 @router.post(
     "/img2img",
@@ -95,10 +95,10 @@ _RAW = ("application/octet-stream", "application/x-image", "")
 async def img2img(request: Request) -> Response:
     """Takes the image as `multipart/form-data`, as a raw body, or as base64 in Hugging Face's JSON.
 
-    The answer is the image itself. `X-Seed` is what makes it again. A header `X-Request-Timeout` says for how many
-    seconds you will wait. With `Accept: text/event-stream` the answer is events: `waiting` with how many are `ahead`,
-    `step` with `step` of `steps`, and `picture`; the header `X-Previews: 1` puts a preview, as a data: URL, into those
-    of steps.
+    The answer is the image itself; the seed in `X-Seed` makes it again. The request header `X-Request-Timeout` is the
+    number of seconds that you will wait. With `Accept: text/event-stream` the answer is events: `waiting` with the
+    number of requests `ahead`, `step` with `step` and `steps`, and `picture`. The request header `X-Previews: 1` adds
+    a preview to each `step`, as a data: URL.
     """
     call = request_info(request)
     upload, fields = await _read(request)
@@ -107,8 +107,8 @@ async def img2img(request: Request) -> Response:
     accept = request.headers.get("accept") or "*/*"
     as_events = prefers(accept, EVENTS, IMAGE_TYPES)
     if asked.output_format is None:
-        # In an event an image has its place, even if the header says nothing of images.
-        best = acceptable(f"{accept}, */*;q=0.001" if as_events else accept)
+        # An event may hold an image even if the header admits none.
+        best = best_format(f"{accept}, */*;q=0.001" if as_events else accept)
         asked = asked.model_copy(update={"output_format": best})
     if as_events:
         previews = boolean(request.headers.get("x-previews", "0"), "X-Previews")
@@ -130,13 +130,19 @@ async def _events(
                     preview = {"preview": data_url(seen.preview.data, OutputFormat.JPEG)} if seen.preview else {}
                     yield Event("step", {"step": seen.step, "steps": seen.steps, **preview})
                 case _:
-                    facts = {"seed": seen.seed, "steps_run": seen.steps_run, "start_timestep": seen.start_timestep}
-                    told = {**facts, "tokens_cut": seen.tokens_cut, "seconds": seen.seconds}
-                    yield Event("picture", {"image": data_url(seen.data, seen.output_format), **told}, last=True)
+                    body = {
+                        "image": data_url(seen.data, seen.output_format),
+                        "seed": seen.seed,
+                        "steps_run": seen.steps_run,
+                        "start_timestep": seen.start_timestep,
+                        "tokens_cut": seen.tokens_cut,
+                        "seconds": seen.seconds,
+                    }
+                    yield Event("picture", body, last=True)
 
 
 async def _read(request: Request) -> tuple[Upload, dict[str, Any]]:
-    """The image's bytes and the fields, from whichever body this is; fields in the query are as good."""
+    """The image and the fields of a body of any kind; fields may be in the query, too."""
     query = request.query_params.multi_items()
     try:
         unquote_to_bytes(request.scope["query_string"]).decode()
@@ -155,7 +161,7 @@ async def _read(request: Request) -> tuple[Upload, dict[str, Any]]:
         image, fields = await read_json(request, parse_hugging_face)
         said = {name: value for name, value in fields.items() if value is not None}
         return Upload(image), {"prompt": "", **unique([*query, *said.items()])}
-    # Hugging Face's client names no type for bytes: what an image is shows in its content anyway.
+    # Hugging Face's client sends bytes without a type.
     if media_type.startswith("image/") or media_type in _RAW:
         return Upload(await read_body(request)), {"prompt": "", **unique(query)}
     raise UnsupportedMediaType(
@@ -168,7 +174,7 @@ def parse_hugging_face(body: Mapping[str, Any]) -> tuple[bytes, dict[str, Any]]:
     """`{"inputs": base64, "parameters": {...}}`, as `InferenceClient.image_to_image` sends it.
 
     Raises:
-        InvalidImage: the image is no base64.
+        InvalidImage: the image is not base64.
         InvalidParameter: it is JSON of another shape.
     """
     if not isinstance(body.get("inputs"), str):

@@ -20,19 +20,19 @@ _DOCS_POLICY = (
 
 @router.get("/health/live", summary="Whether the process answers at all")
 async def live() -> dict[str, str]:
-    """Never waits for a model or a device: a probe that fails here means restart me."""
+    """Does not depend on the model or a device: if this fails, restart the process."""
     return {"status": "live"}
 
 
-# /health is where Hugging Face's endpoints ask, and /ping where SageMaker does.
+# Hugging Face's endpoints ask /health, and SageMaker asks /ping.
 @router.get("/ping", include_in_schema=False)
 @router.get("/health", include_in_schema=False)
 @router.get("/health/ready", summary="Whether an image can be made now", responses={503: {"description": "Not yet."}})
 async def ready(request: Request) -> JSONResponse:
-    """200 once a worker has loaded the model and made a real image with it.
+    """200 when a worker has loaded the model and edited an image with it.
 
-    503 before, while none makes images, and once the service is told to end. A worker that was let go because there
-    was nothing to do counts as ready.
+    503 before that, while no worker is ready, and while the service shuts down. A worker that was unloaded because it
+    was idle counts as ready.
     """
     service = service_of(request)
     if service.status != "ready":
@@ -55,7 +55,7 @@ async def metrics(request: Request) -> Response:
 
 @router.get("/docs", include_in_schema=False)
 async def docs(request: Request) -> HTMLResponse:
-    """The interface to read and try. The page takes its program and its looks from a public CDN."""
+    """The interactive description. The page loads its scripts and styles from a public CDN."""
     page = get_swagger_ui_html(openapi_url=request.app.openapi_url, title=request.app.title)
     page.headers["Content-Security-Policy"] = _DOCS_POLICY
     return page

@@ -93,11 +93,11 @@ async def _edit(service: Service, index: int, image: Upload, asked: Img2ImgReque
 
 
 def parse_instances(body: dict[str, Any]) -> list[tuple[Upload, Img2ImgRequest]]:
-    """The image and what to make of it, of each instance; what `parameters` say holds for all that say nothing else.
+    """The image and the request of each instance. `parameters` are the defaults of all instances.
 
     Raises:
         InvalidParameter: it is JSON of another shape, or a field cannot be used.
-        InvalidImage: an image is no base64.
+        InvalidImage: an image is not base64.
     """
     if others := sorted(set(body) - set(VertexInstances.model_fields)):
         raise InvalidParameter("'instances' and 'parameters' are all that is read here.", param=others[0][:64])
@@ -130,7 +130,7 @@ def _instance(instance: dict[str, Any], shared: dict[str, Any]) -> tuple[Upload,
     fields = {**defaults, **shared, **instance}
     image = fields.pop("image", None)
     if isinstance(image, dict):
-        # As Google's own models have it, and as TensorFlow's do.
+        # The names of Google's models and of TensorFlow's.
         image = next((image[name] for name in _IMAGE_NAMES if name in image), None)
     if not isinstance(image, str):
         raise InvalidParameter('It needs an image: base64, or {"bytesBase64Encoded": "<base64>"}.', param="image")

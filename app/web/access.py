@@ -11,7 +11,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.errors import OriginNotAllowed, ServiceError, Unauthorized
-from app.web.api_keys import Keys, sent_key
+from app.web.api_keys import ApiKeys, sent_key
 from app.web.error_responses import ErrorResponses
 from app.web.request_state import request_state
 
@@ -21,8 +21,8 @@ _PRIVATE = (".localhost", ".local", ".internal", ".home.arpa", ".test")
 """RFC 6761, 6762 and 8375, and what ICANN has set aside."""
 
 
-class Gate:
-    """Refuses requests without a key, where keys are set, and those that a web page of a foreign origin sends.
+class AccessControl:
+    """Refuses requests without an API key, if there are keys, and those of web pages of other origins.
 
     Routes find the client as `RequestState.caller`: its key, else its address.
 
@@ -37,7 +37,7 @@ class Gate:
     def __init__(
         self,
         app: ASGIApp,
-        keys: Keys,
+        keys: ApiKeys,
         origins: frozenset[str],
         errors: ErrorResponses,
         open_paths: frozenset[str],
@@ -68,7 +68,7 @@ class Gate:
         """The client's key or address. Raises `Unauthorized` or `OriginNotAllowed`."""
         headers = Headers(scope=scope)
         changes = scope["type"] == "websocket" or scope["method"] not in _SAFE_METHODS
-        if changes and not self._welcome(headers.get("origin"), headers.get("host", "")):
+        if changes and not self._origin_allowed(headers.get("origin"), headers.get("host", "")):
             raise OriginNotAllowed(
                 "A web page of this origin may not use the service. Name the origin in IMG2IMG_CORS_ORIGINS."
             )
@@ -84,11 +84,11 @@ class Gate:
             )
         return f"key {found}"
 
-    def _welcome(self, origin: str | None, host: str) -> bool:
-        """Only browsers send an origin: without one, there is no page that could act for its visitor.
+    def _origin_allowed(self, origin: str | None, host: str) -> bool:
+        """Whether a web page of an origin may send requests. Only browsers send an origin.
 
-        The service's own origin is what the browser took for its address. A stranger can have a public name of his own
-        point here (DNS rebinding), so that his page seems to be the service's: without keys, no such name is believed.
+        The service's own origin is the address in the browser. A foreign page can give this address a public name of
+        its own (DNS rebinding), so that its origin seems to be the service's: without keys, public names are refused.
         """
         if origin is None or origin in self.origins:
             return True
@@ -101,7 +101,7 @@ class Gate:
 
 
 def _private(name: str) -> bool:
-    """Whether a host's name can be no stranger's: an address, a name without a dot, or one that no public DNS has."""
+    """Whether a host is an address, a name without a dot, or a name that public DNS does not have."""
     try:
         ipaddress.ip_address(name)
     except ValueError:
@@ -110,7 +110,7 @@ def _private(name: str) -> bool:
 
 
 def _network(scope: Scope) -> str:
-    """The address of the other end; of IPv6 its first 64 bits, since whoever has one such address has all of them."""
+    """The client's address; of IPv6 the first 64 bits, since a client commonly has all addresses of such a network."""
     host = str((scope.get("client") or ("unknown",))[0])
     try:
         address = ipaddress.IPv6Address(host.partition("%")[0])

@@ -1,4 +1,4 @@
-"""API keys: where they come from, and whether one that was sent is among them."""
+"""The API keys of the settings, and the check of a request's key."""
 
 import base64
 import binascii
@@ -17,13 +17,13 @@ from app.watched_files import Watched
 logger = logging.getLogger(__name__)
 
 _KEY = re.compile(r"[!-+\--~]+", re.ASCII)
-"""What a header can carry, without the comma."""
+"""The characters that a header can hold, without the comma."""
 
 _BEARER = re.compile(rb"bearer +(\S+) *", re.IGNORECASE)
 _BASIC = re.compile(rb"basic +(\S+) *", re.IGNORECASE)
 
 
-class Keys:
+class ApiKeys:
     """The keys of `IMG2IMG_API_KEYS` and of `IMG2IMG_API_KEYS_FILE`, kept as SHA-256 digests.
 
     `refresh` reads the file again when it has changed, so that keys are exchanged without a restart. If it cannot be
@@ -37,7 +37,7 @@ class Keys:
         listed = settings.api_keys.get_secret_value()
         self._fixed = _digests(listed.split(","), "IMG2IMG_API_KEYS")
         if listed and not self._fixed:
-            raise Misconfigured("IMG2IMG_API_KEYS holds no key: give one, or leave it out to let anybody in.")
+            raise Misconfigured("IMG2IMG_API_KEYS holds no key: give one, or leave it out for a service without keys.")
         self._file = settings.api_keys_file
         self._of_file: tuple[bytes, ...] = ()
         self._broken = False
@@ -46,11 +46,11 @@ class Keys:
             self._of_file = _read(self._file)
 
     def __bool__(self) -> bool:
-        """Whether a key is asked for at all."""
+        """Whether requests need a key."""
         return bool(self._fixed or self._file)
 
     def find(self, sent: bytes) -> str | None:
-        """A name for the key that was sent, which does not give it away; None if it is none of them.
+        """A name for the key, which does not reveal it; None if it is none of the keys.
 
         Every key is compared in full, so that the time it takes says nothing.
         """
@@ -91,9 +91,9 @@ def sent_key(headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:
 
 
 def _read(file: Path) -> tuple[bytes, ...]:
-    """Digests of a file's keys, one a line; empty lines, and those that begin with #, do not count."""
+    """Digests of a file's keys, one on each line. Empty lines and lines that begin with # are skipped."""
     try:
-        # Some editors mark UTF-8 at its beginning.
+        # Some editors write a byte order mark.
         text = watched_files.read(file, "IMG2IMG_API_KEYS_FILE").decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise Misconfigured(f"IMG2IMG_API_KEYS_FILE: {file} cannot be read: {error}.") from error

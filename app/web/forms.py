@@ -1,4 +1,4 @@
-"""Forms (`multipart/form-data`, RFC 7578), parsed while they arrive: the body is never held beside its parts."""
+"""Forms (`multipart/form-data`, RFC 7578), parsed while they arrive: the body is not held besides its parts."""
 
 from io import BytesIO
 
@@ -60,7 +60,7 @@ class _Parts:
         self._head: dict[bytes, bytes] = {}
         self._header = (b"", b"")
         self._name, self._is_file = "", False
-        # Not a list of chunks: a part of nothing but carriage returns comes in as many chunks as it has bytes.
+        # Not a list: of carriage returns, the parser makes one chunk for each byte.
         self._content = BytesIO()
 
     def _header_name(self, data: bytes, start: int, end: int) -> None:
@@ -111,7 +111,7 @@ class _Parts:
         try:
             self.items.append((self._name, data.decode()))
         except UnicodeDecodeError as error:
-            # An image that is sent as text gets a better answer from its route.
+            # Of an image as text, the route has a better error message.
             if self._name != "image":
                 raise _unreadable(f"The text of the part '{self._name[:64]}' is not in UTF-8.") from error
             self.items.append((self._name, data.decode("latin-1")))
@@ -123,13 +123,13 @@ class _Parts:
 async def read_form(request: Request, max_files: int = 1) -> tuple[dict[str, bytes], dict[str, str]]:
     """The files and the text fields of a form, by their names.
 
-    A form that is refused is received to its end all the same: a client that still sends would not read the answer.
+    A form that is refused is received to its end: a client that still sends does not read the answer.
 
     Raises:
         InvalidParameter: a name comes twice.
-        MalformedBody: it is no form, is cut short, or holds what is not in UTF-8.
-        UnsupportedMediaType: it does not say that it is a form.
-        ClientDisconnect: the client has gone.
+        MalformedBody: it is not a form, is incomplete, or has text that is not in UTF-8.
+        UnsupportedMediaType: its Content-Type is another one.
+        ClientDisconnect: the client has disconnected.
     """
     content_type = request.headers.get("content-type", "")
     if not content_type.lower().startswith("multipart/form-data"):
@@ -174,7 +174,7 @@ def _unreadable(reason: str) -> MalformedBody:
 
 
 def _text(data: bytes) -> str:
-    """Of a name: UTF-8, or else Latin-1, as old clients have it."""
+    """A name in UTF-8, or else in Latin-1, as old clients send it."""
     try:
         return data.decode()
     except UnicodeDecodeError:

@@ -1,4 +1,4 @@
-"""What an `Accept` header likes best (RFC 9110, section 12.5.1)."""
+"""Content negotiation by the `Accept` header (RFC 9110, section 12.5.1)."""
 
 from collections.abc import Iterable
 
@@ -8,11 +8,11 @@ from app.pixels import OutputFormat
 IMAGE_TYPES = tuple(output_format.media_type for output_format in OutputFormat)
 
 _NAMED = 3
-"""How specific a range is that is the media type itself; `image/*` is less so, and `*/*` least."""
+"""The specificity of a media type itself; `image/*` has 2, and `*/*` has 1."""
 
 
-def acceptable(accept: str) -> OutputFormat:
-    """The first format that an `Accept` header likes best; PNG if it does not mind.
+def best_format(accept: str) -> OutputFormat:
+    """The format with the highest weight in an `Accept` header; the first one of several, so PNG for `*/*`.
 
     Raises:
         NotAcceptable: it admits none.
@@ -30,7 +30,7 @@ def acceptable(accept: str) -> OutputFormat:
 
 
 def prefers(accept: str, media_type: str, others: Iterable[str]) -> bool:
-    """Whether an `Accept` header names a media type itself, and likes none of the others better."""
+    """Whether an `Accept` header names a media type itself, and gives none of the others a higher weight."""
     weight = _weights(accept, media_type).get(_NAMED, 0.0)
     return weight > 0 and all(_quality(accept, other) <= weight for other in others)
 

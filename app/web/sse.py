@@ -1,4 +1,4 @@
-"""Server-sent events: how a request goes, as it goes."""
+"""Server-sent events."""
 
 import asyncio
 import json
@@ -19,17 +19,17 @@ EVENTS = "text/event-stream"
 
 HEADERS = {
     "Cache-Control": "no-store",
-    # FastAPI's own event streams have it too: an nginx on the way may hold events back otherwise.
+    # As in FastAPI's own event streams: otherwise nginx may buffer the events.
     "X-Accel-Buffering": "no",
 }
 
 KEEPALIVE_SECONDS = 15.0
-"""After so long without an event a comment is sent, as the HTML standard advises: proxies close what is silent."""
+"""After so long without an event a comment is sent, as the HTML standard advises: proxies close idle connections."""
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """A name, and what is sent as JSON; with the last one the caller has what he asked for."""
+    """An event with a JSON body. The last one holds the result."""
 
     name: str
     body: dict[str, Any]
@@ -37,10 +37,10 @@ class Event:
 
 
 async def event_stream(request: Request, events: AsyncGenerator[Event, None]) -> StreamingResponse:
-    """An answer of events. What is refused before the first one is refused as ever; an error after it is an event too.
+    """A stream of events. An error before the first event has its own status; a later one is an event.
 
     Raises:
-        ServiceError: the request was refused before anything has come.
+        ServiceError: the request was refused before the first event.
     """
     first = await unless_disconnected(request, _next(events))
     body = _lines(request, first, events)

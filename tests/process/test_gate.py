@@ -20,7 +20,7 @@ from app.errors import Misconfigured
 from app.main import create_app
 from app.routes import DIALECTS
 from app.settings import Settings
-from app.web.api_keys import Keys
+from app.web.api_keys import ApiKeys
 from app.web.dialects import Dialects
 from tests.support.fakes import FAKE
 from tests.support.http import eventually, free_port, post, problem, sample
@@ -154,7 +154,7 @@ def test_a_key_file_that_is_of_no_use_ends_the_program_with_a_sentence(
     if content is not None:
         file.write_text(content)
     with pytest.raises(Misconfigured, match=reason):
-        Keys(Settings(api_keys_file=file))
+        ApiKeys(Settings(api_keys_file=file))
     done = subprocess.run(
         [sys.executable, "-m", "app", "serve", "--port", "0", "--device", "cpu"],
         env={**os.environ, "IMG2IMG_API_KEYS_FILE": str(file)},
@@ -172,7 +172,7 @@ def test_keys_are_shown_by_neither_settings_nor_log_nor_any_other_process(png: b
     secret = "unmistakable-secret"
     assert secret not in repr(Settings(api_keys=secret))
     with pytest.raises(Misconfigured) as error:
-        Keys(Settings(api_keys=f"{secret} spaced"))
+        ApiKeys(Settings(api_keys=f"{secret} spaced"))
     assert secret not in str(error.value)
     code = f"""
 import sys

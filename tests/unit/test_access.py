@@ -1,4 +1,4 @@
-"""Keys, origins and callers, without a server."""
+"""ApiKeys, origins and callers, without a server."""
 
 import asyncio
 import os
@@ -14,8 +14,8 @@ from app.errors import Misconfigured
 from app.observability.metrics import Metrics
 from app.routes import DIALECTS
 from app.settings import Settings
-from app.web.access import Gate
-from app.web.api_keys import Keys
+from app.web.access import AccessControl
+from app.web.api_keys import ApiKeys
 from app.web.dialects import Dialects
 from app.web.error_responses import ErrorResponses
 from app.web.request_state import request_state
@@ -33,25 +33,25 @@ KEYS = "first-key,second-key"
 def test_a_key_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "keys").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(Misconfigured, match=r"IMG2IMG_API_KEYS_FILE: .* cannot be read"):
-        Keys(Settings(api_keys_file=tmp_path / "keys"))
+        ApiKeys(Settings(api_keys_file=tmp_path / "keys"))
 
 
 def test_a_pipe_in_place_of_a_key_file_is_not_waited_for(tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_text("old-key\n")
-    keys = Keys(Settings(api_keys_file=file))
+    keys = ApiKeys(Settings(api_keys_file=file))
     file.unlink()
     os.mkfifo(file)
     time.sleep(1.1)
     assert keys.find(b"old-key")
     with pytest.raises(Misconfigured, match="not a regular file"):
-        Keys(Settings(api_keys_file=file))
+        ApiKeys(Settings(api_keys_file=file))
 
 
 def test_a_variable_without_a_value_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("API_KEYS_FILE", "API_KEYS", "PORT"):
         monkeypatch.setenv(f"IMG2IMG_{name}", "")
-    assert not Keys(Settings())
+    assert not ApiKeys(Settings())
     assert Settings().port == 8000
 
 
@@ -66,7 +66,7 @@ def test_an_origin_that_no_browser_sends_is_refused(listed: str) -> None:
 @pytest.mark.parametrize("content", ["\ufeffthe-key\n", "  the-key  \n", "  # a-comment\n\t#another\nthe-key"])
 def test_a_key_file_is_read_as_it_is_meant(content: str, tmp_path: Path) -> None:
     (tmp_path / "keys").write_text(content)
-    keys = Keys(Settings(api_keys_file=tmp_path / "keys"))
+    keys = ApiKeys(Settings(api_keys_file=tmp_path / "keys"))
     assert keys.find(b"the-key")
     assert not keys.find(b"#another")
     assert not keys.find(b"a-comment")
@@ -98,7 +98,7 @@ def test_a_page_is_the_service_s_own_only_if_no_stranger_can_name_it_so(
 @pytest.mark.parametrize("listed", [" ", ",", " , "])
 def test_a_list_without_a_key_in_it_does_not_open_the_door(listed: str) -> None:
     with pytest.raises(Misconfigured, match="holds no key"):
-        Keys(Settings(api_keys=listed))
+        ApiKeys(Settings(api_keys=listed))
 
 
 def test_a_websocket_without_a_key_is_never_accepted() -> None:
@@ -116,7 +116,9 @@ def test_a_websocket_without_a_key_is_never_accepted() -> None:
     def knock(**headers: str) -> list[str]:
         sent.clear()
         raw = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
-        gate = Gate(behind, Keys(Settings(api_keys=KEYS)), frozenset({"https://friend.org"}), ERRORS, OPEN_PATHS)
+        gate = AccessControl(
+            behind, ApiKeys(Settings(api_keys=KEYS)), frozenset({"https://friend.org"}), ERRORS, OPEN_PATHS
+        )
         scope = {"type": "websocket", "path": "/health", "headers": raw, "client": ("::1", 1)}
         asyncio.run(gate(scope, receive, send))
         return list(sent)
@@ -137,7 +139,7 @@ def test_callers_are_told_apart_by_key_then_by_address_of_ipv6_by_network() -> N
     def caller(address: str, keys: str = "", **headers: str) -> str:
         raw = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
         scope = {"type": "http", "method": "GET", "path": "/x", "headers": raw, "client": (address, 1)}
-        gate = Gate(behind, Keys(Settings(api_keys=keys)), frozenset(), ERRORS, OPEN_PATHS)
+        gate = AccessControl(behind, ApiKeys(Settings(api_keys=keys)), frozenset(), ERRORS, OPEN_PATHS)
         asyncio.run(gate(scope, None, None))  # type: ignore[arg-type]
         return seen[-1]
 

@@ -4,7 +4,7 @@ import pytest
 
 from app.errors import NotAcceptable
 from app.pixels import OutputFormat
-from app.web.negotiation import acceptable, prefers
+from app.web.negotiation import best_format, prefers
 
 
 @pytest.mark.parametrize(
@@ -26,9 +26,9 @@ from app.web.negotiation import acceptable, prefers
 def test_accept_is_read_as_http_says(accept: str, chosen: str | None) -> None:
     if chosen is None:
         with pytest.raises(NotAcceptable):
-            acceptable(accept)
+            best_format(accept)
     else:
-        assert acceptable(accept) is OutputFormat(chosen)
+        assert best_format(accept) is OutputFormat(chosen)
 
 
 @pytest.mark.parametrize(

@@ -86,20 +86,20 @@ class Outcome:
 
 @dataclass
 class _Running:
-    """One that was begun, and how many wait for it."""
+    """A running prediction, and the number of requests that wait for it."""
 
     task: "asyncio.Task[Outcome]"
     waiting: int = 0
 
 
 class Predictions:
-    """Those that run, by caller and id."""
+    """The running predictions, by client and id."""
 
     def __init__(self) -> None:
         self._running: dict[tuple[str, str], _Running] = {}
 
     def find(self, caller: str, name: str) -> "asyncio.Task[Outcome] | None":
-        """The one that runs under this name."""
+        """The running prediction with this id."""
         running = self._running.get((caller, name))
         return running.task if running else None
 
@@ -107,9 +107,9 @@ class Predictions:
     def waiting(
         self, caller: str, name: str, begin: Callable[[], Coroutine[Any, Any, Outcome]]
     ) -> "Iterator[asyncio.Task[Outcome]]":
-        """Wait for the one that runs under this name, or for a new one. It goes on as long as somebody does."""
+        """The running prediction with this id, or a new one. It is cancelled when no request waits for it any more."""
         key = caller, name
-        # No other request may come between: it would begin one more, or end this one.
+        # No await from here to the count: another request would start one more, or cancel this one.
         if self.find(caller, name) is None:
             self._running[key] = _Running(asyncio.create_task(begin()))
         running = self._running[key]
@@ -133,7 +133,7 @@ class Predictions:
     dependencies=KEYS,
 )
 async def create(request: Request) -> Response:
-    """An image of `{"input": {...}}`; of two requests with one `id` at once, both get the same."""
+    """Takes `{"input": {...}}`. Two requests with one `id` at the same time get the same prediction."""
     return await _answer(request, None)
 
 
@@ -157,11 +157,11 @@ async def _answer(request: Request, path_name: str | None) -> Response:
     call = request_info(request)
     name, image, asked = await read_json(request, partial(_parse, path_name=path_name))
     predictions, service, errors = app_singleton(request, Predictions), service_of(request), app_state(request).errors
-    # Whoever begins it has his time from the service, and is told at once if that is too short.
+    # A prediction has the timeout of the request that starts it.
     seconds = None
     if predictions.find(call.caller, name):
         seconds = call.timeout
-        # The prediction that runs has its own upload: this one is not decoded.
+        # The running prediction has its own upload.
         image.take()
     with predictions.waiting(call.caller, name, lambda: _predict(service, errors, image, asked, call, name)) as task:
         outcome = await unless_disconnected(request, _outcome(task, name, seconds))
@@ -182,7 +182,7 @@ def _name(sent: Any, path_name: str | None) -> str:
 
 
 async def _outcome(task: "asyncio.Task[Outcome]", name: str, seconds: float | None) -> Outcome:
-    """What comes of it. Raises `DeadlineExceeded` if that takes longer than so many seconds."""
+    """The outcome of a prediction. Raises `DeadlineExceeded` after so many seconds."""
     await asyncio.wait({task}, timeout=seconds)
     if not task.done():
         raise DeadlineExceeded(f"The prediction was not done within {seconds:g} s. Allow more time.", retry_after=5)
@@ -235,11 +235,11 @@ def _times(created: datetime) -> dict[str, Any]:
 
 
 def parse_prediction(body: Mapping[str, Any]) -> tuple[Upload, Img2ImgRequest]:
-    """The image, and what to make of it.
+    """The image and the request of a prediction.
 
     Raises:
         InvalidParameter: it is JSON of another shape, or a field cannot be honoured.
-        InvalidImage: the image is no base64.
+        InvalidImage: the image is not base64.
     """
     for name in _NEVER_SENT:
         if body.get(name) is not None:
@@ -269,7 +269,7 @@ def parse_prediction(body: Mapping[str, Any]) -> tuple[Upload, Img2ImgRequest]:
     dependencies=KEYS,
 )
 async def cancel(request: Request, name: str) -> dict[str, Any]:
-    """Ends a prediction of the caller's own."""
+    """Cancels a prediction of the client."""
     task = app_singleton(request, Predictions).find(request_state(request.scope).caller, name)
     if task is None:
         raise PredictionNotFound("No prediction of yours runs under this id.", param="id")
@@ -291,7 +291,7 @@ def _render_error(error: ServiceError, request_id: str) -> tuple[int, CogError]:
     if error.status == 422:
         where = (error.param or "input").split(".", 1)
         return 422, CogError(detail=[CogInputError(loc=["body", *where], msg=error.message, type=error.code)])
-    # Cog's own answer where all places are taken is 409.
+    # Cog itself answers with 409 when it is busy.
     status = 409 if isinstance(error, QueueFull | TooManyRequests) else error.status
     return status, CogError(detail=error.message)
 

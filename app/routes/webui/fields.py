@@ -1,4 +1,4 @@
-"""A body of the web UI's `/img2img` to what is asked for: what is taken, what is brought down, and what is refused."""
+"""Reads a body of the web UI's `/img2img`: some fields are clamped, and some are refused."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from app.web.base64_files import decode_base64
 from app.web.fields import boolean, integer, mapping, number, parse_integer
 
 _ALIASES = {"Euler a": ("k_euler_a", "k_euler_ancestral"), "Euler": ("k_euler",)}
-"""What the web UI calls its samplers besides."""
+"""Further names of the web UI's samplers."""
 
 _MAX_IMAGES = 10
 _FITS = {0: Fit.STRETCH, 1: Fit.CROP, 2: Fit.PAD}
@@ -31,7 +31,7 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "seed_resize_from_h": (0, -1),
     "initial_noise_multiplier": (1,),
 }
-"""What would change the image if it were honoured, and the values that would not: clients send those along."""
+"""Fields that are not supported, with the values that have no effect: clients send these."""
 
 _NEUTRAL_SETTINGS: dict[str, tuple[Any, ...]] = {
     "CLIP_stop_at_last_layers": (1,),
@@ -39,21 +39,21 @@ _NEUTRAL_SETTINGS: dict[str, tuple[Any, ...]] = {
     "eta_noise_seed_delta": (0,),
 }
 _SETTINGS_OF_FILES = ("samples_", "grid_", "save_", "return_", "outdir_", "do_not_", "live_preview", "enable_pnginfo")
-"""How those begin that say what becomes of an image on the web UI's disk."""
+"""Prefixes of settings about files on the web UI's disk."""
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """What a caller of the web UI's API asks for.
+class EditRequest:
+    """What a body asks for.
 
     Attributes:
         image: the uploaded file.
         requests: one for each image, of seeds that follow each other.
-        taken: fields that are not always taken as they are sent, with the values that were taken.
-        clamped: those of them of which another value was sent, with both.
-        sampler: the one that there is.
-        model: the name that was given for it.
-        send_images: whether the answer is to hold the images.
+        taken: fields that may be clamped, with the values that were taken.
+        clamped: the clamped ones among them, with the sent and the taken value.
+        sampler: the model's own.
+        model: the name of the model in the body.
+        send_images: whether the answer holds the images.
     """
 
     image: Upload
@@ -70,19 +70,18 @@ def aliases(sampler: str) -> tuple[str, ...]:
     return _ALIASES.get(sampler, ())
 
 
-def parse_webui(body: Mapping[str, Any], sampler: str) -> Asked:
-    """A body of `/img2img` to what is asked for. What has no name here is ignored, as the web UI does.
+def parse_webui(body: Mapping[str, Any], sampler: str) -> EditRequest:
+    """What a body of `/img2img` asks for. Unknown fields are ignored, as by the web UI; null is the same as absent.
 
-    Steps above what the model is for, guidance, and other samplers are brought down to it; `clamped` says so. A field
-    that is null is absent.
+    Steps, guidance and samplers that do not fit the model are clamped.
 
     Args:
-        body: what was sent.
-        sampler: the one that there is.
+        body: the JSON object.
+        sampler: the model's own.
 
     Raises:
         InvalidParameter: a field that would change the image cannot be honoured.
-        InvalidImage: the image is no base64.
+        InvalidImage: the image is not base64.
     """
     body = {name: value for name, value in body.items() if value is not None}
     _refuse_unsupported(body)
@@ -110,7 +109,7 @@ def parse_webui(body: Mapping[str, Any], sampler: str) -> Asked:
             "output_format": OutputFormat.PNG,
         }
     )
-    return Asked(
+    return EditRequest(
         image=Upload(_image(body), size * rounds),
         requests=with_consecutive_seeds(request, size * rounds),
         taken={
@@ -136,7 +135,7 @@ def _default(name: str) -> Any:
 
 
 def _sampler(body: Mapping[str, Any], sampler: str) -> dict[str, tuple[Any, Any]]:
-    """What was sent of a sampler and what belongs to it, each with what is taken."""
+    """The sent and the taken value of the sampler and of its parameters."""
     own_names = {name.lower() for name in (sampler, *aliases(sampler))}
     values = {"sampler_name": (sampler, sampler)}
     for name in ("sampler_name", "sampler_index"):
@@ -169,7 +168,7 @@ def _refuse_unsupported(body: Mapping[str, Any]) -> None:
 
 
 def _switched_off(arguments: Any) -> bool:
-    """Whether an extension does nothing: clients send it along. Most have a switch before all else, or one in each."""
+    """Whether an extension is off. Most have a switch as their first argument, or one in each argument."""
     parts = arguments if isinstance(arguments, list) else [arguments]
     return (bool(parts) and parts[0] is False) or all(
         part in (None, False) or (isinstance(part, dict) and part.get("enabled") is False) for part in parts

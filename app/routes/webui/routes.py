@@ -1,4 +1,4 @@
-"""`/sdapi/v1/…`: the API of AUTOMATIC1111's web UI, as `webuiapi` and its like speak it, for image-to-image."""
+"""`/sdapi/v1/…`: the image-to-image API of AUTOMATIC1111's web UI, for clients like `webuiapi`."""
 
 import json
 from datetime import UTC, datetime
@@ -13,7 +13,7 @@ from app.errors import InvalidParameter, ServiceError
 from app.infotext import parse_infotext
 from app.pixels import OutputFormat
 from app.routes.dependencies import service_of
-from app.routes.webui.fields import Asked, aliases, parse_webui
+from app.routes.webui.fields import EditRequest, aliases, parse_webui
 from app.routes.webui.models import (
     WebUIAnswer,
     WebUIError,
@@ -77,19 +77,19 @@ async def img2img(request: Request) -> Response:
     return answer
 
 
-def _parse(body: dict[str, Any], sampler: str) -> tuple[Asked, dict[str, Any]]:
+def _parse(body: dict[str, Any], sampler: str) -> tuple[EditRequest, dict[str, Any]]:
     """What is asked for, and the fields that go back with the answer."""
     asked = parse_webui(body, sampler)
     return asked, {name: value for name, value in body.items() if value is not None and name != "init_images"}
 
 
-def _answer(parameters: dict[str, Any], info: dict[str, Any], asked: Asked, images: list[EditedImage]) -> str:
+def _answer(parameters: dict[str, Any], info: dict[str, Any], asked: EditRequest, images: list[EditedImage]) -> str:
     encoded = [base64_text(image.data) for image in images] if asked.send_images else []
     # Not by pydantic: fields go back as they came, even if UTF-8 or strict JSON cannot hold them.
     return json.dumps({"images": encoded, "parameters": parameters, "info": json.dumps(info)})
 
 
-def _info(model: str, version: str, asked: Asked, images: list[EditedImage]) -> dict[str, Any]:
+def _info(model: str, version: str, asked: EditRequest, images: list[EditedImage]) -> dict[str, Any]:
     first, seeds = asked.requests[0], [image.seed for image in images]
     return {
         "prompt": first.prompt,
@@ -130,7 +130,7 @@ def _info(model: str, version: str, asked: Asked, images: list[EditedImage]) -> 
 
 @router.get("/progress")
 async def progress(request: Request, skip_current_image: bool = False) -> WebUIProgress:
-    """Of the caller's own request, the one that runs longest."""
+    """The progress of the client's oldest running request."""
     runs = app_singleton(request, Runs).of(request_state(request.scope).caller)
     run = runs[0] if runs else None
     preview = None if run is None or skip_current_image else run.preview
@@ -151,7 +151,7 @@ async def progress(request: Request, skip_current_image: bool = False) -> WebUIP
 @router.post("/skip")
 @router.post("/interrupt")
 async def interrupt(request: Request) -> dict[str, Any]:
-    """Ends what the caller has running: it is answered with 409."""
+    """Ends the running requests of the client; their answers have the status 409."""
     for run in app_singleton(request, Runs).of(request_state(request.scope).caller):
         run.interrupt()
     return {}
@@ -173,13 +173,13 @@ def _file(body: dict[str, Any]) -> bytes:
 
 @router.get("/options")
 async def options(request: Request) -> WebUIOptions:
-    """What cannot be changed, with the values that it has."""
+    """The options and their values. None can be changed."""
     return _options(service_of(request))
 
 
 @router.post("/options", responses=_ERRORS, openapi_extra=json_body({"type": "object"}))
 async def set_options(request: Request) -> None:
-    """Takes what is so already: clients send all of them back, with another model's name or the same."""
+    """Takes the current values, which clients send back, and names of the model."""
     service = service_of(request)
     there = _options(service).model_dump()
     for name, value in (await read_json(request, dict)).items():
@@ -196,7 +196,7 @@ def _options(service: Service) -> WebUIOptions:
 
 @router.get("/sd-models")
 async def sd_models(request: Request) -> list[WebUIModel]:
-    """The one model that is served."""
+    """The model that is served."""
     service = service_of(request)
     name = service.model_name
     return [WebUIModel(title=name, model_name=name, filename=name)]
@@ -204,14 +204,14 @@ async def sd_models(request: Request) -> list[WebUIModel]:
 
 @router.get("/samplers")
 async def samplers(request: Request) -> list[WebUISamplerInfo]:
-    """The model's own."""
+    """The model's sampler."""
     service = service_of(request)
     return [WebUISamplerInfo(name=service.sampler, aliases=list(aliases(service.sampler)))]
 
 
 @router.get("/schedulers")
 async def schedulers() -> list[dict[str, Any]]:
-    """As the sampler has it."""
+    """The schedule of the sampler."""
     return [{"name": "automatic", "label": "Automatic", "aliases": None, "default_rho": -1, "need_inner_model": False}]
 
 
@@ -238,13 +238,13 @@ async def nothing() -> list[Any]:
 
 @router.get("/embeddings")
 async def embeddings() -> dict[str, Any]:
-    """None, neither such that fit the model nor others."""
+    """None."""
     return {"loaded": {}, "skipped": {}}
 
 
 @router.get("/memory")
 async def memory() -> dict[str, Any]:
-    """In the words that the web UI has where it cannot tell."""
+    """Not available, in the web UI's own form."""
     return {"ram": {"error": "GET /metrics has it"}, "cuda": {"error": "GET /metrics has it"}}
 
 
@@ -253,7 +253,7 @@ async def memory() -> dict[str, Any]:
 @router.post("/refresh-loras")
 @router.post("/refresh-vae")
 async def refresh() -> None:
-    """There are no others to be found."""
+    """Has no effect."""
 
 
 @router.get("/cmd-flags")

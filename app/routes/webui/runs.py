@@ -1,4 +1,4 @@
-"""What the web UI's callers have running: how far it is, what it looks like, and its end before its time."""
+"""Running requests of the web UI's clients: progress, previews, interruption."""
 
 import asyncio
 import time
@@ -28,7 +28,7 @@ class Run:
 
     @property
     def seconds_left(self) -> float:
-        """By its pace so far; 0 before there is one."""
+        """Estimated from the steps so far; 0 before the first one."""
         spent = time.monotonic() - self._started
         return spent * (self.steps - self.done) / self.done if self.done else 0.0
 
@@ -42,7 +42,7 @@ class Run:
         """All images.
 
         Raises:
-            Interrupted: it was told to end.
+            Interrupted: `interrupt` was called.
             ServiceError: one of them failed; the others are cancelled.
         """
         task = asyncio.create_task(gather_or_cancel(*map(self._follow, watched)))
@@ -64,18 +64,18 @@ class Run:
                         self.done += 1
                     case EditedImage():
                         return seen
-        raise AssertionError("an image comes last")  # pragma: no cover
+        raise AssertionError("the image comes last")  # pragma: no cover
 
 
 class Runs:
-    """Those of all callers."""
+    """The running requests of all clients."""
 
     def __init__(self) -> None:
         self._of: dict[str, list[Run]] = {}
 
     @contextmanager
     def running(self, caller: str, steps: int) -> Iterator[Run]:
-        """A run of a caller's, while it lasts."""
+        """Keeps a run of a client inside the `with` block."""
         run = Run(steps)
         self._of.setdefault(caller, []).append(run)
         try:
@@ -86,5 +86,5 @@ class Runs:
                 del self._of[caller]
 
     def of(self, caller: str) -> list[Run]:
-        """A caller's, the first one first."""
+        """The runs of a client, the oldest one first."""
         return list(self._of.get(caller, ()))
