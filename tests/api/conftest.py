@@ -1,12 +1,16 @@
-"""Fixtures of the tests of the clients."""
+"""Clients of the shared server."""
 
 import asyncio
-from typing import Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from app.client import AsyncImg2Img, Edited, Img2Img
 from tests.support.canned import Ask
+
+if TYPE_CHECKING:
+    import openai
 
 
 @pytest.fixture(params=["blocking", "asynchronous"])
@@ -25,3 +29,20 @@ def ask(request: pytest.FixtureRequest) -> Ask:
         return asyncio.run(run())
 
     return blocking if request.param == "blocking" else asynchronous
+
+
+@pytest.fixture
+def api(server: str) -> Any:
+    """The web UI's client package."""
+    from tests.support.sdks import webui_client
+
+    return webui_client(server)
+
+
+@pytest.fixture
+def client(server: str) -> "Iterator[openai.OpenAI]":
+    """OpenAI's SDK."""
+    from tests.support.sdks import openai_client
+
+    with openai_client(server) as client:
+        yield client

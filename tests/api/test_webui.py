@@ -3,36 +3,21 @@
 import base64
 import io
 import json
-import math
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx2
 import pytest
-import webuiapi
 from packaging.version import InvalidVersion, Version
 from PIL import Image
 
-from app.errors import InvalidParameter
 from app.infotext import parse_infotext
-from app.routes.webui.fields import parse_webui
-from tests.support.http import eventually, post, sample
+from tests.support.http import post
 from tests.support.images import noise, png, saved, webp_bomb
+from tests.support.sdks import webui_client
 from tests.support.servers import StartServer
 
 IMAGE = noise((64, 64))
 LONG = {"steps": 4, "denoising_strength": 1.0, "seed": 3}
-
-
-def client_of(url: str) -> Any:
-    address = urlsplit(url)
-    return webuiapi.WebUIApi(host=address.hostname, port=address.port)
-
-
-@pytest.fixture
-def api(server: str) -> Any:
-    return client_of(server)
 
 
 def test_what_it_sends_by_itself_is_taken_and_brought_down_to_what_the_model_is_for(api: Any, server: str) -> None:
@@ -54,13 +39,6 @@ def test_a_header_says_too_what_was_clamped(server: str) -> None:
     assert (answer.status_code, answer.headers["x-clamped"]) == (200, "steps")
     body["steps"] = 3
     assert "x-clamped" not in httpx2.post(f"{server}/sdapi/v1/img2img", json=body).headers
-
-
-@pytest.mark.parametrize(("strength", "steps"), [(0.75, 4), (0.2, 5), (0.02, 50), (1.0, 4), (0.3334, 4)])
-def test_a_low_strength_gets_as_many_steps_as_it_needs_for_one(strength: float, steps: int) -> None:
-    asked = parse_webui({"init_images": [""], "denoising_strength": strength, "steps": 20}, "Euler a")
-    assert asked.requests[0].num_inference_steps == steps
-    assert asked.requests[0].steps_run >= 1
 
 
 def test_several_pictures_have_seeds_that_follow_each_other(api: Any, server: str) -> None:
@@ -197,7 +175,7 @@ def test_headers_say_of_its_pictures_what_they_say_of_others(server: str) -> Non
 
 def test_more_pictures_than_may_ever_wait_are_refused(start_server: StartServer) -> None:
     with start_server(queue_size=2) as url, pytest.raises(RuntimeError, match="batch_size: 3 images at once"):
-        client_of(url).img2img(images=[IMAGE], batch_size=3, **LONG)
+        webui_client(url).img2img(images=[IMAGE], batch_size=3, **LONG)
 
 
 def test_the_pictures_can_be_left_out(api: Any) -> None:
@@ -235,82 +213,6 @@ def test_a_file_that_is_too_large_to_be_read_is_told_so(server: str, upload: byt
     answer = httpx2.post(f"{server}/sdapi/v1/png-info", json={"image": base64.b64encode(upload).decode()})
     assert (answer.status_code, answer.json()["error"]) == (413, "image_too_large")
     assert "Send a smaller image" in answer.json()["detail"]
-
-
-@pytest.mark.parametrize(
-    ("text", "facts"),
-    [
-        ("a cat\nSteps: 4, Seed: 1", {"Prompt": "a cat", "Negative prompt": "", "Steps": "4", "Seed": "1"}),
-        ('x\nSteps: 1, Model: "a, b: c"', {"Prompt": "x", "Negative prompt": "", "Steps": "1", "Model": "a, b: c"}),
-        ("only words", {"Prompt": "only words", "Negative prompt": ""}),
-        ("Negative prompt: no\nSteps: 2", {"Prompt": "", "Negative prompt": "no", "Steps": "2"}),
-        ("", {"Prompt": "", "Negative prompt": ""}),
-        ('Steps: 1, Model: "broken', {"Prompt": "", "Negative prompt": "", "Steps": "1", "Model": '"broken'}),
-    ],
-)
-def test_the_notation_is_read_back(text: str, facts: dict[str, str]) -> None:
-    assert parse_infotext(text) == facts
-
-
-class TestProgress:
-    def test_a_caller_sees_how_far_its_own_request_is_and_what_it_looks_like(self, start_server: StartServer) -> None:
-        with start_server() as url, ThreadPoolExecutor() as pool:
-            api = client_of(url)
-            before = api.get_progress()
-            assert (before["progress"], before["state"]["sampling_steps"]) == (0.0, 0)
-            request = pool.submit(api.img2img, images=[IMAGE], prompt="tick=0.3", **LONG)
-            eventually(lambda: api.get_progress()["progress"] == 0.5)
-            seen = api.get_progress()
-            assert (seen["state"]["sampling_steps"], seen["state"]["job_count"]) == (4, 1)
-            assert seen["eta_relative"] > 0
-            image = Image.open(io.BytesIO(base64.b64decode(seen["current_image"])))
-            assert image.size == (512, 512)
-            without = httpx2.get(f"{url}/sdapi/v1/progress?skip_current_image=true").json()
-            assert without["current_image"] is None
-            assert request.result().image
-            assert api.get_progress()["progress"] == 0.0
-
-    def test_interrupting_ends_the_caller_s_own_request_and_no_other(self, start_server: StartServer) -> None:
-        with start_server(api_keys="mine,other") as url, ThreadPoolExecutor() as pool:
-            mine, other = client_of(url), client_of(url)
-            mine.set_auth("me", "mine")
-            other.set_auth("you", "other")
-            ask = {"images": [IMAGE], "prompt": "tick=0.3", **LONG}
-            requests = [pool.submit(mine.img2img, **ask), pool.submit(other.img2img, **ask)]
-            key = {"X-API-Key": "mine"}
-            eventually(lambda: httpx2.get(f"{url}/sdapi/v1/progress", headers=key).json()["state"]["sampling_step"] > 0)
-            mine.interrupt()
-            with pytest.raises(RuntimeError) as caught:
-                requests[0].result()
-            assert caught.value.args[0] == 409
-            assert json.loads(caught.value.args[1])["error"] == "interrupted"
-            assert requests[1].result().image
-
-    def test_of_several_requests_the_oldest_is_shown_until_it_is_done(self, start_server: StartServer) -> None:
-        with start_server() as url, ThreadPoolExecutor() as pool:
-            api = client_of(url)
-            first = pool.submit(api.img2img, images=[IMAGE], prompt="tick=0.2", **LONG)
-            eventually(lambda: api.get_progress()["state"]["job_count"] == 1)
-            second = pool.submit(api.img2img, images=[IMAGE], prompt="tick=0.2", batch_size=8, **LONG)
-            eventually(lambda: api.get_progress()["state"]["job_count"] == 2)
-            assert api.get_progress()["state"]["sampling_steps"] == 4
-            assert first.result().image
-            # Not all of its pictures fit on board at once: there is time to look.
-            assert api.get_progress()["state"]["sampling_steps"] == 32
-            assert len(second.result().images) == 8
-
-    def test_a_caller_who_hangs_up_ends_the_work(self, start_server: StartServer) -> None:
-        with start_server() as url:
-            body = {"init_images": [base64.b64encode(saved(IMAGE, "PNG")).decode()], "prompt": "tick=0.5", **LONG}
-            with pytest.raises(httpx2.ReadTimeout):
-                httpx2.post(f"{url}/sdapi/v1/img2img", json=body, timeout=0.8)
-            eventually(lambda: sample(url, "img2img_jobs_on_board") == 0)
-            assert sample(url, "img2img_images_total") == 0
-
-    def test_a_failing_picture_fails_them_all(self, api: Any) -> None:
-        with pytest.raises(RuntimeError) as caught:
-            api.img2img(images=[IMAGE], prompt="fail_at=1", batch_size=2, **LONG)
-        assert caught.value.args[0] == 500
 
 
 def test_the_model_and_what_belongs_to_it_can_be_asked_for(api: Any) -> None:
@@ -371,7 +273,7 @@ def test_text_is_as_good_as_numbers_and_switches(server: str) -> None:
 
 def test_the_sampler_is_the_one_of_the_model(start_server: StartServer, monkeypatch: pytest.MonkeyPatch) -> None:
     with start_server("tests.support.fakes:lightning") as url:
-        api = client_of(url)
+        api = webui_client(url)
         assert api.util_get_sampler_names() == ["Euler"]
         result = api.img2img(images=[IMAGE], prompt="x", sampler_name="Euler a")
         assert result.info["clamped"]["sampler_name"] == ["Euler a", "Euler"]
@@ -386,7 +288,7 @@ def test_the_web_ui_does_not_take_our_version_for_an_old_one_of_its_own(api: Any
 
 def test_the_password_is_the_key(start_server: StartServer) -> None:
     with start_server(api_keys="right") as url:
-        api = client_of(url)
+        api = webui_client(url)
         with pytest.raises(RuntimeError) as caught:
             api.img2img(images=[IMAGE], **LONG)
         assert caught.value.args[0] == 401
@@ -411,13 +313,3 @@ def test_a_body_that_is_no_object_is_refused(server: str) -> None:
     for body in (b"[]", b"{", b""):
         answer = httpx2.post(f"{server}/sdapi/v1/img2img", content=body)
         assert (answer.status_code, answer.json()["error"]) == (400, "malformed_body")
-
-
-def test_fields_of_the_wrong_kind_are_named() -> None:
-    for name, value in (
-        *(("n_iter", True), ("batch_size", "two"), ("alwayson_scripts", 5)),
-        *(("cfg_scale", math.nan), ("denoising_strength", math.nan), ("cfg_scale", True), ("steps", math.inf)),
-    ):
-        with pytest.raises(InvalidParameter) as caught:
-            parse_webui({"init_images": [""], name: value}, "Euler a")
-        assert caught.value.param == name
