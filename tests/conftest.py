@@ -133,7 +133,7 @@ def oracle(tiny_checkpoint: Path) -> "StableDiffusionXLImg2ImgPipeline":
 
 
 @pytest.fixture(scope="session")
-def node_folder() -> Iterator[Path]:
+def node_folder() -> Iterator[Path]:  # pragma: no cover  depends on Node and on npm's registry
     """A copy of tests/support/node with the packages that its lock names; skips where they cannot be fetched."""
     if not (shutil.which("node") and shutil.which("npm")):
         pytest.skip("node and npm are not installed")
