@@ -1,9 +1,8 @@
 """Fields of forms and JSON objects, read leniently, with the defaults and bounds of a model."""
 
-import types
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, get_args
 
 from annotated_types import Ge, Le
 from pydantic import BaseModel, TypeAdapter, ValidationError
@@ -33,10 +32,7 @@ def bounds(model: Model, name: str) -> tuple[float, float | None]:
 
 def choices(model: Model, name: str) -> tuple[Any, ...]:
     """The values that a field of a `Literal` type can have."""
-    annotation = model.model_fields[name].annotation
-    if get_origin(annotation) in (Union, types.UnionType):
-        annotation = next(one for one in get_args(annotation) if get_origin(one) is Literal)
-    return get_args(annotation)
+    return get_args(model.model_fields[name].annotation)
 
 
 def integer(fields: Mapping[str, Any], model: Model, name: str) -> int:

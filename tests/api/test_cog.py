@@ -26,7 +26,7 @@ def predict(url: str, png: bytes, name: str | None = None, **fields: Any) -> htt
     return httpx2.post(f"{url}/predictions", json=body, timeout=30)
 
 
-def test_a_prediction_is_the_very_picture_of_the_native_route(server: str, png: bytes) -> None:
+def test_prediction_is_the_image_of_the_native_route(server: str, png: bytes) -> None:
     answer = predict(server, png, strength=0.5)
     body = answer.json()
     assert (answer.status_code, body["status"], body["error"]) == (200, "succeeded", None)
@@ -38,11 +38,11 @@ def test_a_prediction_is_the_very_picture_of_the_native_route(server: str, png: 
     assert "seed: 7" in body["logs"]
 
 
-def test_bare_base64_will_do(server: str, png: bytes) -> None:
+def test_prediction_of_bare_base64_succeeds(server: str, png: bytes) -> None:
     assert predict(server, png, image=base64.b64encode(png).decode()).json()["status"] == "succeeded"
 
 
-def test_two_requests_with_one_id_at_once_make_one_picture(start_server: StartServer, png: bytes) -> None:
+def test_two_requests_with_one_id_at_once_share_one_image(start_server: StartServer, png: bytes) -> None:
     with start_server() as url, ThreadPoolExecutor() as pool:
         first = pool.submit(predict, url, png, "same", prompt="tick=0.2")
         eventually(lambda: sample(url, "img2img_jobs_on_board") == 1)
@@ -53,7 +53,7 @@ def test_two_requests_with_one_id_at_once_make_one_picture(start_server: StartSe
         assert sample(url, "img2img_images_total") == 2, "it was over: that is another one"
 
 
-def test_of_requests_with_one_id_at_the_same_moment_all_get_one_picture(start_server: StartServer, png: bytes) -> None:
+def test_simultaneous_requests_with_one_id_share_one_image(start_server: StartServer, png: bytes) -> None:
     async def put(url: str, count: int) -> list[Any]:
         async with httpx2.AsyncClient(timeout=30) as client:
             # Each random seed would make another picture.
@@ -68,7 +68,7 @@ def test_of_requests_with_one_id_at_the_same_moment_all_get_one_picture(start_se
             assert sample(url, "img2img_images_total") == already + 1
 
 
-def test_a_caller_who_hangs_up_at_once_leaves_nothing_behind(start_server: StartServer, png: bytes) -> None:
+def test_client_that_disconnects_at_once_leaves_no_prediction(start_server: StartServer, png: bytes) -> None:
     body = json.dumps({"input": picture(png, prompt="tick=5")}).encode()
     head = f"PUT /predictions/same HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
     with start_server() as url:
@@ -80,9 +80,7 @@ def test_a_caller_who_hangs_up_at_once_leaves_nothing_behind(start_server: Start
         assert httpx2.post(f"{url}/predictions/same/cancel").status_code == 404
 
 
-def test_one_who_joins_waits_for_as_long_as_he_says_and_the_other_goes_on(
-    start_server: StartServer, png: bytes
-) -> None:
+def test_joined_request_has_its_own_timeout(start_server: StartServer, png: bytes) -> None:
     def join(seconds: str) -> httpx2.Response:
         body = {"input": picture(png, prompt="tick=0.5")}
         return httpx2.put(f"{url}/predictions/same", json=body, headers={"X-Request-Timeout": seconds}, timeout=30)
@@ -101,7 +99,7 @@ def test_one_who_joins_waits_for_as_long_as_he_says_and_the_other_goes_on(
         assert sample(url, "img2img_images_total") == 1
 
 
-def test_it_goes_on_while_one_of_two_waits_and_ends_with_the_last(start_server: StartServer, png: bytes) -> None:
+def test_shared_prediction_ends_with_its_last_request(start_server: StartServer, png: bytes) -> None:
     with start_server() as url, ThreadPoolExecutor() as pool:
         body = {"input": picture(png, prompt="tick=0.4"), "id": "same"}
         stays = pool.submit(predict, url, png, "same", prompt="tick=0.4")
@@ -115,7 +113,7 @@ def test_it_goes_on_while_one_of_two_waits_and_ends_with_the_last(start_server: 
         assert sample(url, "img2img_images_total") == 1
 
 
-def test_a_prediction_can_be_cancelled_by_its_caller_and_by_nobody_else(start_server: StartServer, png: bytes) -> None:
+def test_prediction_is_cancelled_by_its_client_only(start_server: StartServer, png: bytes) -> None:
     with start_server(api_keys="mine,other") as url, ThreadPoolExecutor() as pool:
         mine, other = ({"Authorization": f"Bearer {key}"} for key in ("mine", "other"))
         body = {"input": picture(png, prompt="tick=1"), "id": "long"}
@@ -129,7 +127,7 @@ def test_a_prediction_can_be_cancelled_by_its_caller_and_by_nobody_else(start_se
         assert httpx2.post(f"{url}/predictions/long/cancel", headers=mine).status_code == 404
 
 
-def test_a_picture_that_cannot_be_made_is_a_prediction_that_failed(server: str, png: bytes) -> None:
+def test_engine_error_is_a_failed_prediction(server: str, png: bytes) -> None:
     answer = predict(server, png, prompt="fail_at=0")
     assert (answer.status_code, answer.json()["status"]) == (200, "failed")
     assert "could not be made" in answer.json()["error"]
@@ -165,12 +163,12 @@ def test_what_cannot_be_used_is_refused_in_its_shape(server: str, body: dict[str
 @pytest.mark.parametrize(
     "url", ["HTTP://example.org/a.png", "file:///etc/passwd", "ftp://example.org/a.png", "gs://b/o"]
 )
-def test_an_address_is_told_to_be_one_and_a_data_url_is_none(server: str, url: str) -> None:
+def test_image_url_other_than_data_is_refused(server: str, url: str) -> None:
     answer = httpx2.post(f"{server}/predictions", json={"input": {"image": url}})
     assert answer.json()["detail"][0]["msg"] == "Send the image as a data: URL: no other address is read here."
 
 
-def test_an_id_in_the_body_has_to_be_that_of_the_path(server: str, png: bytes) -> None:
+def test_id_in_body_other_than_in_path_is_refused(server: str, png: bytes) -> None:
     def put(sent: Any) -> httpx2.Response:
         return httpx2.put(f"{server}/predictions/mine", json={"input": picture(png), "id": sent})
 
@@ -179,13 +177,13 @@ def test_an_id_in_the_body_has_to_be_that_of_the_path(server: str, png: bytes) -
         assert (put(sent).status_code, put(sent).json()["id"]) == (200, "mine")
 
 
-def test_headers_say_of_a_prediction_what_they_say_of_a_picture(server: str, png: bytes) -> None:
+def test_prediction_has_the_headers_of_an_image(server: str, png: bytes) -> None:
     headers = predict(server, png, prompt="word " * 100).headers
     assert (headers["x-seed"], headers["x-steps-run"], headers["x-prompt-tokens-cut"]) == ("7", "3", "25")
     assert "png;dur=" in headers["server-timing"]
 
 
-def test_a_full_queue_is_a_conflict(start_server: StartServer, png: bytes) -> None:
+def test_full_queue_is_answered_with_409(start_server: StartServer, png: bytes) -> None:
     with start_server(queue_size=1) as url, ThreadPoolExecutor() as pool:
         first = pool.submit(predict, url, png, prompt="tick=0.3")
         eventually(lambda: sample(url, "img2img_jobs_on_board") == 1)
@@ -194,14 +192,14 @@ def test_a_full_queue_is_a_conflict(start_server: StartServer, png: bytes) -> No
         assert first.result().status_code == 200
 
 
-def test_events_are_had_elsewhere(server: str, png: bytes) -> None:
+def test_prediction_as_events_is_not_acceptable(server: str, png: bytes) -> None:
     answer = httpx2.post(f"{server}/predictions", json={"input": picture(png)}, headers={"Accept": "text/event-stream"})
     assert (answer.status_code, "/img2img" in answer.json()["detail"]) == (406, True)
     refused = {"Accept": "text/event-stream;q=0, application/json"}
     assert httpx2.post(f"{server}/predictions", json={"input": picture(png)}, headers=refused).status_code == 200
 
 
-def test_the_health_check_is_always_200_and_its_status_tells(start_server: StartServer) -> None:
+def test_health_check_is_200_with_the_state_in_its_status(start_server: StartServer) -> None:
     with start_server(api_keys="key") as url:
         answer = httpx2.get(f"{url}/health-check")
         assert (answer.status_code, answer.json()["status"]) == (200, "READY")

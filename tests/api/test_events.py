@@ -46,7 +46,7 @@ def data_of(url: str) -> bytes:
     return base64.b64decode(url.partition(",")[2])
 
 
-def test_each_step_is_told_and_then_the_very_picture_comes(server: str, png: bytes) -> None:
+def test_events_are_each_step_and_then_the_image(server: str, png: bytes) -> None:
     *steps, (name, picture) = events(server, png)
     assert [(name, body) for name, body in steps if name == "step"] == [
         ("step", {"step": number, "steps": 4}) for number in (1, 2, 3, 4)
@@ -58,14 +58,14 @@ def test_each_step_is_told_and_then_the_very_picture_comes(server: str, png: byt
     assert "denoise" in picture["seconds"]
 
 
-def test_previews_come_if_they_are_asked_for(server: str, png: bytes) -> None:
+def test_previews_are_sent_if_requested(server: str, png: bytes) -> None:
     shown = [body for name, body in events(server, png, previews=True) if "preview" in body]
     assert [body["step"] for body in shown] == [1, 2, 3]
     image = opened(data_of(shown[0]["preview"]))
     assert (image.format, image.size) == ("JPEG", (512, 512))
 
 
-def test_who_waits_is_told_how_many_are_before_it(start_server: StartServer, png: bytes) -> None:
+def test_waiting_request_gets_its_position(start_server: StartServer, png: bytes) -> None:
     with start_server(max_batch=1) as url:
         others = [threading.Thread(target=post, args=(url, png), kwargs={"prompt": "tick=0.3"}) for _ in range(2)]
         for other in others:
@@ -79,7 +79,7 @@ def test_who_waits_is_told_how_many_are_before_it(start_server: StartServer, png
     assert ahead == sorted(set(ahead), reverse=True)
 
 
-def test_a_stream_in_which_nothing_happens_says_that_it_lives(
+def test_idle_stream_gets_keepalive_comments(
     start_server: StartServer, png: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("app.web.sse.KEEPALIVE_SECONDS", 0.2)
@@ -95,7 +95,7 @@ def test_a_stream_in_which_nothing_happens_says_that_it_lives(
     assert told
 
 
-def test_what_is_refused_is_refused_as_ever(server: str, png: bytes) -> None:
+def test_refused_stream_has_the_status_of_its_error(server: str, png: bytes) -> None:
     headers = {"Accept": "text/event-stream"}
     form: dict[str, Any] = {"data": {"prompt": "x", "strength": "0.1"}, "files": {"image": png}}
     problem(httpx2.post(f"{server}/img2img", headers=headers, **form), 422, "invalid_parameter", "strength")
@@ -120,12 +120,12 @@ def test_the_picture_is_of_the_format_that_the_header_likes_and_previews_come_fo
     problem(ask("text/event-stream", "maybe"), 422, "invalid_parameter", "X-Previews")
 
 
-def test_what_fails_later_is_the_last_event(server: str, png: bytes) -> None:
+def test_error_after_the_first_event_is_the_last_event(server: str, png: bytes) -> None:
     *_, (name, body) = events(server, png, prompt="fail_at=2")
     assert (name, body["code"], body["status"]) == ("error", "inference_failed", 500)
 
 
-def test_whoever_goes_in_the_middle_ends_the_work(start_server: StartServer, png: bytes) -> None:
+def test_client_that_disconnects_during_events_ends_the_work(start_server: StartServer, png: bytes) -> None:
     with start_server() as url:
         headers = {"Accept": "text/event-stream"}
         form: dict[str, Any] = {
@@ -144,7 +144,7 @@ def test_whoever_goes_in_the_middle_ends_the_work(start_server: StartServer, png
         assert sample(url, f'{name}{{outcome="success",route="/img2img"}}') == 1
 
 
-def test_a_fault_of_the_service_in_the_middle_is_not_counted_as_a_caller_who_hung_up(
+def test_fault_during_events_is_counted_as_500(
     start_server: StartServer, png: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*arguments: Any) -> bytes:

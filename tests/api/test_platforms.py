@@ -15,7 +15,7 @@ from tests.support.servers import StartServer, run_server
 
 
 class TestKServe:
-    def test_health_and_metadata(self, server: str) -> None:
+    def test_kserve_health_and_metadata_are_answered(self, server: str) -> None:
         def get(path: str) -> Any:
             answer = httpx2.get(f"{server}/v2{path}")
             assert answer.status_code == 200
@@ -40,14 +40,14 @@ class TestKServe:
         assert (answer.status_code, list(answer.json())) == (404, ["error"])
         assert "POST /img2img" in answer.json()["error"]
 
-    def test_a_service_that_is_not_ready_says_so(self, start_server: StartServer) -> None:
+    def test_kserve_before_ready_answers_503(self, start_server: StartServer) -> None:
         with start_server("tests.support.fakes:hang", wait=False, model="fake") as url:
             assert httpx2.get(f"{url}/v2/health/live").status_code == 200
             for path in ("/v2/health/ready", "/v2/models/fake/ready"):
                 answer = httpx2.get(f"{url}{path}")
                 assert (answer.status_code, answer.json()["ready"]) == (503, False)
 
-    def test_probes_need_no_key_and_metadata_does(self, start_server: StartServer) -> None:
+    def test_kserve_probes_need_no_key_and_metadata_does(self, start_server: StartServer) -> None:
         with start_server(api_keys="key") as url:
             assert httpx2.get(f"{url}/v2/health/ready").status_code == 200
             assert httpx2.get(f"{url}/v2").status_code == 401
@@ -64,7 +64,7 @@ def vertex() -> Iterator[str]:
 
 
 class TestVertex:
-    def test_its_variables_are_honoured(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_vertex_variables_set_port_and_routes(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("AIP_HTTP_PORT", "8080")
         monkeypatch.setenv("AIP_HEALTH_ROUTE", "/v1/endpoints/1/deployedModels/2")
         monkeypatch.setenv("AIP_PREDICT_ROUTE", "/v1/endpoints/1/deployedModels/2:predict")
@@ -72,7 +72,7 @@ class TestVertex:
         assert (settings.port, settings.health_route) == (8080, "/v1/endpoints/1/deployedModels/2")
         assert settings.predict_route == "/v1/endpoints/1/deployedModels/2:predict"
 
-    def test_instances_become_predictions(self, vertex: str, png: bytes) -> None:
+    def test_vertex_instances_become_predictions(self, vertex: str, png: bytes) -> None:
         image = base64.b64encode(png).decode()
         body = {
             "instances": [
@@ -106,40 +106,40 @@ class TestVertex:
             ({"instances": [{"image": "AAAA"}, {"image": "AAAA", "strength": 0.1}]}, "instances[1].strength"),
         ],
     )
-    def test_what_cannot_be_used_is_named(self, vertex: str, body: Any, param: str) -> None:
+    def test_vertex_invalid_field_is_named(self, vertex: str, body: Any, param: str) -> None:
         answer = httpx2.post(f"{vertex}/vertex:predict", json=body)
         assert (answer.status_code, answer.json()["param"]) == (422, param)
 
-    def test_a_field_in_the_query_is_not_overlooked(self, vertex: str, png: bytes) -> None:
+    def test_vertex_field_in_the_query_is_refused(self, vertex: str, png: bytes) -> None:
         body = {"instances": [{"image": base64.b64encode(png).decode()}]}
         answer = httpx2.post(f"{vertex}/vertex:predict", params={"seed": 5}, json=body)
         problem(answer, 422, "invalid_parameter", "seed")
 
-    def test_of_several_pictures_the_one_at_fault_is_named(self, vertex: str, png: bytes) -> None:
+    def test_vertex_error_names_the_instance(self, vertex: str, png: bytes) -> None:
         one, other = ({"b64": base64.b64encode(data).decode()} for data in (png, b"GIF89a"))
         answer = httpx2.post(f"{vertex}/vertex:predict", json={"instances": [{"image": one}, {"image": other}]})
         problem(answer, 415, "unsupported_image_format", "instances[1].image")
         assert answer.json()["detail"].startswith("instances[1]: ")
 
-    def test_what_is_the_fault_of_no_field_is_told_as_ever(self, vertex: str, png: bytes) -> None:
+    def test_vertex_error_of_no_field_keeps_its_message(self, vertex: str, png: bytes) -> None:
         body = {"instances": [{"image": base64.b64encode(png).decode(), "prompt": "fail_at=1"}]}
         answer = httpx2.post(f"{vertex}/vertex:predict", json=body)
         problem(answer, 500, "inference_failed")
         assert answer.json()["detail"].startswith("The image could not be made.")
 
-    def test_headers_say_what_pictures_have_in_common(self, vertex: str, png: bytes) -> None:
+    def test_vertex_headers_are_those_that_all_images_have(self, vertex: str, png: bytes) -> None:
         image = base64.b64encode(png).decode()
         instances = [{"image": image, "prompt": "word " * count, "strength": 0.5} for count in (80, 100)]
         headers = httpx2.post(f"{vertex}/vertex:predict", json={"instances": instances, "parameters": None}).headers
         assert (headers["x-steps-run"], headers["x-prompt-tokens-cut"]) == ("2", "25")
         assert "x-seed" not in headers
 
-    def test_more_instances_than_may_ever_wait_are_refused(self, start_server: StartServer) -> None:
+    def test_vertex_more_instances_than_the_queue_are_refused(self, start_server: StartServer) -> None:
         with start_server(queue_size=1, **ROUTES) as url:
             answer = httpx2.post(f"{url}/vertex:predict", json={"instances": [{"image": "AAAA"}] * 2})
         problem(answer, 422, "invalid_parameter", "instances")
 
-    def test_errors_are_problem_documents_whatever_its_path_begins_with(self, start_server: StartServer) -> None:
+    def test_vertex_errors_are_problems_under_any_path(self, start_server: StartServer) -> None:
         path = "/v1/endpoints/1/deployedModels/2"
         with start_server(api_keys="key", health_route=path, predict_route=f"{path}:predict") as url:
             assert httpx2.get(f"{url}{path}").status_code == 200
@@ -161,28 +161,26 @@ class TestVertex:
             ("PREDICT", {"predict_route": "/vertex", "health_route": "/vertex"}),
         ],
     )
-    def test_a_path_that_is_something_else_already_ends_the_start_with_a_sentence(
-        self, name: str, routes: dict[str, Any]
-    ) -> None:
+    def test_path_of_another_route_ends_the_start(self, name: str, routes: dict[str, Any]) -> None:
         path = next(iter(routes.values()))
         with pytest.raises(Misconfigured, match=rf"IMG2IMG_{name}_ROUTE: {path} is the path of something else"):
             create_app(Settings(**routes))
 
-    def test_a_path_that_has_the_same_meaning_already_will_do(self, start_server: StartServer) -> None:
+    def test_path_of_the_same_route_is_accepted(self, start_server: StartServer) -> None:
         model = "/v1/models/sdxl:predict"
         with start_server(api_keys="key", health_route="/ping", predict_route=model) as url:
             assert httpx2.get(f"{url}/ping").status_code == 200
             answer = httpx2.post(f"{url}{model}", json={}, headers={"X-API-Key": "key"})
             problem(answer, 422, "invalid_parameter", "instances")
 
-    def test_health_is_open_to_be_read_and_for_nothing_else(self, start_server: StartServer) -> None:
+    def test_health_is_open_for_get_and_head_only(self, start_server: StartServer) -> None:
         with start_server(api_keys="key", **ROUTES) as url:
             for path in ("/vertex/health", "/health", "/health-check"):
                 assert [httpx2.request(method, f"{url}{path}").status_code for method in ("GET", "HEAD")] == [200, 200]
                 assert httpx2.options(f"{url}{path}").status_code == 405
                 assert httpx2.post(f"{url}{path}").status_code == 401
 
-    def test_health_needs_no_key_and_predictions_do(self, start_server: StartServer) -> None:
+    def test_vertex_health_needs_no_key_and_predictions_do(self, start_server: StartServer) -> None:
         with start_server(api_keys="key", **ROUTES) as url:
             assert httpx2.get(f"{url}/vertex/health").status_code == 200
             assert httpx2.post(f"{url}/vertex:predict", json={}).status_code == 401

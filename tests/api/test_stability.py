@@ -20,7 +20,7 @@ def ask(url: str, png: bytes, accept: str = "image/*", **fields: str) -> request
     return requests.post(f"{url}{PATH}", headers=headers, files={"image": png}, data={**FIELDS, **fields}, timeout=30)
 
 
-def test_the_picture_itself_is_the_answer_with_its_seed(server: str, png: bytes) -> None:
+def test_sd3_answer_is_the_image_with_its_seed(server: str, png: bytes) -> None:
     answer = ask(server, png, output_format="jpeg")
     assert (answer.status_code, answer.headers["content-type"]) == (200, "image/jpeg")
     assert (answer.headers["seed"], answer.headers["finish-reason"]) == ("7", "SUCCESS")
@@ -29,7 +29,7 @@ def test_the_picture_itself_is_the_answer_with_its_seed(server: str, png: bytes)
     assert answer.content == post(server, png, **fields).content
 
 
-def test_json_holds_the_same(server: str, png: bytes) -> None:
+def test_sd3_json_holds_the_same_image(server: str, png: bytes) -> None:
     answer = ask(server, png, "application/json")
     assert answer.headers["content-type"] == "application/json; type=image/png"
     body = answer.json()
@@ -40,23 +40,23 @@ def test_json_holds_the_same(server: str, png: bytes) -> None:
 @pytest.mark.parametrize(
     "accept", ["application/json;q=0, image/*", "application/json;q=0.5, image/*", "image/*, text/application/json"]
 )
-def test_json_comes_only_if_it_is_liked_best(server: str, png: bytes, accept: str) -> None:
+def test_sd3_json_is_sent_only_if_preferred(server: str, png: bytes, accept: str) -> None:
     assert ask(server, png, accept).headers["content-type"] == "image/png"
 
 
-def test_headers_say_of_a_picture_in_json_what_they_say_of_one_alone(server: str, png: bytes) -> None:
+def test_sd3_json_has_the_headers_of_an_image(server: str, png: bytes) -> None:
     names = ("x-seed", "x-steps-run", "x-start-timestep", "x-prompt-tokens-cut")
     alone, in_json = (ask(server, png, accept, prompt="word " * 100) for accept in ("image/*", "application/json"))
     assert [alone.headers[name] for name in names] == [in_json.headers[name] for name in names]
     assert "png;dur=" in in_json.headers["server-timing"]
 
 
-def test_a_seed_of_nought_is_a_random_one(server: str, png: bytes) -> None:
+def test_sd3_seed_0_is_random(server: str, png: bytes) -> None:
     seeds = {ask(server, png, seed="0").headers["seed"] for _ in range(3)}
     assert len(seeds) == 3
 
 
-def test_guidance_goes_by_its_name_there(server: str, png: bytes) -> None:
+def test_sd3_cfg_scale_is_guidance_scale(server: str, png: bytes) -> None:
     answer = ask(server, png, cfg_scale="2.5", negative_prompt="red")
     assert "CFG scale: 2.5" in opened(answer.content).info["parameters"]
 
@@ -90,7 +90,7 @@ def test_what_cannot_be_honoured_is_refused_in_its_shape(
     assert body["id"] == answer.headers["x-request-id"]
 
 
-def test_what_is_missing_is_named(server: str, png: bytes) -> None:
+def test_sd3_missing_part_is_named(server: str, png: bytes) -> None:
     for data, files, named in (
         ({**FIELDS}, {"picture": png}, "image"),
         ({"mode": "image-to-image"}, {"image": png}, "prompt"),
@@ -104,12 +104,12 @@ def test_what_is_missing_is_named(server: str, png: bytes) -> None:
     assert requests.post(f"{server}{PATH}", json=FIELDS, timeout=30).status_code == 415
 
 
-def test_a_key_is_asked_for_in_its_shape(start_server: Any, png: bytes) -> None:
+def test_sd3_unauthorized_has_the_dialects_shape(start_server: Any, png: bytes) -> None:
     with start_server(api_keys="right") as url:
         answer = ask(url, png)
     assert (answer.status_code, answer.json()["name"]) == (401, "unauthorized")
 
 
-def test_the_default_mode_of_the_api_is_another_one() -> None:
+def test_sd3_without_mode_is_refused() -> None:
     with pytest.raises(InvalidParameter):
         parse_sd3({"prompt": "x"})

@@ -45,7 +45,7 @@ def paths_of(routes: Iterable[Any]) -> Iterator[str]:
             yield route.path
 
 
-def test_every_route_but_health_is_closed_without_a_key_and_so_is_one_that_is_added_later() -> None:
+def test_every_route_but_health_needs_a_key() -> None:
     app = create_app(Settings(devices="cpu", api_keys=KEYS), FAKE)
 
     @app.get("/added/later")
@@ -70,9 +70,7 @@ def test_every_route_but_health_is_closed_without_a_key_and_so_is_one_that_is_ad
     assert known >= OPEN_PATHS
 
 
-def test_health_is_open_and_the_rest_opens_to_any_of_the_keys_in_any_of_the_ways(
-    start_server: StartServer, png: bytes
-) -> None:
+def test_any_key_in_any_header_is_accepted(start_server: StartServer, png: bytes) -> None:
     with start_server(api_keys=KEYS) as url:
         for path in OPEN_PATHS:
             assert httpx2.get(url + path).status_code == 200
@@ -104,7 +102,7 @@ def test_health_is_open_and_the_rest_opens_to_any_of_the_keys_in_any_of_the_ways
             client.edit(png, "dog wizard")
 
 
-def test_the_client_takes_its_key_from_the_environment(
+def test_client_takes_its_key_from_the_environment(
     start_server: StartServer, png: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("IMG2IMG_API_KEY", "first-key")
@@ -114,7 +112,7 @@ def test_the_client_takes_its_key_from_the_environment(
         Img2Img(api_key="two words")
 
 
-def test_keys_of_a_file_are_exchanged_without_a_restart(
+def test_key_file_is_read_again_when_it_changes(
     start_server: StartServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("app.watched_files._RECHECK_SECONDS", 0.05)
@@ -147,9 +145,7 @@ def test_keys_of_a_file_are_exchanged_without_a_restart(
     ("content", "reason"),
     [(None, "cannot be read"), ("\n# nothing\n", "holds no key"), ("two words\n", "no space"), ("schlüssel", "ASCII")],
 )
-def test_a_key_file_that_is_of_no_use_ends_the_program_with_a_sentence(
-    content: str | None, reason: str, tmp_path: Path
-) -> None:
+def test_unusable_key_file_ends_the_program(content: str | None, reason: str, tmp_path: Path) -> None:
     file = tmp_path / "keys"
     if content is not None:
         file.write_text(content)
@@ -168,7 +164,7 @@ def test_a_key_file_that_is_of_no_use_ends_the_program_with_a_sentence(
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_keys_are_shown_by_neither_settings_nor_log_nor_any_other_process(png: bytes) -> None:
+def test_keys_do_not_show_in_settings_logs_or_processes(png: bytes) -> None:
     secret = "unmistakable-secret"
     assert secret not in repr(Settings(api_keys=secret))
     with pytest.raises(Misconfigured) as error:
@@ -202,7 +198,7 @@ sys.exit(serve(Settings(devices="cpu", port=int(sys.argv[1]), log_level="debug")
 
 
 class TestOrigins:
-    def test_a_page_of_a_foreign_origin_cannot_use_the_service(self, start_server: StartServer, png: bytes) -> None:
+    def test_page_of_another_origin_is_refused(self, start_server: StartServer, png: bytes) -> None:
         def ask(origin: str) -> httpx2.Response:
             return httpx2.post(
                 f"{url}/img2img", files={"image": png}, data={"prompt": "dog"}, headers={"Origin": origin}
@@ -217,9 +213,7 @@ class TestOrigins:
             # Reads are answered for any page; its browser decides whether the page may see the answer.
             assert httpx2.get(f"{url}/metrics", headers={"Origin": "https://elsewhere.org"}).status_code == 200
 
-    def test_a_listed_origin_gets_the_headers_that_its_browser_asks_for(
-        self, start_server: StartServer, png: bytes
-    ) -> None:
+    def test_listed_origin_gets_cors_headers(self, start_server: StartServer, png: bytes) -> None:
         question = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "x-api-key"}
         with start_server(cors_origins="https://friend.org", api_keys=KEYS) as url:
             friend, stranger = {"Origin": "https://friend.org"}, {"Origin": "https://elsewhere.org"}
@@ -245,18 +239,18 @@ class TestOrigins:
             assert {"X-Seed", "X-Request-Id", "Retry-After", "X-Error-Message", "X-Should-Retry"} < exposed
             assert {"X-Clamped", "Seed", "Finish-Reason", "Content-Disposition", "Server-Timing"} < exposed
 
-    def test_a_listed_origin_may_use_each_method_that_a_route_has(self, start_server: StartServer) -> None:
+    def test_listed_origin_may_use_each_method(self, start_server: StartServer) -> None:
         with start_server(cors_origins="https://friend.org") as url:
             for method in ("GET", "POST", "PUT"):
                 question = {"Access-Control-Request-Method": method, "Origin": "https://friend.org"}
                 assert httpx2.options(f"{url}/predictions/mine", headers=question).status_code == 200
 
-    def test_nothing_is_shared_with_other_origins_unless_one_is_listed(self, server: str) -> None:
+    def test_no_cors_headers_without_a_listed_origin(self, server: str) -> None:
         headers = httpx2.get(f"{server}/health", headers={"Origin": "https://elsewhere.org"}).headers
         assert not [name for name in headers if name.startswith("access-control")]
 
 
-def test_every_answer_has_the_headers_that_keep_a_browser_from_harm(server: str, png: bytes) -> None:
+def test_every_answer_has_security_headers(server: str, png: bytes) -> None:
     picture, refused = post(server, png), post(server, b"no picture")
     answers = [picture, refused, httpx2.get(f"{server}/nowhere"), httpx2.get(f"{server}/docs")]
     for answer in answers:
@@ -269,7 +263,7 @@ def test_every_answer_has_the_headers_that_keep_a_browser_from_harm(server: str,
     assert picture.headers["cache-control"] == "no-store"
 
 
-def test_a_public_address_without_a_key_is_a_loud_warning(
+def test_public_address_without_keys_is_warned_about(
     caplog: pytest.LogCaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def warnings(**knobs: Any) -> list[str]:

@@ -30,13 +30,13 @@ ERRORS = ErrorResponses(Dialects(DIALECTS, Settings()), Metrics())
 KEYS = "first-key,second-key"
 
 
-def test_a_key_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
+def test_key_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "keys").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(Misconfigured, match=r"IMG2IMG_API_KEYS_FILE: .* cannot be read"):
         ApiKeys(Settings(api_keys_file=tmp_path / "keys"))
 
 
-def test_a_pipe_in_place_of_a_key_file_is_not_waited_for(tmp_path: Path) -> None:
+def test_pipe_as_key_file_is_refused_at_once(tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_text("old-key\n")
     keys = ApiKeys(Settings(api_keys_file=file))
@@ -48,7 +48,7 @@ def test_a_pipe_in_place_of_a_key_file_is_not_waited_for(tmp_path: Path) -> None
         ApiKeys(Settings(api_keys_file=file))
 
 
-def test_a_variable_without_a_value_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_empty_variable_counts_as_absent(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("API_KEYS_FILE", "API_KEYS", "PORT"):
         monkeypatch.setenv(f"IMG2IMG_{name}", "")
     assert not ApiKeys(Settings())
@@ -58,13 +58,13 @@ def test_a_variable_without_a_value_is_not_set(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize(
     "listed", ["*", "null", "example.org", "https://Example.org", "https://example.org/", "ftp://x", "https://*.org"]
 )
-def test_an_origin_that_no_browser_sends_is_refused(listed: str) -> None:
+def test_listed_origin_that_no_browser_sends_is_refused(listed: str) -> None:
     with pytest.raises(ValidationError, match="as browsers write it"):
         Settings(cors_origins=listed)
 
 
 @pytest.mark.parametrize("content", ["\ufeffthe-key\n", "  the-key  \n", "  # a-comment\n\t#another\nthe-key"])
-def test_a_key_file_is_read_as_it_is_meant(content: str, tmp_path: Path) -> None:
+def test_key_file_comments_and_blanks_are_skipped(content: str, tmp_path: Path) -> None:
     (tmp_path / "keys").write_text(content)
     keys = ApiKeys(Settings(api_keys_file=tmp_path / "keys"))
     assert keys.find(b"the-key")
@@ -87,7 +87,7 @@ def test_a_key_file_is_read_as_it_is_meant(content: str, tmp_path: Path) -> None
         ("", "null", "", 403),
     ],
 )
-def test_a_page_is_the_service_s_own_only_if_no_stranger_can_name_it_so(
+def test_own_origin_with_a_public_name_needs_keys(
     host: str, origin: str, keys: str, status: int, start_server: StartServer
 ) -> None:
     with start_server(api_keys=keys, cors_origins="https://listed.example.org") as url:
@@ -96,12 +96,12 @@ def test_a_page_is_the_service_s_own_only_if_no_stranger_can_name_it_so(
 
 
 @pytest.mark.parametrize("listed", [" ", ",", " , "])
-def test_a_list_without_a_key_in_it_does_not_open_the_door(listed: str) -> None:
+def test_key_list_without_a_key_is_refused(listed: str) -> None:
     with pytest.raises(Misconfigured, match="holds no key"):
         ApiKeys(Settings(api_keys=listed))
 
 
-def test_a_websocket_without_a_key_is_never_accepted() -> None:
+def test_websocket_without_a_key_is_closed() -> None:
     sent: list[Any] = []
 
     async def behind(scope: Any, receive: Any, send: Any) -> None:
@@ -130,7 +130,7 @@ def test_a_websocket_without_a_key_is_never_accepted() -> None:
     assert knock(x_api_key="first-key", host="here", origin="https://friend.org") == ["websocket.accept"]
 
 
-def test_callers_are_told_apart_by_key_then_by_address_of_ipv6_by_network() -> None:
+def test_client_is_its_key_or_address_or_ipv6_network() -> None:
     seen: list[str] = []
 
     async def behind(scope: Any, receive: Any, send: Any) -> None:

@@ -32,7 +32,7 @@ def upload(size: int, fill: bytes = b"\0") -> Iterator[bytes]:
 
 
 @pytest.mark.parametrize("fill", [b"\0", b"\r"])
-def test_a_form_of_5_mib_is_held_once(fill: bytes) -> None:
+def test_form_of_5_mib_is_held_once(fill: bytes) -> None:
     async def read() -> tuple[int, int]:
         files, fields = await read_form(request_of(upload(5 * MIB, fill)))
         held, peak = tracemalloc.get_traced_memory()
@@ -48,7 +48,7 @@ def test_a_form_of_5_mib_is_held_once(fill: bytes) -> None:
     assert peak < 12 * MIB
 
 
-def test_a_refused_form_is_received_to_its_end() -> None:
+def test_refused_form_is_received_to_its_end() -> None:
     chunks = upload(MIB)
     with pytest.raises(MalformedBody, match="Too many files"):
         asyncio.run(read_form(request_of(chunks), max_files=0))
@@ -56,13 +56,13 @@ def test_a_refused_form_is_received_to_its_end() -> None:
 
 
 @pytest.mark.parametrize("missing", range(1, len(TAIL) - 2, 7))
-def test_a_form_without_its_end_is_refused(missing: int) -> None:
+def test_form_without_its_end_is_refused(missing: int) -> None:
     chunks = iter([HEAD, b"bytes", TAIL[:-2][:-missing]])
     with pytest.raises(MalformedBody, match="last boundary is missing"):
         asyncio.run(read_form(request_of(chunks)))
 
 
-def test_text_behind_the_last_boundary_is_ignored() -> None:
+def test_text_after_the_last_boundary_is_ignored() -> None:
     files, _ = asyncio.run(read_form(request_of(iter([HEAD, b"bytes", TAIL, b"epilogue " * 1000]))))
     assert files == {"image": b"bytes"}
 
@@ -85,7 +85,7 @@ def text_part(disposition: bytes, text: bytes = b"a wizard", more: bytes = b"") 
     ],
     ids=["name", "fields", "charset", "text", "long", "image", "header", "boundary"],
 )
-def test_a_form_that_cannot_be_read_is_refused_with_the_reason(parts: list[bytes], reason: str) -> None:
+def test_malformed_form_is_refused_with_the_reason(parts: list[bytes], reason: str) -> None:
     with pytest.raises(MalformedBody, match=reason):
         asyncio.run(read_form(request_of(iter([*parts, b"--x--\r\n"]))))
 
@@ -99,16 +99,16 @@ def test_a_form_that_cannot_be_read_is_refused_with_the_reason(parts: list[bytes
     ],
     ids=["none", "charset", "long"],
 )
-def test_a_content_type_that_cannot_be_used_is_refused(content_type: bytes, reason: str) -> None:
+def test_malformed_content_type_is_refused(content_type: bytes, reason: str) -> None:
     with pytest.raises(MalformedBody, match=reason):
         asyncio.run(read_form(request_of(iter([HEAD, TAIL]), content_type)))
 
 
-def test_an_image_as_text_and_a_name_in_latin_1_are_left_to_the_route() -> None:
+def test_image_as_text_and_name_in_latin_1_are_returned() -> None:
     form = [text_part(b"name=image", b"\x89PNG"), text_part(b'name="gr\xfcn"'), b"--x--\r\n"]
     assert asyncio.run(read_form(request_of(iter(form)))) == ({}, {"image": "\x89PNG", "gr\xfcn": "a wizard"})
 
 
-def test_a_body_of_another_type_is_refused_with_the_type_to_send() -> None:
+def test_body_of_another_type_is_refused() -> None:
     with pytest.raises(UnsupportedMediaType, match="Send multipart/form-data"):
         asyncio.run(read_form(request_of(iter([b"{}"]), b"application/json")))

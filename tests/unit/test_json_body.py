@@ -42,6 +42,10 @@ def test_escaped_slashes_and_line_breaks_in_base64_are_read() -> None:
     data = json.dumps({"image": LONG}).replace("/", "\\/").encode()
     assert long_strings(data) == 1
     assert parse_json(data) == {"image": LONG}
+    # The backslash is the last byte of a piece.
+    data = b'{"image": "' + b"A" * (MIB - 1) + b"\\/" + b"A" * MIB + b'"}'
+    assert long_strings(data) == 1
+    assert parse_json(data) == json.loads(data)
     lines = "\r\n".join(LONG[start : start + 76] for start in range(0, len(LONG), 76))
     data = json.dumps({"image": lines}).encode()
     assert long_strings(data) == 1
@@ -52,6 +56,8 @@ def test_escaped_slashes_and_line_breaks_in_base64_are_read() -> None:
     "data",
     [
         b'{"a": "' + b"x" * MIB + b" " + b'"}',
+        b'{"a": "' + b"x" * MIB + b" " + b'x"}',
+        b" " * MIB + b'{"a": 1}',
         b'{"a": "' + b"\\u0041" * 100_000 + b'"}',
         b'{"a": "\\"' + b"A" * MIB + b'"}',
         b'{"a": "' + b"A" * MIB + b'\\""}',
@@ -59,7 +65,17 @@ def test_escaped_slashes_and_line_breaks_in_base64_are_read() -> None:
         b'{"a": ' + b" " * MIB + b'"b"}',
         b'{"a": "' + "\u00fc".encode() * 100_000 + b'"}',
     ],
-    ids=["space", "escapes", "quote before", "quote after", "number", "white space", "not ASCII"],
+    ids=[
+        "space at the end",
+        "space inside",
+        "space before",
+        "escapes",
+        "quote before",
+        "quote after",
+        "number",
+        "white space",
+        "not ASCII",
+    ],
 )
 def test_other_long_text_is_left_to_the_parser(data: bytes) -> None:
     assert long_strings(data) == 0

@@ -23,7 +23,7 @@ from app.web.negotiation import best_format, prefers
         ("text/html", None),
     ],
 )
-def test_accept_is_read_as_http_says(accept: str, chosen: str | None) -> None:
+def test_accept_header_chooses_the_format(accept: str, chosen: str | None) -> None:
     if chosen is None:
         with pytest.raises(NotAcceptable):
             best_format(accept)
@@ -45,5 +45,5 @@ def test_accept_is_read_as_http_says(accept: str, chosen: str | None) -> None:
         ("", False),
     ],
 )
-def test_events_are_what_a_caller_likes_best_by_their_name(accept: str, preferred: bool) -> None:
+def test_events_are_preferred_only_if_named(accept: str, preferred: bool) -> None:
     assert prefers(accept, "text/event-stream", ["image/png", "image/webp"]) is preferred
