@@ -1,1 +1,1 @@
-"""The tensors: the only package that imports torch, diffusers and transformers."""
+"""The model: the only package that imports torch, diffusers and transformers."""

@@ -1,4 +1,4 @@
-"""How many jobs share a device. Imports no torch, so that torch-free models of tests follow the same rule."""
+"""The number of jobs that share a device. Imports no torch, so that the torch-free models of tests can use it."""
 
 from typing import Literal
 
@@ -6,10 +6,16 @@ _SHARED = 4
 
 
 def capacity(max_batch: int | Literal["auto"], device: str, *, large: bool) -> int:
-    """Jobs on board at once, for the setting `max_batch`, a device's resolved name, and a model that is large or not.
+    """The number of jobs on board at once.
 
-    Four small pictures together cost a CPU less than one by one; of a large model's, the first would be done with the
-    last, for nothing. A GPU is expected to gain with any. `scripts/bench --case load` and `--case batch` measure it.
+    A CPU makes four images of a small model faster together than one by one. Of a large model it makes them no faster,
+    and the first would be finished with the last. A GPU is expected to gain with any model. `scripts/bench --case load`
+    and `--case batch` measure this.
+
+    Args:
+        max_batch: the setting.
+        device: `cpu` or `cuda:N`.
+        large: whether the model is large (`app.model.packed.is_large`).
     """
     if max_batch == "auto":
         return 1 if large and device == "cpu" else _SHARED

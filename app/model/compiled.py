@@ -1,4 +1,4 @@
-"""The UNet and the VAE through `torch.compile`, at a few batch sizes that are compiled before the worker is ready."""
+"""The UNet and the VAE with `torch.compile`, for a few batch sizes, compiled before the worker is ready."""
 
 import logging
 import os
@@ -19,30 +19,30 @@ logger = logging.getLogger(__name__)
 Compile = Literal["off", "default", "max"]
 
 _MODES = {"default": "reduce-overhead", "max": "max-autotune"}
-"""Both replay CUDA graphs: at batch 1 a call's kernels take less time than Python needs to launch them one by one."""
+"""Modes of `torch.compile`. Both use CUDA graphs: at batch 1, Python launches kernels slower than the GPU runs them."""
 
 ADVICE = "Install g++ (docker build --build-arg COMPILER=g++), or set it to off."
 
 
 def has_compiler() -> bool:
-    """Whether there is one for Inductor and Triton."""
+    """Whether there is a C++ compiler for Inductor and Triton."""
     return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++"))
 
 
-def compiled_batch_sizes(most: int) -> tuple[int, ...]:
-    """The batch sizes that are compiled, for at most so many rows: powers of two and the largest."""
-    return tuple(sorted({most, *(2**power for power in range(most.bit_length()) if 2**power <= most)}))
+def compiled_batch_sizes(max_rows: int) -> tuple[int, ...]:
+    """The batch sizes to compile, ascending: the powers of two up to `max_rows`, and `max_rows`."""
+    return tuple(sorted({max_rows, *(2**power for power in range(max_rows.bit_length()))}))
 
 
 def compile_parts(pipe: StableDiffusionXLImg2ImgPipeline, how: Compile, cache: Path | None = None) -> None:
-    """Have the UNet and both halves of the VAE compiled at their first call with each batch size.
+    """Make the UNet, the VAE's encoder and its decoder compile at their first call with each batch size.
 
-    Queries, keys and values are projected by one matrix product from then on.
+    Their query, key and value projections are fused into one matrix product.
 
     Args:
         pipe: the pipeline whose parts are compiled.
-        how: a mode of `torch.compile`.
-        cache: the folder where compiled code is looked for and kept; None for torch's own choice.
+        how: `default` or `max`, a key of `_MODES`.
+        cache: the folder of the compile cache; None for torch's default.
 
     Raises:
         CheckpointError: there is no C++ compiler.
@@ -50,22 +50,24 @@ def compile_parts(pipe: StableDiffusionXLImg2ImgPipeline, how: Compile, cache: P
     if not has_compiler():
         raise CheckpointError(f"IMG2IMG_COMPILE={how} needs a C++ compiler, and there is none. {ADVICE}")
     if cache:
-        _keep_in(cache)
+        _set_cache(cache)
     _fuse(pipe)
     for part in (pipe.unet, pipe.vae.encoder, pipe.vae.decoder):
         part.compile(mode=_MODES[how], fullgraph=True, dynamic=False)
     pipe.vae.encoder, pipe.vae.decoder = CloneOutputs(pipe.vae.encoder), CloneOutputs(pipe.vae.decoder)
 
 
-def _keep_in(cache: Path) -> None:
-    """Not in the environment from the start: torch then makes the folder when it is imported, or fails to."""
+def _set_cache(cache: Path) -> None:
+    """Point Inductor at the folder, if it is writable. Set here, not at start: importing torch would create it."""
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        # The only sure way to know, whatever the mode bits say.
+        # Mode bits do not tell (read-only mounts, capabilities), so write a file.
         with tempfile.TemporaryFile(dir=cache):
             os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache)
     except OSError as error:
-        logger.warning("compiled code is not kept for the next start, IMG2IMG_COMPILE_CACHE: %s", error)
+        logger.warning(
+            "the compile cache IMG2IMG_COMPILE_CACHE cannot be used, so the next start compiles again: %s", error
+        )
 
 
 def _fuse(pipe: StableDiffusionXLImg2ImgPipeline) -> None:
@@ -73,7 +75,7 @@ def _fuse(pipe: StableDiffusionXLImg2ImgPipeline) -> None:
         if hasattr(part, "fuse_qkv_projections"):
             part.fuse_qkv_projections()
     for module in pipe.unet.modules():
-        # What was fused is kept beside it, for taking it apart again: a third of the attention's weights.
+        # diffusers keeps the unfused projections, to undo the fusion: a third of the attention's weights.
         for fused, parts in (("to_qkv", ("to_q", "to_k", "to_v")), ("to_kv", ("to_k", "to_v"))):
             if hasattr(module, fused):
                 for name in parts:
@@ -81,7 +83,7 @@ def _fuse(pipe: StableDiffusionXLImg2ImgPipeline) -> None:
 
 
 class CloneOutputs(nn.Module):
-    """A compiled module whose results stay as they are: a CUDA graph writes each to the place of the one before."""
+    """A compiled module that returns copies. A CUDA graph writes each result over the previous one."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -93,11 +95,11 @@ class CloneOutputs(nn.Module):
 
 
 class Batched:
-    """A compiled model that takes any number of rows: as calls of the sizes that were compiled.
+    """A compiled model for any number of rows, which it splits and pads to the compiled batch sizes.
 
     Args:
-        model: takes tensors of equal first dimension and returns one of it.
-        sizes: ascending; see `compiled_batch_sizes`.
+        model: takes tensors `[rows, ...]` and returns one.
+        sizes: the compiled batch sizes, ascending (`compiled_batch_sizes`).
     """
 
     def __init__(self, model: Callable[..., torch.Tensor], sizes: Sequence[int]) -> None:
@@ -109,19 +111,19 @@ class Batched:
         for start, stop, size in _calls(len(inputs[0]), self.sizes):
             torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
             result = self.model(*(_padded(tensor[start:stop], size) for tensor in inputs))
-            # As above.
+            # A copy, as in `CloneOutputs`.
             results.append(result[: stop - start].clone())
         return torch.cat(results)
 
 
 def _calls(rows: int, sizes: Sequence[int]) -> Iterator[tuple[int, int, int]]:
-    """First row, last row and compiled size of each call."""
+    """Start row, stop row (exclusive) and compiled size of each call."""
     for start in range(0, rows, sizes[-1]):
         stop = min(rows, start + sizes[-1])
         yield start, stop, next(size for size in sizes if size >= stop - start)
 
 
 def _padded(tensor: torch.Tensor, rows: int) -> torch.Tensor:
-    """The last row again until there are enough."""
+    """Pad to a number of rows by repeating the last one; always a copy."""
     missing = rows - len(tensor)
     return torch.cat([tensor, tensor[-1:].expand(missing, *tensor.shape[1:])]) if missing else tensor.clone()

@@ -1,4 +1,4 @@
-"""Which device and dtype a model runs on."""
+"""The device and dtype that a model runs on."""
 
 import os
 from pathlib import Path
@@ -8,19 +8,19 @@ import torch
 from app.errors import CheckpointError
 
 DRIVER_FILE = Path("/dev/nvidiactl")
-"""There where NVIDIA's driver is loaded, and in a container where its GPUs are handed on."""
+"""Exists where NVIDIA's driver is loaded, and in a container that has been given GPUs."""
 
 
 _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 def resolve_device(device: str) -> str:
-    """`auto` to the first CUDA device, or to the CPU where there is no GPU; `cuda` to `cuda:0`.
+    """A device name as `cpu` or `cuda:N`. `auto` is the first CUDA device, or the CPU if there is no GPU.
 
-    A torch without CUDA was chosen for the CPU: for it `auto` is the CPU on a machine with a GPU as well.
+    With a torch that is built without CUDA, `auto` is the CPU even on a machine with a GPU.
 
     Raises:
-        CheckpointError: torch cannot use the device, or `auto` finds a GPU that it cannot use.
+        CheckpointError: torch cannot use the device, or `auto` finds a GPU that torch cannot use.
     """
     if device == "cpu":
         return device
@@ -34,27 +34,27 @@ def resolve_device(device: str) -> str:
     index, count = torch.device(device).index or 0, torch.cuda.device_count()
     if index >= count:
         raise CheckpointError(
-            f"torch finds no {device}, of {count} CUDA devices. Check `nvidia-smi` and the container runtime, or set "
-            "IMG2IMG_DEVICES to devices that are there."
+            f"torch finds no {device} among {count} CUDA devices. Check `nvidia-smi` and the container runtime, or set "
+            "IMG2IMG_DEVICES to devices that exist."
         )
     return f"cuda:{index}"
 
 
 def _shows_gpu() -> bool:
-    """Whether the driver shows a GPU to this process, unless CUDA is told to hide them all."""
+    """Whether the driver shows a GPU to this process and `CUDA_VISIBLE_DEVICES` does not hide all of them."""
     if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
         return False
-    # Torch counts by NVML, which knows of GPUs that CUDA cannot use.
+    # torch counts with NVML, which also lists GPUs that CUDA cannot use.
     return DRIVER_FILE.exists() or torch.cuda.device_count() > 0
 
 
 def first_line(error: Exception) -> str:
-    """What torch says of an error of CUDA, without its advice on debugging."""
+    """The message of a CUDA error without torch's advice on debugging."""
     return str(error).partition("\n")[0]
 
 
 def _why_unusable() -> str:
-    """Torch's own sentence, which names the driver's version if that is too old; and what to do."""
+    """The message of torch, which names the version of a driver that is too old, and what to do."""
     try:
         torch.cuda.init()  # type: ignore[no-untyped-call]
         reason = "it gives no reason."
@@ -69,7 +69,7 @@ def _why_unusable() -> str:
 
 
 def resolve_dtype(name: str, device: str) -> torch.dtype:
-    """`auto` to float16 on CUDA and float32 elsewhere."""
+    """A dtype by its setting. `auto` is float16 on CUDA and float32 elsewhere."""
     if name == "auto":
         return torch.float16 if device.startswith("cuda") else torch.float32
     return _DTYPES[name]

@@ -1,8 +1,8 @@
-"""The tensors: a prompt and a picture to a `State`, one UNet call for many `State`s, `State`s to pixels.
+"""Image-to-image in three parts: a job to a `State`, one UNet call for many states, states to pixels.
 
-The loop is our own, so that jobs at different steps share a UNet call; its numbers are those of
-`diffusers.StableDiffusionXLImg2ImgPipeline.__call__`, whose order of operations and random draws it keeps: from the
-job's own CPU generator first the VAE's posterior sample, then the initial noise, then one draw per ancestral step.
+This replaces the loop of `diffusers.StableDiffusionXLImg2ImgPipeline.__call__`, so that jobs at different steps share a
+UNet call. Results are the same, because operations and random draws keep their order. Each job has a CPU generator. It
+draws the sample of the VAE's posterior, then the initial noise, then the noise of each ancestral step.
 """
 
 import logging
@@ -32,15 +32,18 @@ logger = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class State:
-    """One job between two UNet calls. A row of the UNet's batch is one of its `embeds`.
+    """One job between two UNet calls. It takes one row of the UNet's batch for each row of `embeds`.
 
     Attributes:
         latents: `[1, c, height / f, width / f]`, in the UNet's dtype, on the device; c is 4 and f 8 for SDXL's VAE.
         embeds: `[rows, 77, d]`; `rows` is 2 with guidance (negative prompt first), else 1.
         pooled: `[rows, p]`.
-        time_ids: `[rows, 6]`, SDXL's micro-conditioning.
-        lookups: of each prompt and of the picture, in the words of `Result`.
-        index: how many of the timesteps are done.
+        time_ids: `[rows, 6]`, SDXL's micro-conditioning: original size, crop position and target size, in pixels.
+        tokens_cut: the number of the prompt's tokens beyond the 77th.
+        marks: before encoding the prompt, before encoding the image, and after.
+        lookups: as in `Result`.
+        index: the number of finished timesteps.
+        redecoded: whether the VAE overflowed and decoded again in float32.
     """
 
     job: Job
@@ -66,12 +69,12 @@ class State:
 
 @dataclass(eq=False)
 class Decoding:
-    """A picture that is being decoded, or on its way from the device.
+    """An image that is being decoded or downloaded from the device.
 
     Attributes:
         rgb: `uint8[height, width, 3]`, on the host once `ready`.
-        finite: 0-dim bool, likewise: whether every value was.
-        marks: before and after decoding, and on arrival.
+        finite: 0-dim bool, on the host once `ready`: whether the decoded image holds no NaN and no infinity.
+        marks: before decoding, after it, and after the download.
     """
 
     state: State
@@ -81,7 +84,7 @@ class Decoding:
 
     @property
     def ready(self) -> bool:
-        """Whether it has arrived, so that nobody has to wait for it."""
+        """Whether the download is finished, so that `collect` does not wait."""
         return passed(self.marks[2])
 
 
@@ -89,12 +92,12 @@ class SdxlDiffusion:
     """Image-to-image on the parts of a loaded SDXL pipeline. Not thread-safe: one thread owns it and its device.
 
     Args:
-        pipe: the pipeline whose parts are used; all of them on `device`.
-        device: where the tensors live.
-        info: what was loaded, for people.
-        cache_bytes: how much of what the encoders make of prompts and pictures is kept on the device.
-        compiled: the batch sizes that a compiled UNet is called with; none for one that takes any.
-        max_jobs: how many jobs are to be on board at once.
+        pipe: the pipeline whose parts are used; all of them are on `device`.
+        device: the device of all tensors.
+        info: what was loaded, for logs and metrics.
+        cache_bytes: the size of the encoders' caches, on the device.
+        compiled: the batch sizes of a compiled UNet; empty if it is not compiled.
+        max_jobs: the number of jobs on board at once.
     """
 
     def __init__(
@@ -113,30 +116,34 @@ class SdxlDiffusion:
         self.encoders = Encoders(pipe, device, cache_bytes)
         self.compiled = compiled
         self.max_jobs = max_jobs
-        self._previews = Previews(self._encode_exactly)
+        self._previews = Previews(self._encode_chart)
         self._unpacked = unpacked(pipe.unet, pipe.vae)
         self._predict = Batched(self._unet, compiled) if compiled else self._unet
 
     def pack_next_layers(self) -> bool:
-        """Do a little of what makes pictures faster but can wait until the model is ready; False if all is done."""
+        """Pack up to `MOST_THREADS` layers (`app.model.packed`), which makes later calls faster.
+
+        Returns:
+            False if all layers were packed before.
+        """
         layers = list(islice(self._unpacked, MOST_THREADS))
         try:
             with malloc.loading():
                 map_threads(Packed.pack, layers)
         except RuntimeError:
-            logger.exception("layers stay as they are stored, which is slower")
+            logger.exception("packing failed: some layers keep their stored weights, which is slower")
         return bool(layers)
 
     fault = staticmethod(fault)
 
     def release_memory(self) -> None:
-        """Give back what memory can be had again: after a call that found too little."""
+        """Free cached memory, after a call ran out of memory."""
         self.encoders.clear_cache()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()  # pragma: no cover
 
     def memory(self) -> dict[str, int]:
-        """Bytes of a GPU: `allocated` by tensors, `reserved` for those and others to come, `free`; of a CPU nothing."""
+        """A GPU's memory in bytes: `allocated` by tensors, `reserved` by torch's allocator, `free`. Empty for a CPU."""
         if self.device.type != "cuda":
             return {}
         return {  # pragma: no cover
@@ -147,38 +154,38 @@ class SdxlDiffusion:
 
     @torch.inference_mode()
     def admit(self, job: Job) -> State:
-        """Encode prompt and picture and draw the noise: the state before the job's first UNet call.
+        """Encode the prompt and the image and draw the noise: the state before the job's first UNet call.
 
-        Diffusers' `__call__`, steps 3 to 8.
+        These are steps 3 to 8 of diffusers' `__call__`.
         """
         marks = [mark(self.device)]
-        embeds, pooled, tokens_cut, found = self._encode_prompts(job)
+        embeds, pooled, tokens_cut, prompts_cached = self._encode_prompts(job)
         marks.append(mark(self.device))
         generator = torch.Generator("cpu").manual_seed(job.seed)
-        moments, known = self.encoders.image(job.pixels)
-        clean = self._sample_latents(moments, generator)
-        steps = create_stepper(self.pipe.scheduler, job.num_inference_steps, job.steps_run, clean, generator)
+        moments, image_cached = self.encoders.image(job.pixels)
+        latents = self._sample_latents(moments, generator)
+        steps = create_stepper(self.pipe.scheduler, job.num_inference_steps, job.steps_run, latents, generator)
         size = [job.pixels.height, job.pixels.width]
         time_ids = upload(torch.tensor([[*size, 0, 0, *size]] * len(embeds), dtype=embeds.dtype), self.device)
         marks.append(mark(self.device))
         return State(
             job=job,
             stepper=steps,
-            latents=steps.add_noise(clean),
+            latents=steps.add_noise(latents),
             embeds=embeds,
             pooled=pooled,
             time_ids=time_ids,
             tokens_cut=tokens_cut,
             marks=marks,
-            lookups=(*(("prompt", one) for one in found), ("image", known)),
+            lookups=(*(("prompt", cached) for cached in prompts_cached), ("image", image_cached)),
         )
 
     @torch.inference_mode()
     def tick(self, states: Sequence[State]) -> None:
-        """One UNet call for all of `states`, whatever step each is at; each moves on by one step.
+        """Advance all states by one step with one UNet call. The states may be at different steps.
 
-        All latents have one shape. Nothing here reads a tensor back from the device. If it raises, the states are
-        spent: admit their jobs anew.
+        All latents have the same shape. No tensor is read back from the device. If this raises, the states cannot be
+        used any more: admit their jobs again.
         """
         rows = [len(state.embeds) for state in states]
         sample = torch.cat(
@@ -197,16 +204,17 @@ class SdxlDiffusion:
             torch.cat([state.time_ids for state in states]),
         )
         for state, prediction in zip(states, torch.split(predictions, rows), strict=True):
-            noise = _guided(prediction, state.job.guidance_scale)
-            state.latents = state.stepper.step(noise, state.index, state.latents)
+            model_output = _guided(prediction, state.job.guidance_scale)
+            state.latents = state.stepper.step(model_output, state.index, state.latents)
             state.index += 1
 
     @torch.inference_mode()
     def preview(self, state: State) -> Preview:
-        """A small image of the last `pred_original_sample`."""
+        """A small image of the last step's `pred_original_sample`."""
         return self._previews.of(state.stepper.pred_original_sample, state.job.pixels.width, state.job.pixels.height)
 
-    def _encode_exactly(self, pixels: Pixels) -> torch.Tensor:
+    def _encode_chart(self, pixels: Pixels) -> torch.Tensor:
+        """Latents of a preview's colour chart, sampled with a fixed seed."""
         return self._sample_latents(self.encoders.image(pixels)[0], torch.Generator("cpu").manual_seed(0))
 
     def _unet(
@@ -225,9 +233,9 @@ class SdxlDiffusion:
 
     @torch.inference_mode()
     def finish(self, states: Sequence[State]) -> list[Decoding]:
-        """Begin to decode states that are done, and to fetch their pictures; `collect` gives them.
+        """Start to decode finished states and to download their images; `collect` returns them.
 
-        Each is decoded by itself: it bounds the memory, and a VAE pass fills the device.
+        Each image has a VAE pass of its own: one pass fills the device, and more at once would take more memory.
         """
         return [self._start_decode(state) for state in states]
 
@@ -240,7 +248,7 @@ class SdxlDiffusion:
 
     @torch.inference_mode()
     def collect(self, decoding: Decoding) -> Result | None:
-        """The picture, waited for if it is not `ready`; None if it holds NaN or infinity even in float32."""
+        """Wait for a decoding and return its result; None if the image holds NaN or infinity even in float32."""
         start, end, arrived = decoding.marks
         wait(arrived)
         state, rgb, finite = decoding.state, decoding.rgb, decoding.finite
@@ -253,7 +261,7 @@ class SdxlDiffusion:
         return self._result(state, rgb.cpu(), start, end)
 
     def decode(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Latents `[1, c, h, w]` to `uint8[h * f, w * f, 3]` and to a 0-dim bool: whether all of it was finite."""
+        """Latents `[1, c, h, w]` to `uint8[h * f, w * f, 3]`, and a 0-dim bool: whether all values are finite."""
         vae = self.pipe.vae
         latents = latents.to(vae.dtype)
         mean, std = self._latent_statistics(latents.dtype)
@@ -288,23 +296,23 @@ class SdxlDiffusion:
         )
 
     def _encode_prompts(self, job: Job) -> tuple[torch.Tensor, torch.Tensor, int, list[bool]]:
-        """Embeddings `[rows, 77, d]`, pooled `[rows, p]`, the prompt's tokens beyond the 77th, and which were known."""
-        prompt, known = self.encoders.prompt(job.prompt)
+        """Embeddings `[rows, 77, d]`, pooled `[rows, p]`, the number of cut tokens, and which prompts were cached."""
+        prompt, prompt_cached = self.encoders.prompt(job.prompt)
         if job.guidance_scale <= 1:
-            return prompt.hidden, prompt.pooled, prompt.tokens_cut, [known]
-        found = [known]
+            return prompt.hidden, prompt.pooled, prompt.tokens_cut, [prompt_cached]
+        cached = [prompt_cached]
         if job.negative_prompt is None and self.pipe.config.force_zeros_for_empty_prompt:
             negative = Prompt(torch.zeros_like(prompt.hidden), torch.zeros_like(prompt.pooled), 0)
         else:
-            negative, known = self.encoders.prompt(job.negative_prompt or "")
-            found.append(known)
+            negative, negative_cached = self.encoders.prompt(job.negative_prompt or "")
+            cached.append(negative_cached)
         hidden, pooled = torch.cat([negative.hidden, prompt.hidden]), torch.cat([negative.pooled, prompt.pooled])
-        return hidden, pooled, prompt.tokens_cut, found
+        return hidden, pooled, prompt.tokens_cut, cached
 
     def _sample_latents(self, moments: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """Latents `[1, c, h / f, w / f]` in the UNet's dtype, sampled from a picture's moments."""
+        """Latents `[1, c, h / f, w / f]` in the UNet's dtype and scale, sampled from an image's moments."""
         vae = self.pipe.vae
-        # A tiny autoencoder is deterministic: it has latents instead of a distribution, and draws nothing.
+        # A tiny VAE is deterministic: it encodes to latents instead of a distribution, and draws nothing.
         tiny = moments.shape[1] == vae.config.latent_channels
         sample = moments if tiny else DiagonalGaussianDistribution(moments).sample(generator)
         mean, std = self._latent_statistics(self.dtype)
@@ -312,7 +320,7 @@ class SdxlDiffusion:
         return latents
 
     def _latent_statistics(self, dtype: torch.dtype) -> tuple[Any, Any]:
-        """Mean and standard deviation by channel, `[1, c, 1, 1]`, where the VAE's config has them; else 0 and 1."""
+        """Mean and standard deviation by channel, `[1, c, 1, 1]`, from the VAE's config; 0 and 1 if it has none."""
         config = self.pipe.vae.config
         values = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
         if None in values:
@@ -322,7 +330,10 @@ class SdxlDiffusion:
 
 
 def _guided(prediction: torch.Tensor, guidance_scale: float) -> torch.Tensor:
-    """Classifier-free guidance (Ho and Salimans, arXiv 2207.12598) over the rows `[negative, positive]`."""
+    """Classifier-free guidance (Ho and Salimans, arXiv 2207.12598) of the rows `[negative, positive]`, to one row.
+
+    A prediction of one row is returned as it is.
+    """
     if len(prediction) == 1:
         return prediction
     negative, positive = prediction.chunk(2)

@@ -17,12 +17,12 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class Prompt:
-    """What the text encoders make of a prompt.
+    """A prompt's embeddings.
 
     Attributes:
-        hidden: `[1, 77, d]`, both encoders' penultimate layers side by side.
-        pooled: `[1, p]`, the second one's projection.
-        tokens_cut: the prompt's tokens beyond the 77th.
+        hidden: `[1, 77, d]`, the penultimate hidden states of both encoders, concatenated (d = 768 + 1280 for SDXL).
+        pooled: `[1, p]`, the projection of the second encoder (p = 1280 for SDXL).
+        tokens_cut: the number of the prompt's tokens beyond the 77th.
     """
 
     hidden: torch.Tensor
@@ -31,38 +31,38 @@ class Prompt:
 
 
 class Encoders:
-    """The text encoders and the VAE's encoder of a pipeline, with what they made lately. Not thread-safe.
+    """A pipeline's text encoders and VAE encoder, with a cache of their latest results. Not thread-safe.
 
     Args:
-        pipe: the pipeline; all its parts on `device`.
-        device: where the tensors live.
-        cache_bytes: how much may be kept there.
+        pipe: the pipeline; all its parts are on `device`.
+        device: the device of all tensors.
+        cache_bytes: the most bytes of results that the caches hold there; 0 to cache nothing.
     """
 
     def __init__(self, pipe: StableDiffusionXLImg2ImgPipeline, device: torch.device, cache_bytes: int) -> None:
         self.pipe = pipe
         self.device = device
-        # Half of it for each: a prompt takes five times the room of a picture, and would push many out.
+        # Half for each: a prompt takes five times the memory of an image and would evict many of them.
         self._prompts = LRUCache[bytes, Prompt](
             cache_bytes // 2, lambda prompt: prompt.hidden.nbytes + prompt.pooled.nbytes
         )
         self._images = LRUCache[bytes, torch.Tensor](cache_bytes // 2, lambda moments: moments.nbytes)
 
     def prompt(self, prompt: str) -> tuple[Prompt, bool]:
-        """A prompt's embeddings, and whether they were there already."""
+        """A prompt's embeddings, and whether they were in the cache."""
         key = _digest(prompt.encode(errors="surrogatepass"))
         return cached(self._prompts, key, lambda: self._encode_prompt(prompt))
 
     def image(self, pixels: Pixels) -> tuple[torch.Tensor, bool]:
-        """A picture's moments, and whether they were there already.
+        """An image's moments, and whether they were in the cache.
 
-        They are the parameters of the VAE's posterior, `[1, 2c, height / f, width / f]`, or a tiny one's latents, which
-        have half of the channels.
+        Moments are the parameters of the VAE's posterior, `[1, 2c, height / f, width / f]`. A tiny VAE has none; then
+        they are its latents, with c channels.
         """
         return cached(self._images, _digest(pixels.data), lambda: self._encode_image(pixels))
 
     def clear_cache(self) -> None:
-        """Drop all cached values: some may be broken."""
+        """Drop all cached values, to free memory or because some may hold NaN."""
         self._prompts.clear()
         self._images.clear()
 
@@ -79,8 +79,8 @@ class Encoders:
     def _encode_image(self, pixels: Pixels) -> torch.Tensor:
         vae = self.pipe.vae
         raw = torch.frombuffer(bytearray(pixels.data), dtype=torch.uint8).view(1, pixels.height, pixels.width, 3)
-        # On the CPU, since CUDA divides by multiplying with the reciprocal, which is not what diffusers feeds its VAE;
-        # and a view in channels-last order, as diffusers has it: convolutions round differently in another.
+        # Two conditions for bit-equality with diffusers. Divide on the CPU: CUDA multiplies by the reciprocal. Keep the
+        # channels-last memory order of this view: convolutions round differently in another order.
         image = 2.0 * (raw.permute(0, 3, 1, 2).float() / 255.0) - 1.0
         encoded = vae.encode(image.to(device=self.device, dtype=self.pipe.unet.dtype).to(vae.dtype))
         moments: torch.Tensor = encoded.latent_dist.parameters if hasattr(encoded, "latent_dist") else encoded.latents
@@ -88,7 +88,7 @@ class Encoders:
 
 
 def cached(cache: "LRUCache[bytes, Value]", key: bytes, make: Callable[[], Value]) -> tuple[Value, bool]:
-    """The value of `key`, and whether it was in the cache. Otherwise `make` makes it; an error of `make` is raised."""
+    """The value of `key`, and whether it was in the cache. If not, `make` computes it; its exceptions propagate."""
     if key in cache:
         return cache[key], True
     value = make()
@@ -99,5 +99,5 @@ def cached(cache: "LRUCache[bytes, Value]", key: bytes, make: Callable[[], Value
 
 
 def _digest(data: bytes) -> bytes:
-    """Stands for a prompt or a picture: callers' own words and pictures are not kept."""
+    """A cache key, so that the cache holds no prompts and no images of callers."""
     return hashlib.blake2b(data, digest_size=16).digest()

@@ -1,11 +1,11 @@
-"""Layers of a large model on the CPU, with their weights in the order in which oneDNN reads them.
+"""Layers of a large model on the CPU whose weights are packed: reordered once into oneDNN's blocked layout.
 
-torch hands over a weight as it lies and has it reordered anew at every call, which for SDXL's 1280 channels at 16x16
-takes as long as half of the convolution. A packed one takes the room of the plain one. It sums up in another order: the
-results differ from the plain layer's in the last bits. `scripts/bench --case full` measures what it brings.
+torch has oneDNN reorder a plain weight in every call. For SDXL's 1280 channels at 16x16 that takes half as long as the
+convolution. A packed weight takes the same memory. Sums are in another order, so results differ from a plain layer's in
+the last bits. `scripts/bench --case full` measures the gain.
 
-Packing takes longer than everything else between a start and the first picture, so it can wait: until `pack`, a layer
-keeps its weight as the file has it, and casts it at each call.
+Packing takes longer than everything else between a start and the first image, so it is done later, layer by layer.
+Until `pack`, a layer keeps its stored weight and casts it in each call.
 """
 
 from abc import ABC, abstractmethod
@@ -21,47 +21,47 @@ from torch.nn import functional
 from app.model.weights import release_pages
 
 _LARGE_MODEL = 100_000_000
-"""Parameters from which on a model is packed. A small one gains nothing, and stays bit-equal to diffusers'."""
+"""The least number of parameters of a packed model. Smaller ones gain nothing and stay bit-equal to diffusers."""
 
 _LARGE_WEIGHT = 2**18
-"""Elements from which on a layer is packed: below, plain ones are as fast."""
+"""The least number of elements of a packed weight. With smaller ones a plain layer is as fast."""
 
 _ROWS = 256
-"""Rows of the input that a linear layer is packed for: other numbers take the same order."""
+"""The number of input rows that a linear layer is packed for. Other numbers of rows have the same layout."""
 
 
 class Packed(nn.Module, ABC):
-    """A layer for float32, packed or yet to be. Its bias is a parameter as any.
+    """A float32 layer whose weight is stored or packed. Its bias is an ordinary parameter.
 
     Args:
-        weight: as it is stored, in any floating-point dtype.
-        bias: if the layer has one.
+        weight: the stored weight, in any floating-point dtype.
+        bias: the bias, or None.
     """
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         super().__init__()
         self.bias = bias
         self.elements = weight.numel()
-        # No parameters: the one would be cast with the rest, the other's opaque kind can be neither moved nor cast.
+        # Not parameters: `stored` must keep its dtype, and a packed tensor is opaque and can be neither moved nor cast.
         self.stored: torch.Tensor | None = weight.detach()
         self.packed: torch.Tensor | None = None
 
     def pack(self) -> None:
-        """Put the weight into its faster form, and give back the memory of the other."""
+        """Pack the weight and free the stored one; no effect if it is packed."""
         if self.stored is not None:
-            self.packed = self._reordered(self.stored.float())
+            self.packed = self._reorder(self.stored.float())
             release_pages(self.stored)
             self.stored = None
 
     def forward(self, x: torch.Tensor, output_size: tuple[int, int] | None = None) -> torch.Tensor:
         if output_size is not None:
-            raise ValueError("a packed model only doubles: sides must be multiples of 32 pixels")
+            raise ValueError("a packed model upsamples by 2 only: the image's sides must be multiples of 32 pixels")
         if self.stored is not None:
             return self._plain(x, self.stored.to(x.dtype))
         return self._fast(x)
 
     @abstractmethod
-    def _reordered(self, weight: torch.Tensor) -> torch.Tensor: ...
+    def _reorder(self, weight: torch.Tensor) -> torch.Tensor: ...
     @abstractmethod
     def _plain(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor: ...
     @abstractmethod
@@ -71,7 +71,7 @@ class Packed(nn.Module, ABC):
 class PackedLinear(Packed):
     """`nn.Linear`, for `[..., in_features]`."""
 
-    def _reordered(self, weight: torch.Tensor) -> torch.Tensor:
+    def _reorder(self, weight: torch.Tensor) -> torch.Tensor:
         reordered: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS)
         return reordered
 
@@ -84,14 +84,14 @@ class PackedLinear(Packed):
 
 
 class PackedConv2d(Packed):
-    """`nn.Conv2d` padded with zeros, for `[n, c, h, w]`; its output is in channels-last order."""
+    """`nn.Conv2d` with zero padding, for `[n, c, h, w]`; its output is in channels-last memory order."""
 
     def __init__(self, layer: nn.Conv2d) -> None:
         super().__init__(layer.weight, layer.bias)
         padding, stride, dilation = (tuple(map(int, pair)) for pair in (layer.padding, layer.stride, layer.dilation))
         self._geometry = padding, stride, dilation, layer.groups
 
-    def _reordered(self, weight: torch.Tensor) -> torch.Tensor:
+    def _reorder(self, weight: torch.Tensor) -> torch.Tensor:
         reordered: torch.Tensor = torch.ops.mkldnn._reorder_convolution_weight(weight, *self._geometry, [])
         return reordered
 
@@ -107,11 +107,11 @@ class PackedConv2d(Packed):
 
 
 class PackedUpsample(Packed):
-    """`Upsample2D`, where each pixel becomes four that a 3 x 3 convolution sees, as one transposed convolution.
+    """`Upsample2D` (nearest-neighbour upsampling by 2, then a 3x3 convolution) as one transposed convolution.
 
-    That multiplies four times for each output pixel instead of nine: of the nine pixels that the kernel sees, only four
-    are different, and weights that meet the same one are added up beforehand. In one dimension, the weights `a b c`
-    become `c, b + c, a + b, a` of stride 2.
+    This takes four multiplications for each output pixel instead of nine. Of the nine upsampled pixels under the
+    kernel, only four are different, so the weights that meet the same pixel are summed beforehand. In one dimension,
+    the weights `a b c` become `c, b + c, a + b, a` with stride 2.
     """
 
     _SUMS = ((0.0, 0.0, 1.0), (0.0, 1.0, 1.0), (1.0, 1.0, 0.0), (1.0, 0.0, 0.0))
@@ -120,13 +120,13 @@ class PackedUpsample(Packed):
 
     @staticmethod
     def matches(block: nn.Module) -> bool:
-        """Whether a module does just that."""
+        """Whether a module computes exactly this."""
         if type(block) is not Upsample2D or block.norm is not None or not block.use_conv or not block.interpolate:
             return False
         inner = _convolution(block)
         return type(inner) is nn.Conv2d and inner.kernel_size == (3, 3) and inner.padding == (1, 1)
 
-    def _reordered(self, weight: torch.Tensor) -> torch.Tensor:
+    def _reorder(self, weight: torch.Tensor) -> torch.Tensor:
         sums = torch.tensor(self._SUMS)
         summed = torch.einsum("yh,xw,oihw->ioyx", sums, sums, weight).contiguous()
         reordered: torch.Tensor = torch.ops.mkldnn._reorder_convolution_transpose_weight(summed, *self._GEOMETRY, [])
@@ -151,15 +151,15 @@ def _channels_last(x: torch.Tensor) -> torch.Tensor:
 
 
 class StoredLinear(nn.Module):
-    """`nn.Linear` whose weight stays as it is stored, and is cast at each call: the same numbers.
+    """`nn.Linear` that keeps its stored weight and casts it in each call, with the same results.
 
-    For the text encoders, a quarter of SDXL's weights, which see each prompt once: half of their room is saved.
+    For the text encoders, which have a quarter of SDXL's weights and encode each prompt once: this halves their memory.
     """
 
     def __init__(self, layer: nn.Linear) -> None:
         super().__init__()
         self.bias = layer.bias
-        # No parameter, which would be cast with the rest.
+        # Not a parameter, which `move_to_device` would cast.
         self.stored = layer.weight.detach()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -167,7 +167,7 @@ class StoredLinear(nn.Module):
 
 
 def keep_stored(model: nn.Module) -> None:
-    """Have all linear layers of a model keep their weights as they are."""
+    """Replace all linear layers of a model by `StoredLinear`."""
     for parent in list(model.modules()):
         for name, child in parent.named_children():
             if type(child) is nn.Linear:
@@ -175,9 +175,9 @@ def keep_stored(model: nn.Module) -> None:
 
 
 class InplaceResnetBlock(nn.Module):
-    """`ResnetBlock2D` that overwrites its own intermediate pictures: fewer of them to find room for, the same numbers.
+    """`ResnetBlock2D` with in-place operations on its intermediate tensors: less memory, the same results.
 
-    Those of SDXL's VAE at 512x512 are of 134 and 268 MB.
+    Those tensors of SDXL's VAE have 134 and 268 MB for a 512x512 image.
     """
 
     def __init__(self, block: ResnetBlock2D) -> None:
@@ -186,12 +186,12 @@ class InplaceResnetBlock(nn.Module):
 
     @staticmethod
     def matches(block: nn.Module) -> bool:
-        """Whether a module is such a block that neither changes the size nor scales what it gives."""
+        """Whether a module is a `ResnetBlock2D` that neither resamples nor scales its output."""
         return (
             type(block) is ResnetBlock2D
             and block.upsample is None
             and block.downsample is None
-            # As the VAE's decoder calls it, which has no time to embed.
+            # `group` without a projection is the VAE decoder's block, which has no time embedding.
             and (
                 block.time_embedding_norm == "default"
                 or (block.time_embedding_norm, block.time_emb_proj) == ("group", None)
@@ -212,31 +212,31 @@ class InplaceResnetBlock(nn.Module):
 
 
 def is_large(model: nn.Module) -> bool:
-    """Whether a model has so many weights that one picture fills a CPU."""
+    """Whether a model has at least `_LARGE_MODEL` parameters: one image then keeps all cores of a CPU busy."""
     plain = sum(parameter.numel() for parameter in model.parameters())
     return plain + sum(layer.elements for layer in _layers(model)) >= _LARGE_MODEL
 
 
 def can_pack(model: nn.Module, device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether a model is to be packed: it is large, on the CPU in float32, and torch has oneDNN."""
-    here = device.type == "cpu" and dtype == torch.float32 and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    return here and is_large(model)
+    """Whether to pack a model: it is large, runs on the CPU in float32, and torch has oneDNN."""
+    supported = device.type == "cpu" and dtype == torch.float32 and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return supported and is_large(model)
 
 
 def replace_layers(model: nn.Module) -> None:
-    """Have every layer and block of a model that has a faster form take it; `unpacked` lists what is to pack."""
+    """Replace the layers and blocks of a model that have a faster variant; `unpacked` lists the layers to pack."""
     for parent in list(model.modules()):
         for name, child in parent.named_children():
             setattr(parent, name, _packed_variant(child))
 
 
 def unpacked(*models: nn.Module) -> Iterator[Packed]:
-    """The layers of some models that are yet to be packed."""
+    """The layers of some models that are not packed yet."""
     return (layer for layer in _layers(*models) if layer.stored is not None)
 
 
 def pack_one_of_each(*models: nn.Module) -> None:
-    """Pack the smallest layer of each kind, so that the first pass goes through all kernels that are to come."""
+    """Pack the smallest layer of each class, so that the test pass before readiness runs the packed kernels too."""
     largest_first = sorted(unpacked(*models), key=lambda layer: layer.elements, reverse=True)
     for layer in {type(layer): layer for layer in largest_first}.values():
         layer.pack()
@@ -247,14 +247,14 @@ def _layers(*models: nn.Module) -> Iterator[Packed]:
 
 
 def _packed_variant(layer: nn.Module) -> nn.Module:
-    """Itself if it has no faster form, or would gain nothing."""
+    """The faster variant of a layer; the layer itself if there is none or it would gain nothing."""
     if InplaceResnetBlock.matches(layer):
         return InplaceResnetBlock(layer)
     if PackedUpsample.matches(layer):
         inner = _convolution(layer)
         return PackedUpsample(inner.weight, inner.bias) if inner.weight.numel() >= _LARGE_WEIGHT else layer
     if isinstance(layer, (nn.Linear, nn.Conv2d)) and layer.weight.numel() >= _LARGE_WEIGHT:
-        # Subclasses may compute something else.
+        # Exact types: subclasses may compute something else.
         if type(layer) is nn.Linear:
             return PackedLinear(layer.weight, layer.bias)
         if type(layer) is nn.Conv2d and layer.padding_mode == "zeros" and not isinstance(layer.padding, str):
@@ -263,7 +263,10 @@ def _packed_variant(layer: nn.Module) -> nn.Module:
 
 
 def channels_last(layer: nn.Module) -> nn.Module:
-    """A convolution's weight in the order of tensor cores and oneDNN: its results come in that order too."""
+    """Put a convolution's weight into channels-last memory order, which tensor cores and oneDNN use.
+
+    Its output has that order too. Other layers are returned unchanged.
+    """
     if isinstance(layer, nn.Conv2d):
         layer.weight.data = layer.weight.detach().contiguous(memory_format=torch.channels_last)
     return layer

@@ -1,4 +1,4 @@
-"""What an exception of torch says about the device: nothing, too little memory, or that it is lost."""
+"""Classifies exceptions of torch: a failure of one job, too little memory, or a lost device."""
 
 import re
 
@@ -13,10 +13,10 @@ _LOST = re.compile(r"CUDA (driver )?error|cu(BLAS|DNN) error|CU(BLAS|DNN)_STATUS
 
 
 def fault(error: BaseException) -> Fault:
-    """Whether an exception concerns one job, the device's memory, or the device for good.
+    """Whether an exception means that one job failed, that memory ran out, or that the device is lost.
 
-    Memory comes back once it is let go. Every other error that CUDA reports (an illegal address, a failed assertion, a
-    launch that failed, a device that fell off the bus) spoils the process's context: whatever it does next fails too.
+    The process can go on after it frees memory. Every other CUDA error (an illegal address, a failed assertion, a
+    failed launch, a device that fell off the bus) corrupts the process's CUDA context: all later calls fail too.
     """
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or _NO_MEMORY.search(str(error)):
         return "memory"

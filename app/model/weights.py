@@ -1,7 +1,8 @@
-"""Weights from their files into the memory where they are used, in their dtype.
+"""Moves weights from their mapped files to the device and dtype where they are used.
 
-Loaded as they are stored, tensors are windows onto the mapped files: that costs nothing yet. Here each is read, cast
-and moved, by several threads, and its pages are given back at once, so that no second copy stands beside the weights.
+Tensors that are loaded in their stored dtype are views of memory-mapped files and take no memory yet. Here several
+threads read, cast and move them one by one, and each releases the file's pages at once, so that memory never holds two
+copies of all weights.
 """
 
 import ctypes
@@ -22,11 +23,11 @@ _STORED = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 
 
 MOST_THREADS = 8
-"""More gain nothing, and each holds a tensor of up to 60 MB while it is cast and changed."""
+"""More threads gain nothing, and each holds a tensor of up to 60 MB while it casts it."""
 
 
 def stored_dtype(file: Path) -> torch.dtype:
-    """The dtype of the first weight in a safetensors file: a model's weights all have one."""
+    """The dtype of the first weight in a safetensors file; all weights of a model have the same one."""
     with safe_open(file, "pt") as weights:
         name = next(iter(weights.keys()))
         return _STORED.get(weights.get_slice(name).get_dtype(), torch.float32)
@@ -35,15 +36,15 @@ def stored_dtype(file: Path) -> torch.dtype:
 def move_to_device(
     model: nn.Module, device: torch.device, dtype: torch.dtype, change: Callable[[nn.Module], nn.Module] | None = None
 ) -> None:
-    """Move a model's floating-point tensors to a device and dtype, and all others to the device.
+    """Move a model's floating-point tensors to a device and dtype, and its other tensors to the device.
 
     Args:
-        model: as it was loaded, its tensors on the CPU.
-        device: where to.
-        dtype: what to.
-        change: what becomes of each module below it after its own tensors were moved.
+        model: the model as loaded, with its tensors on the CPU.
+        device: the target device.
+        dtype: the target dtype.
+        change: called with each submodule after its own tensors are moved; returns the module to replace it.
     """
-    # Without the modules themselves, which would keep what has been changed.
+    # Parents and names, not the submodules: a reference would keep a replaced submodule's weights in memory.
     places = [(parent, name) for parent in model.modules() for name, _ in parent.named_children()]
     addresses = Counter(one.data_ptr() for _, one in model.named_parameters(remove_duplicate=False))
     shared = {address for address, count in addresses.items() if count > 1}
@@ -60,9 +61,10 @@ def move_to_device(
 
 
 def map_threads(function: Callable[[T], None], items: Sequence[T]) -> None:
-    """Call a function of torch's for each of some items, on as many threads as torch computes with, each by itself.
+    """Call a function of torch for each item, on up to `MOST_THREADS` threads with one torch thread each.
 
-    Two threads of one cast wait for each other while pages are found for what they write; those of two casts do not.
+    While the kernel maps pages for a cast's output, the threads of the same cast wait for each other; separate casts do
+    not.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -74,21 +76,21 @@ def map_threads(function: Callable[[T], None], items: Sequence[T]) -> None:
 
 
 def _move(module: nn.Module, device: torch.device, dtype: torch.dtype, shared: set[int]) -> None:
-    """The tensors of this very module, not of those below it; `shared` are the addresses that others still read."""
+    """Move the tensors of this module, without its submodules. Pages at the `shared` addresses are not released."""
     for name, parameter in module.named_parameters(recurse=False):
         moved = parameter.detach().to(device, dtype if parameter.is_floating_point() else None)
         if parameter.data_ptr() not in {moved.data_ptr(), *shared}:
             release_pages(parameter.detach())
-        # Whether it needs gradients decides how torch multiplies by it, even where it keeps none.
+        # `requires_grad` decides which matrix product torch uses, even in inference mode.
         setattr(module, name, nn.Parameter(moved, parameter.requires_grad))
     for name, buffer in module.named_buffers(recurse=False):
         setattr(module, name, buffer.to(device, dtype if buffer.is_floating_point() else None))
 
 
 def release_pages(tensor: torch.Tensor) -> None:
-    """Give back the whole pages that a tensor's window covers; read again, they come from the file again.
+    """Release the memory pages that lie completely within a tensor (`madvise`, `MADV_DONTNEED`).
 
-    A tensor that is no window onto a file must not be read any more.
+    Reading a view of a mapped file loads them again. A tensor in anonymous memory must not be read any more.
     """
     page = mmap.PAGESIZE
     start = -(-tensor.data_ptr() // page) * page

@@ -35,7 +35,7 @@ def load_folder(folder: Path, **knobs: Any) -> Any:
     return load(Settings(model=str(folder), **knobs), "cpu")
 
 
-def test_auto_is_turbo_with_a_cuda_device_and_embedded_without() -> None:
+def test_auto_model_is_turbo_on_cuda_and_embedded_on_cpu() -> None:
     turbo = sources.resolve_model("auto", "cuda:0")
     assert (turbo.name, turbo.revision) == (TURBO, PINS[TURBO])
     assert "cuda:0 is there" in turbo.reason
@@ -44,27 +44,25 @@ def test_auto_is_turbo_with_a_cuda_device_and_embedded_without() -> None:
     assert "no CUDA device" in embedded.reason
 
 
-def test_embedded_and_a_folder_are_taken_as_they_are(tmp_path: Path) -> None:
+def test_embedded_model_and_folder_are_used_on_any_device(tmp_path: Path) -> None:
     assert sources.resolve_model("embedded", "cuda:0").folder == EMBEDDED
     source = sources.resolve_model(str(tmp_path), "cpu")
     assert (source.folder, source.name) == (tmp_path, str(tmp_path))
 
 
 @pytest.mark.parametrize("revision", PINS.values())
-def test_every_known_repository_is_pinned_to_a_commit(revision: str) -> None:
+def test_known_repository_is_pinned_to_a_commit(revision: str) -> None:
     assert len(revision) == 40
     assert int(revision, 16)
 
 
-def test_a_revision_of_ones_own_is_taken() -> None:
+def test_revision_in_the_model_setting_is_used() -> None:
     source = sources.resolve_model(f"{TURBO}@{'a' * 40}", "cpu")
     assert (source.hub_id, source.revision) == (TURBO, "a" * 40)
 
 
 @pytest.mark.parametrize("name", ["no-such-folder", "./no/such", "a/b/c", "../x", "sd_xl_turbo_1.0.safetensors"])
-def test_a_model_that_is_neither_word_nor_folder_nor_hub_id_is_refused_with_the_choices(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unknown_model_is_refused_with_the_choices(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     with pytest.raises(CheckpointError, match="none of: auto, embedded"):
@@ -82,7 +80,7 @@ def test_a_model_that_is_neither_word_nor_folder_nor_hub_id_is_refused_with_the_
         ("cpu", torch.float32, {}, None),
     ],
 )
-def test_the_fixed_vae_is_taken_only_where_sdxls_own_overflows(
+def test_fixed_vae_is_used_only_where_the_sdxl_vae_overflows(
     device: str, dtype: torch.dtype, own: dict[str, Any], name: str | None
 ) -> None:
     config = vae_config("full") | {"force_upcast": True} | own
@@ -90,7 +88,7 @@ def test_the_fixed_vae_is_taken_only_where_sdxls_own_overflows(
     assert (source and source.name) == name
 
 
-def test_a_vae_can_be_named(tmp_path: Path) -> None:
+def test_vae_setting_selects_checkpoint_or_folder(tmp_path: Path) -> None:
     assert sources.resolve_vae("checkpoint", {}, "cuda:0", torch.float16) is None
     named = sources.resolve_vae(str(tmp_path), {}, "cpu", torch.float32)
     assert named is not None
@@ -99,14 +97,14 @@ def test_a_vae_can_be_named(tmp_path: Path) -> None:
         sources.resolve_vae("nothing", {}, "cpu", torch.float32)
 
 
-def test_the_dtype_follows_the_device_unless_it_is_named() -> None:
+def test_auto_dtype_follows_the_device() -> None:
     assert devices.resolve_dtype("auto", "cuda:1") == torch.float16
     assert devices.resolve_dtype("auto", "cpu") == torch.float32
     assert devices.resolve_dtype("bfloat16", "cpu") == torch.bfloat16
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_without_cuda_auto_is_the_cpu_and_cuda_is_refused() -> None:
+def test_auto_device_without_cuda_is_cpu_and_cuda_is_refused() -> None:
     assert devices.resolve_device("auto") == devices.resolve_device("cpu") == "cpu"
     for name in ("cuda", "cuda:3"):
         with pytest.raises(CheckpointError, match=f"^torch cannot use {name}: .*IMG2IMG_DEVICES=cpu"):
@@ -115,7 +113,7 @@ def test_without_cuda_auto_is_the_cpu_and_cuda_is_refused() -> None:
 
 @pytest.mark.parametrize("device", ["auto", "cuda", "cuda:0"])
 @pytest.mark.usefixtures("old_driver")
-def test_gpu_under_an_old_driver_is_refused_in_torch_s_words(device: str) -> None:
+def test_gpu_with_an_old_driver_is_refused_with_the_message_of_torch(device: str) -> None:
     with pytest.raises(CheckpointError) as refused:
         devices.resolve_device(device)
     named = "the NVIDIA GPU of this machine" if device == "auto" else device
@@ -126,13 +124,13 @@ def test_gpu_under_an_old_driver_is_refused_in_torch_s_words(device: str) -> Non
 
 
 @pytest.mark.usefixtures("old_driver")
-def test_gpu_that_cannot_be_used_ends_the_load_with_auto() -> None:
+def test_load_on_auto_with_an_unusable_gpu_fails() -> None:
     with pytest.raises(CheckpointError, match="580 or later"):
         load(Settings(), "auto")
 
 
 @pytest.mark.usefixtures("old_driver")
-def test_driver_file_alone_shows_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_driver_file_alone_counts_as_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     assert devices.resolve_device("auto") == "cpu"
     (tmp_path / "no-nvidiactl").touch()
@@ -141,19 +139,19 @@ def test_driver_file_alone_shows_a_gpu(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.usefixtures("old_driver")
-def test_gpu_that_cannot_be_used_does_not_matter_to_the_cpu() -> None:
+def test_cpu_device_ignores_an_unusable_gpu() -> None:
     assert devices.resolve_device("cpu") == "cpu"
 
 
 @pytest.mark.parametrize("hidden", ["", "-1"])
 @pytest.mark.usefixtures("old_driver")
-def test_gpus_hidden_from_cuda_leave_auto_to_the_cpu(hidden: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_device_with_hidden_gpus_is_cpu(hidden: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
     assert devices.resolve_device("auto") == "cpu"
 
 
 @pytest.mark.usefixtures("old_driver")
-def test_torch_without_cuda_takes_the_cpu_beside_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_device_with_torch_built_without_cuda_is_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.version, "cuda", None)
     assert devices.resolve_device("auto") == "cpu"
     with pytest.raises(CheckpointError, match="Install torch's CUDA build, or set IMG2IMG_DEVICES=cpu"):
@@ -161,22 +159,22 @@ def test_torch_without_cuda_takes_the_cpu_beside_a_gpu(monkeypatch: pytest.Monke
 
 
 @pytest.mark.usefixtures("old_driver")
-def test_gpu_refused_without_a_reason_still_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unusable_gpu_without_a_reason_is_refused_with_advice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "init", lambda: None)
     with pytest.raises(CheckpointError, match=r"cuda:0: it gives no reason\. torch is built for CUDA 13\.0"):
         devices.resolve_device("cuda:0")
 
 
-def test_usable_gpus_are_taken_by_their_number(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_usable_gpu_is_selected_by_its_index(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     resolved = [devices.resolve_device(name) for name in ("auto", "cuda", "cuda:1")]
     assert resolved == ["cuda:0", "cuda:0", "cuda:1"]
-    with pytest.raises(CheckpointError, match="torch finds no cuda:2, of 2 CUDA devices"):
+    with pytest.raises(CheckpointError, match="torch finds no cuda:2 among 2 CUDA devices"):
         devices.resolve_device("cuda:2")
 
 
-def test_a_loaded_checkpoint_says_what_it_is(tiny_checkpoint: Path) -> None:
+def test_loaded_checkpoint_has_its_model_info(tiny_checkpoint: Path) -> None:
     diffusion = load_folder(tiny_checkpoint)
     info = diffusion.info
     assert (info.model, info.vae, info.device, info.dtype) == (str(tiny_checkpoint), "checkpoint", "cpu", "float32")
@@ -185,7 +183,7 @@ def test_a_loaded_checkpoint_says_what_it_is(tiny_checkpoint: Path) -> None:
     assert diffusion.pipe.unet.dtype == torch.float32
 
 
-def test_the_embedded_checkpoint_loads_and_the_log_says_which_was_taken_and_why(
+def test_load_of_the_embedded_checkpoint_logs_the_reason(
     caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with caplog.at_level("INFO"):
@@ -194,7 +192,7 @@ def test_the_embedded_checkpoint_loads_and_the_log_says_which_was_taken_and_why(
     assert capfd.readouterr().err == ""
 
 
-def test_in_float16_a_vae_that_overflows_there_is_kept_in_float32(copy: Path) -> None:
+def test_vae_that_overflows_in_float16_stays_in_float32(copy: Path) -> None:
     change_json(copy / "vae" / "config.json", force_upcast=True)
     diffusion = load_folder(copy, dtype="float16")
     assert (diffusion.pipe.unet.dtype, diffusion.pipe.vae.dtype) == (torch.float16, torch.float32)
@@ -202,44 +200,44 @@ def test_in_float16_a_vae_that_overflows_there_is_kept_in_float32(copy: Path) ->
     assert load_folder(copy, dtype="float16").pipe.vae.dtype == torch.float16
 
 
-def test_another_vae_takes_the_place_of_the_checkpoints_own(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_vae_folder_replaces_the_vae_of_the_checkpoint(tiny_checkpoint: Path, tmp_path: Path) -> None:
     write_tiny_vae(tmp_path / "vae", seed=0)
     diffusion = load_folder(tiny_checkpoint, vae=str(tmp_path / "vae"))
     assert isinstance(diffusion.pipe.vae, AutoencoderTiny)
     assert diffusion.info.vae == str(tmp_path / "vae")
 
 
-def test_a_vae_of_another_kind_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_vae_of_an_unknown_class_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
     write_tiny_vae(tmp_path / "vae", seed=0)
     change_json(tmp_path / "vae" / "config.json", _class_name="VQModel")
     with pytest.raises(CheckpointError, match="AutoencoderKL or AutoencoderTiny"):
         load_folder(tiny_checkpoint, vae=str(tmp_path / "vae"))
 
 
-def test_weights_without_a_float16_variant_load_too(copy: Path) -> None:
+def test_weights_without_a_float16_variant_are_loaded(copy: Path) -> None:
     for path in copy.rglob("*.fp16.safetensors"):
         path.rename(path.with_name(path.name.replace(".fp16", "")))
     assert load_folder(copy).pipe.unet.dtype == torch.float32
 
 
-def test_a_refiner_is_refused(copy: Path) -> None:
+def test_refiner_is_refused(copy: Path) -> None:
     change_json(copy / "model_index.json", requires_aesthetics_score=True)
     with pytest.raises(CheckpointError, match="refiner"):
         load_folder(copy)
 
 
-def test_a_model_with_embedded_guidance_is_refused(copy: Path) -> None:
+def test_model_with_guidance_embedding_is_refused(copy: Path) -> None:
     change_json(copy / "unet" / "config.json", time_cond_proj_dim=32)
     with pytest.raises(CheckpointError, match="LCM"):
         load_folder(copy)
 
 
-def test_a_folder_that_holds_something_else_is_refused_with_what_is_missing(tmp_path: Path) -> None:
+def test_folder_without_a_model_index_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"no model_index\.json in that folder"):
         load_folder(tmp_path)
 
 
-def test_weights_that_do_not_fit_their_config_are_refused(copy: Path) -> None:
+def test_checkpoint_with_an_unknown_class_is_refused(copy: Path) -> None:
     change_json(copy / "model_index.json", unet=["diffusers", "NoSuchModel"])
     with pytest.raises(CheckpointError, match="cannot be loaded as an SDXL checkpoint"):
         load_folder(copy)
@@ -252,7 +250,7 @@ def test_corrupt_weights_are_refused(copy: Path) -> None:
         load_folder(copy)
 
 
-def test_describe_names_device_and_model_and_whether_the_files_are_here(tmp_path: Path) -> None:
+def test_description_has_device_model_and_files(tmp_path: Path) -> None:
     facts = describe(Settings(devices="cpu"))
     assert (facts.device, facts.dtype, facts.files.folder) == ("cpu", "float32", str(EMBEDDED))
     assert facts.files.vae == "checkpoint"
@@ -264,7 +262,7 @@ def test_describe_names_device_and_model_and_whether_the_files_are_here(tmp_path
     assert not missing.model.embedded
 
 
-def test_describe_names_each_gpu_and_one_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_description_has_each_gpu_or_its_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def memory(index: int) -> tuple[int, int]:
         if index == 1:
             raise RuntimeError("CUDA error: unknown error\nCompile with `TORCH_USE_CUDA_DSA`.")

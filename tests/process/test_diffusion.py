@@ -54,7 +54,7 @@ def test_prompts_and_guidance_are_bit_equal_to_diffusers(
     assert np.array_equal(together(diffusion, [each])[0], by_diffusers(oracle, each))
 
 
-def test_a_picture_of_the_real_size_is_bit_equal_to_diffusers(
+def test_image_of_the_real_size_is_bit_equal_to_diffusers(
     oracle: StableDiffusionXLImg2ImgPipeline, diffusion: SdxlDiffusion
 ) -> None:
     each = Job("big", Pixels(512, 512, picture().resize((512, 512)).tobytes()), "x", None, 4, 0.9, 0.0, 3, 1e12)
@@ -62,9 +62,7 @@ def test_a_picture_of_the_real_size_is_bit_equal_to_diffusers(
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_any_jobs_that_share_calls_differ_from_their_single_results_by_at_most_one(
-    diffusion: SdxlDiffusion, seed: int
-) -> None:
+def test_random_jobs_in_one_batch_differ_by_at_most_one(diffusion: SdxlDiffusion, seed: int) -> None:
     chosen = np.random.default_rng(seed)
     jobs = [
         job(
@@ -81,14 +79,14 @@ def test_any_jobs_that_share_calls_differ_from_their_single_results_by_at_most_o
         assert np.abs(shared - together(diffusion, [each])[0]).max() <= 1
 
 
-def test_jobs_that_share_calls_differ_from_their_single_results_by_at_most_one(
+def test_jobs_in_one_batch_differ_from_single_results_by_at_most_one(
     oracle: StableDiffusionXLImg2ImgPipeline, diffusion: SdxlDiffusion
 ) -> None:
     for shared, each in zip(together(diffusion, MIXED), MIXED, strict=True):
         assert np.abs(shared - by_diffusers(oracle, each)).max() <= 1
 
 
-def test_a_job_that_joins_in_the_middle_gets_its_own_picture(
+def test_job_that_joins_a_running_batch_gets_its_own_image(
     oracle: StableDiffusionXLImg2ImgPipeline, diffusion: SdxlDiffusion
 ) -> None:
     first, second = diffusion.admit(MIXED[4]), None
@@ -100,7 +98,7 @@ def test_a_job_that_joins_in_the_middle_gets_its_own_picture(
         assert np.abs(array(result) - by_diffusers(oracle, each)).max() <= 1
 
 
-def test_seed_prompt_picture_and_strength_each_change_the_result(diffusion: SdxlDiffusion) -> None:
+def test_each_of_seed_prompt_image_and_strength_changes_the_result(diffusion: SdxlDiffusion) -> None:
     variants = [job(), job(seed=9), job(prompt="cat"), job(image=7), job(strength=0.5)]
     results = [together(diffusion, [each])[0].tobytes() for each in variants]
     assert len(set(results)) == len(variants)
@@ -109,7 +107,7 @@ def test_seed_prompt_picture_and_strength_each_change_the_result(diffusion: Sdxl
 @pytest.mark.parametrize(
     "scheduler", [EulerDiscreteScheduler, DDIMScheduler, PNDMScheduler, DPMSolverMultistepScheduler]
 )
-def test_another_scheduler_is_used_as_its_config_says(
+def test_scheduler_of_the_config_is_bit_equal_to_diffusers(
     tiny_checkpoint: Path, oracle: StableDiffusionXLImg2ImgPipeline, scheduler: Any
 ) -> None:
     """Lightning and base checkpoints name others: deterministic ones, ones with a memory, ones of other spacings."""
@@ -121,7 +119,7 @@ def test_another_scheduler_is_used_as_its_config_says(
     assert np.array_equal(ours, by_diffusers(other, each))
 
 
-def test_a_vae_with_latent_statistics_is_used_as_its_config_says(tiny_checkpoint: Path) -> None:
+def test_vae_with_latent_statistics_is_bit_equal_to_diffusers(tiny_checkpoint: Path) -> None:
     other = load(Settings(model=str(tiny_checkpoint)), "cpu").pipe
     other.set_progress_bar_config(disable=True)
     other.vae.register_to_config(latents_mean=[-1.6, 0.2, 2.8, 0.1], latents_std=[8.4, 6.0, 5.3, 5.7])
@@ -129,7 +127,7 @@ def test_a_vae_with_latent_statistics_is_used_as_its_config_says(tiny_checkpoint
     assert np.array_equal(ours, by_diffusers(other, job()))
 
 
-def test_the_result_tells_steps_start_and_what_was_cut(diffusion: SdxlDiffusion) -> None:
+def test_result_has_steps_start_timestep_and_cut_tokens(diffusion: SdxlDiffusion) -> None:
     states = [diffusion.admit(job(LONG)), diffusion.admit(job("short", steps=4, strength=0.5))]
     assert [state.steps_run for state in states] == [3, 2]
     while running := [state for state in states if not state.done]:
@@ -151,9 +149,7 @@ def vars_of(result: Result) -> list[float]:
 
 
 @pytest.mark.parametrize("guidance", [0.0, 2.0])
-def test_what_was_encoded_before_is_not_encoded_again_and_changes_nothing(
-    tiny_checkpoint: Path, guidance: float
-) -> None:
+def test_cached_prompt_and_image_give_the_same_result(tiny_checkpoint: Path, guidance: float) -> None:
     diffusion = load(Settings(model=str(tiny_checkpoint)), "cpu")
     each = replace(job(), guidance_scale=guidance, negative_prompt="blurry")
     first, again, other = (
@@ -176,12 +172,12 @@ def run_alone(diffusion: SdxlDiffusion, each: Job) -> Result:
     return result
 
 
-def test_without_room_everything_is_encoded_anew(tiny_checkpoint: Path) -> None:
+def test_cache_of_zero_bytes_encodes_every_time(tiny_checkpoint: Path) -> None:
     diffusion = load(Settings(model=str(tiny_checkpoint), cache_bytes=0), "cpu")
     assert [run_alone(diffusion, job()).lookups for _ in range(2)] == [(("prompt", False), ("image", False))] * 2
 
 
-def test_what_was_encoded_is_forgotten_when_a_picture_holds_nan(tiny_checkpoint: Path) -> None:
+def test_cache_is_cleared_after_a_non_finite_image(tiny_checkpoint: Path) -> None:
     diffusion = load(Settings(model=str(tiny_checkpoint)), "cpu")
     state = diffusion.admit(job())
     state.latents, state.index = state.latents * float("nan"), state.steps_run
@@ -189,7 +185,7 @@ def test_what_was_encoded_is_forgotten_when_a_picture_holds_nan(tiny_checkpoint:
     assert run_alone(diffusion, job()).lookups == (("prompt", False), ("image", False))
 
 
-def test_a_latent_that_is_no_number_gives_no_picture_and_spoils_no_other(diffusion: SdxlDiffusion) -> None:
+def test_non_finite_latents_give_no_image_and_leave_other_jobs_intact(diffusion: SdxlDiffusion) -> None:
     good, bad = diffusion.admit(job()), diffusion.admit(job(seed=1))
     bad.latents = bad.latents * float("nan")
     while not good.done:
@@ -199,7 +195,7 @@ def test_a_latent_that_is_no_number_gives_no_picture_and_spoils_no_other(diffusi
     assert np.abs(array(results[0]) - together(diffusion, [job()])[0]).max() <= 1
 
 
-def test_a_decode_that_overflows_in_half_precision_is_repeated_in_float32(tiny_checkpoint: Path) -> None:
+def test_decode_that_overflows_in_float16_is_repeated_in_float32(tiny_checkpoint: Path) -> None:
     diffusion = load(Settings(model=str(tiny_checkpoint), dtype="bfloat16"), "cpu")
     state = diffusion.admit(job())
     while not state.done:
@@ -215,7 +211,7 @@ def test_a_decode_that_overflows_in_half_precision_is_repeated_in_float32(tiny_c
     assert diffusion.pipe.vae.dtype == torch.float16
 
 
-def test_what_was_kept_is_let_go_for_lack_of_memory_and_made_again(diffusion: SdxlDiffusion) -> None:
+def test_release_memory_clears_the_cache(diffusion: SdxlDiffusion) -> None:
     def known() -> set[bool]:
         return {found for _, found in diffusion.admit(job()).lookups}
 

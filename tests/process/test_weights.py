@@ -44,7 +44,7 @@ def weights(tmp_path: Path) -> dict[str, torch.Tensor]:
     return loaded
 
 
-def test_every_float_is_cast_and_nothing_else_changes(weights: dict[str, torch.Tensor]) -> None:
+def test_move_casts_only_floating_point_tensors(weights: dict[str, torch.Tensor]) -> None:
     expected = {name: tensor.clone() for name, tensor in weights.items()}
     model = Model(weights)
     move_to_device(model, CPU, torch.float32)
@@ -55,7 +55,7 @@ def test_every_float_is_cast_and_nothing_else_changes(weights: dict[str, torch.T
         assert torch.equal(tensor.double(), expected[name].double())
 
 
-def test_a_tensor_that_two_modules_share_reaches_both(tmp_path: Path) -> None:
+def test_tensor_shared_by_two_modules_is_moved_in_both(tmp_path: Path) -> None:
     save_file({"weight": torch.ones(4096, 8).half()}, tmp_path / "model.safetensors")
     shared = load_file(tmp_path / "model.safetensors")["weight"]
     layers = [nn.Linear(8, 4096, bias=False), nn.Linear(8, 4096, bias=False)]
@@ -65,7 +65,7 @@ def test_a_tensor_that_two_modules_share_reaches_both(tmp_path: Path) -> None:
     assert all(torch.equal(layer.weight, torch.ones(4096, 8)) for layer in layers)
 
 
-def test_each_module_may_become_another_one(weights: dict[str, torch.Tensor]) -> None:
+def test_change_replaces_modules(weights: dict[str, torch.Tensor]) -> None:
     def change(module: nn.Module) -> nn.Module:
         if isinstance(module, nn.Linear):
             assert module.weight.dtype == torch.float32
@@ -78,7 +78,7 @@ def test_each_module_may_become_another_one(weights: dict[str, torch.Tensor]) ->
     assert isinstance(model.inner[1], nn.BatchNorm1d)
 
 
-def test_the_file_is_read_without_staying_in_memory_beside_the_weights(tmp_path: Path) -> None:
+def test_pages_of_the_file_are_released(tmp_path: Path) -> None:
     count, side = 16, 2048
     save_file({f"{index}.weight": torch.ones(side, side).half() for index in range(count)}, tmp_path / "m.safetensors")
     with torch.device("meta"):
@@ -91,13 +91,13 @@ def test_the_file_is_read_without_staying_in_memory_beside_the_weights(tmp_path:
     assert all(bool((parameter == 1).all()) for parameter in model.parameters())
 
 
-def test_torch_computes_with_as_many_threads_as_before(weights: dict[str, torch.Tensor]) -> None:
+def test_move_restores_the_thread_count_of_torch(weights: dict[str, torch.Tensor]) -> None:
     before = torch.get_num_threads()
     move_to_device(Model(weights), CPU, torch.float32)
     assert torch.get_num_threads() == before
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_the_dtype_of_a_file_is_known_before_it_is_loaded(tmp_path: Path, dtype: torch.dtype) -> None:
+def test_stored_dtype_is_read_from_the_header(tmp_path: Path, dtype: torch.dtype) -> None:
     save_file({"a": torch.zeros(2, dtype=dtype)}, tmp_path / "model.safetensors")
     assert stored_dtype(tmp_path / "model.safetensors") == dtype

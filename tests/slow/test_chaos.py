@@ -32,7 +32,7 @@ def test_no_count_of_a_resilience_case_misses_its_goal(case: Callable[[], Outcom
 
 
 @pytest.mark.skipif(sys.version_info >= (3, 14), reason="atheris has no release for it")
-@pytest.mark.parametrize("what", ["pictures", "json"])
+@pytest.mark.parametrize("what", ["images", "json"])
 def test_short_fuzzing_finds_no_fault(what: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "scripts.resilience.fuzz", what, "10", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)

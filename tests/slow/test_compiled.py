@@ -17,14 +17,14 @@ from tests.support.models import job, together
 
 
 @pytest.mark.parametrize(("most", "sizes"), [(1, (1,)), (2, (1, 2)), (3, (1, 2, 3)), (4, (1, 2, 4)), (6, (1, 2, 4, 6))])
-def test_the_compiled_sizes_reach_from_one_to_the_largest(most: int, sizes: tuple[int, ...]) -> None:
+def test_compiled_batch_sizes_are_powers_of_two_and_the_largest(most: int, sizes: tuple[int, ...]) -> None:
     assert compiled_batch_sizes(most) == sizes
 
 
 @pytest.mark.parametrize(
     ("rows", "calls"), [(1, [1]), (2, [2]), (3, [4]), (4, [4]), (5, [4, 1]), (7, [4, 4]), (8, [4, 4])]
 )
-def test_any_number_of_rows_becomes_calls_of_compiled_sizes(rows: int, calls: list[int]) -> None:
+def test_batch_is_split_and_padded_to_compiled_sizes(rows: int, calls: list[int]) -> None:
     seen: list[int] = []
 
     def model(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -37,7 +37,7 @@ def test_any_number_of_rows_becomes_calls_of_compiled_sizes(rows: int, calls: li
     assert seen == calls
 
 
-def test_a_result_outlives_the_next_call() -> None:
+def test_result_is_not_overwritten_by_the_next_call() -> None:
     place = torch.zeros(2, 3)
 
     def model(x: torch.Tensor) -> torch.Tensor:
@@ -50,13 +50,13 @@ def test_a_result_outlives_the_next_call() -> None:
     assert torch.equal(first, torch.ones(2, 3))
 
 
-def test_without_a_compiler_the_reason_is_told(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compile_without_a_compiler_is_refused(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiled, "has_compiler", lambda: False)
     with pytest.raises(CheckpointError, match="IMG2IMG_COMPILE=default needs a C\\+\\+ compiler"):
         load(Settings(model=str(tiny_checkpoint), compile="default"), "cpu")
 
 
-def test_queries_keys_and_values_become_one_product_and_are_not_kept_beside_it(
+def test_fused_projections_replace_the_separate_ones(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(compiled, "has_compiler", lambda: True)
@@ -69,7 +69,7 @@ def test_queries_keys_and_values_become_one_product_and_are_not_kept_beside_it(
 
 @pytest.mark.skipif(not has_compiler(), reason="there is no C++ compiler")
 @pytest.mark.filterwarnings("ignore")
-def test_a_compiled_model_gives_the_pictures_of_the_plain_one(
+def test_compiled_model_gives_the_images_of_the_plain_model(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # So that what the product sets is undone.
@@ -85,7 +85,7 @@ def test_a_compiled_model_gives_the_pictures_of_the_plain_one(
     assert not (tmp_path / "another").exists()
 
 
-def test_a_cache_that_cannot_be_written_is_told_and_no_hindrance(
+def test_unwritable_compile_cache_is_logged_and_not_used(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(compiled, "has_compiler", lambda: True)
@@ -95,5 +95,7 @@ def test_a_cache_that_cannot_be_written_is_told_and_no_hindrance(
     for folder in (tmp_path / "file" / "below", Path("/proc/self")):
         caplog.clear()
         load(Settings(model=str(tiny_checkpoint), compile="default", compile_cache=folder), "cpu")
-        assert "compiled code is not kept for the next start, IMG2IMG_COMPILE_CACHE: " in caplog.text
+        assert (
+            "the compile cache IMG2IMG_COMPILE_CACHE cannot be used, so the next start compiles again: " in caplog.text
+        )
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path)

@@ -61,7 +61,7 @@ def gigaflop(counter: FlopCounterMode) -> float:
 
 
 @pytest.mark.parametrize("vae", ["float16", "float32", "tiny"])
-def test_mixed_jobs_run_on_the_device_without_a_host_read(vae: str) -> None:
+def test_batch_runs_without_reading_from_the_device(vae: str) -> None:
     jobs = [job("a", 4, 0.5), job("b", 3, 0.4), job("c", 5, 0.4, guidance=2.0), job("d", 1, 1.0)]
     for state in run(full_size(vae), *jobs):
         for tensor in (state.latents, state.embeds, state.pooled, state.time_ids):
@@ -71,7 +71,7 @@ def test_mixed_jobs_run_on_the_device_without_a_host_read(vae: str) -> None:
         assert state.stepper.timesteps.device.type == "cpu"
 
 
-def test_a_host_read_would_be_noticed(diffusion: SdxlDiffusion) -> None:
+def test_read_from_the_device_would_raise(diffusion: SdxlDiffusion) -> None:
     state = diffusion.admit(job(steps=1, strength=1.0))
     diffusion.tick([state])
     (decoding,) = diffusion.finish([state])
@@ -79,19 +79,19 @@ def test_a_host_read_would_be_noticed(diffusion: SdxlDiffusion) -> None:
         diffusion.collect(decoding)
 
 
-def test_a_default_request_costs_what_its_parts_cost(diffusion: SdxlDiffusion, counter: FlopCounterMode) -> None:
+def test_operations_of_a_request_are_the_sum_of_its_parts(diffusion: SdxlDiffusion, counter: FlopCounterMode) -> None:
     run(diffusion, job())
     assert gigaflop(counter) == pytest.approx(3 * UNET + ENCODE + DECODE + TEXT, rel=1e-3)
     assert gigaflop(counter) == pytest.approx(8510, rel=1e-3)
 
 
-def test_with_the_tiny_vae_it_costs_two_fifths_less(counter: FlopCounterMode) -> None:
+def test_request_with_the_tiny_vae_costs_two_fifths_less(counter: FlopCounterMode) -> None:
     run(full_size("tiny"), job())
     assert gigaflop(counter) == pytest.approx(3 * UNET + TINY_ENCODE + TINY_DECODE + TEXT, rel=1e-3)
     assert gigaflop(counter) == pytest.approx(5140, rel=1e-3)
 
 
-def test_a_shared_call_costs_the_rows_that_are_in_it(diffusion: SdxlDiffusion, counter: FlopCounterMode) -> None:
+def test_shared_call_costs_its_rows(diffusion: SdxlDiffusion, counter: FlopCounterMode) -> None:
     states = [diffusion.admit(job("a")), diffusion.admit(job("b", 2, 0.5)), diffusion.admit(job("c", guidance=2.0))]
     before = gigaflop(counter)
     diffusion.tick(states)
@@ -104,7 +104,7 @@ def test_guidance_costs_a_second_row_and_a_second_prompt(diffusion: SdxlDiffusio
 
 
 @pytest.mark.parametrize("vae", ["float16", "tiny"])
-def test_nothing_is_encoded_twice(vae: str, counter: FlopCounterMode) -> None:
+def test_cached_prompt_and_image_cost_nothing(vae: str, counter: FlopCounterMode) -> None:
     diffusion = full_size(vae, cache_bytes=2**20)
     encode = TINY_ENCODE if vae == "tiny" else ENCODE
 
@@ -122,7 +122,7 @@ def test_nothing_is_encoded_twice(vae: str, counter: FlopCounterMode) -> None:
     assert cost(job("f")) == pytest.approx(TEXT, rel=1e-3)
 
 
-def test_docs_name_the_work_that_is_counted() -> None:
+def test_docs_have_the_counted_operations() -> None:
     text = section(read("docs/architecture/04-model.md"), "## Work of a request")
     said = [float(number) for number in re.findall(r"\d\.\d{3}", text)]
     assert said == pytest.approx([gigaflop / 1000 for gigaflop in (UNET, ENCODE, DECODE, TEXT)], abs=6e-4)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 
-class TestWithoutRights:
+class TestPermissions:
     """As a user who is not root, in a process of its own."""
 
     @pytest.fixture
@@ -29,7 +29,7 @@ class TestWithoutRights:
         environment = {**os.environ, "IMG2IMG_DEVICES": "cpu", "IMG2IMG_PORT": "0", **variables}
         return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
 
-    def test_a_folder_that_must_not_be_looked_into_is_told_in_a_sentence(self, closed: Path) -> None:
+    def test_unreadable_model_folder_is_reported(self, closed: Path) -> None:
         said = f"IMG2IMG_MODEL={closed}/model cannot be read: Permission denied."
         done = self.run(sys.executable, "-m", "app", "doctor", IMG2IMG_MODEL=f"{closed}/model")
         assert (done.returncode, f"\n- {said}\n" in done.stdout, done.stderr) == (1, True, "")
@@ -37,14 +37,14 @@ class TestWithoutRights:
         lines = [json.loads(line) for line in done.stderr.splitlines()]
         assert (done.returncode, lines[-1]["message"]) == (1, f"ended: {said}")
 
-    def test_a_cache_that_must_not_be_looked_into_is_told(self, closed: Path) -> None:
+    def test_unreadable_cache_is_reported(self, closed: Path) -> None:
         done = self.run(
             *(sys.executable, "-m", "app", "doctor"), IMG2IMG_MODEL="owner/name", IMG2IMG_HUB_CACHE=f"{closed}/hub"
         )
         assert f"- {closed}/hub cannot be written to" in done.stdout
         assert done.stderr == ""
 
-    def test_weights_that_must_not_be_read_are_named(self, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    def test_unreadable_weights_are_reported_with_their_path(self, tiny_checkpoint: Path, tmp_path: Path) -> None:
         folder = shutil.copytree(tiny_checkpoint, tmp_path / "model")
         weights = next((folder / "unet").glob("*.safetensors"))
         weights.chmod(0)

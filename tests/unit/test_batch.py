@@ -28,13 +28,13 @@ def batch_of(capacity: int, *names: str) -> Batch[str]:
     return batch
 
 
-def test_jobs_come_on_board_in_order_up_to_the_capacity() -> None:
+def test_jobs_are_admitted_in_order_up_to_the_capacity() -> None:
     batch = batch_of(2, "a", "b", "c")
     assert fill(batch) == ["a", "b"]
     assert fill(batch) == []
 
 
-def test_the_next_job_boards_as_soon_as_one_leaves() -> None:
+def test_next_job_is_admitted_when_one_leaves() -> None:
     batch = batch_of(2, "a", "b", "c", "d")
     fill(batch)
     batch.leave("b")
@@ -42,7 +42,7 @@ def test_the_next_job_boards_as_soon_as_one_leaves() -> None:
     assert list(batch.on_board) == ["a", "c"]
 
 
-def test_a_job_that_leaves_while_it_waits_never_boards() -> None:
+def test_job_that_leaves_while_it_waits_is_never_admitted() -> None:
     batch = batch_of(1, "a", "b", "c")
     fill(batch)
     batch.leave("b")
@@ -50,7 +50,7 @@ def test_a_job_that_leaves_while_it_waits_never_boards() -> None:
     assert fill(batch) == ["c"]
 
 
-def test_a_job_that_is_being_encoded_holds_its_place() -> None:
+def test_job_that_is_being_encoded_counts_as_admitted() -> None:
     batch = batch_of(1, "a", "b")
     taken = batch.next()
     assert taken is not None
@@ -60,7 +60,7 @@ def test_a_job_that_is_being_encoded_holds_its_place() -> None:
     assert fill(batch) == ["b"]
 
 
-def test_leaving_twice_or_unknown_changes_nothing() -> None:
+def test_leave_of_an_unknown_job_has_no_effect() -> None:
     batch = batch_of(2, "a")
     batch.leave("unknown")
     fill(batch)
@@ -69,7 +69,7 @@ def test_leaving_twice_or_unknown_changes_nothing() -> None:
     assert batch.idle
 
 
-def test_a_batch_is_idle_only_with_nobody_waiting_or_on_board() -> None:
+def test_batch_is_idle_without_waiting_and_admitted_jobs() -> None:
     batch = batch_of(1, "a")
     assert not batch.idle
     fill(batch)
@@ -78,7 +78,7 @@ def test_a_batch_is_idle_only_with_nobody_waiting_or_on_board() -> None:
     assert batch.idle
 
 
-def test_suspects_start_anew_alone_and_before_all_others() -> None:
+def test_restarted_jobs_run_first_and_isolated() -> None:
     batch = batch_of(4, "a", "b")
     fill(batch)
     batch.add(job("c"))
@@ -91,7 +91,7 @@ def test_suspects_start_anew_alone_and_before_all_others() -> None:
     assert fill(batch) == ["c"]
 
 
-def test_a_suspect_waits_until_the_others_are_off() -> None:
+def test_isolated_job_waits_until_the_others_leave() -> None:
     batch = batch_of(3, "a", "b", "c")
     fill(batch)
     batch.restart(["a", "b"], isolated=True)
@@ -100,7 +100,7 @@ def test_a_suspect_waits_until_the_others_are_off() -> None:
     assert fill(batch) == ["a"]
 
 
-def test_nobody_joins_a_suspect_on_board() -> None:
+def test_no_job_joins_an_isolated_job() -> None:
     batch = batch_of(3, "a", "b")
     fill(batch)
     batch.restart(["a", "b"], isolated=True)
@@ -111,7 +111,7 @@ def test_nobody_joins_a_suspect_on_board() -> None:
 
 
 @pytest.mark.parametrize(("now", "expired"), [(0.9, []), (1.0, ["early"]), (5.0, ["early", "late"])])
-def test_a_job_expires_at_its_deadline_wherever_it_is(now: float, expired: list[str]) -> None:
+def test_waiting_and_admitted_jobs_expire_at_their_deadline(now: float, expired: list[str]) -> None:
     batch: Batch[str] = Batch(1)
     batch.add(job("early", 1.0))
     batch.add(job("late", 2.0))
@@ -129,7 +129,5 @@ def test_a_job_expires_at_its_deadline_wherever_it_is(now: float, expired: list[
         (3, "cpu", True, 3),
     ],
 )
-def test_how_many_share_a_call_follows_from_the_device_and_the_model_unless_it_is_set(
-    max_batch: Any, device: str, large: bool, jobs: int
-) -> None:
+def test_capacity_follows_device_and_model_unless_set(max_batch: Any, device: str, large: bool, jobs: int) -> None:
     assert capacity(max_batch, device, large=large) == jobs

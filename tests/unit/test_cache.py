@@ -10,13 +10,13 @@ def never() -> str:
     raise AssertionError("it was there and is made again")
 
 
-def test_a_value_is_made_once() -> None:
+def test_cached_value_is_computed_once() -> None:
     cache = LRUCache[bytes, str](10, len)
     assert cached(cache, b"a", lambda: "value") == ("value", False)
     assert cached(cache, b"a", never) == ("value", True)
 
 
-def test_the_least_recently_used_goes_first_once_the_bytes_are_spent() -> None:
+def test_full_cache_drops_the_least_recently_used() -> None:
     cache = LRUCache[bytes, str](10, len)
     for key in (b"a", b"b", b"c"):
         cached(cache, key, lambda: "xxx")
@@ -29,7 +29,7 @@ def test_the_least_recently_used_goes_first_once_the_bytes_are_spent() -> None:
 
 
 @pytest.mark.parametrize(("limit", "value"), [(0, "x"), (3, "xxxx")])
-def test_a_value_that_has_no_room_is_given_and_pushes_nothing_out(limit: int, value: str) -> None:
+def test_value_larger_than_the_cache_is_not_kept(limit: int, value: str) -> None:
     cache = LRUCache[bytes, str](limit, len)
     cached(cache, b"small", lambda: "")
     assert cached(cache, b"large", lambda: value) == (value, False)
@@ -38,14 +38,14 @@ def test_a_value_that_has_no_room_is_given_and_pushes_nothing_out(limit: int, va
     assert cache.currsize == 0
 
 
-def test_a_failure_is_not_kept() -> None:
+def test_failed_computation_is_not_cached() -> None:
     cache = LRUCache[bytes, str](10, len)
     with pytest.raises(AssertionError):
         cached(cache, b"a", never)
     assert cached(cache, b"a", lambda: "value") == ("value", False)
 
 
-def test_nothing_is_left_after_clearing() -> None:
+def test_cleared_cache_is_empty() -> None:
     cache = LRUCache[bytes, str](10, len)
     cached(cache, b"a", lambda: "value")
     cache.clear()

@@ -119,7 +119,7 @@ def test_connection_that_ends_without_a_message_gives_none() -> None:
     assert asyncio.run(go()) is None
 
 
-def test_pixels_stand_beside_the_pickle_and_come_back_as_bytes() -> None:
+def test_pixels_are_sent_beside_the_pickle_and_arrive_as_bytes() -> None:
     message = done(8)
     body, pixels = pack(message)
     assert pixels == message.result.pixels.data

@@ -43,7 +43,7 @@ class Sized(FakeDiffusion):
         return super().admit(job)
 
 
-def test_the_warm_up_is_a_real_pass(clock: Clock) -> None:
+def test_warm_up_runs_a_real_pass(clock: Clock) -> None:
     diffusion = Sized("cpu", clock)
     passes = warm_up(diffusion, "off")
     assert (passes.seconds, passes.canary_seconds) == (4.0, 0.25)
@@ -51,7 +51,7 @@ def test_the_warm_up_is_a_real_pass(clock: Clock) -> None:
     assert len(diffusion.ticks) == len(diffusion.finished) == len(diffusion.widths)
 
 
-def test_where_that_would_take_long_a_small_picture_must_do(clock: Clock) -> None:
+def test_warm_up_of_a_slow_model_uses_a_small_image(clock: Clock) -> None:
     diffusion = Sized("cpu", clock, small=0.75)
     # It must be known as slow all the same, or the first request would get too little time.
     assert warm_up(diffusion, "off").seconds == 5 * 0.75
@@ -59,7 +59,7 @@ def test_where_that_would_take_long_a_small_picture_must_do(clock: Clock) -> Non
     assert diffusion.finished == [["warm-up"]]
 
 
-def test_a_canary_is_a_small_picture_of_the_same_model_and_none_where_that_would_take_long(
+def test_canary_makes_a_small_image_or_nothing_on_a_slow_model(
     clock: Clock,
 ) -> None:
     quick, slow = Sized("cpu", clock), Sized("cpu", clock, small=0.75)
@@ -78,7 +78,7 @@ def test_a_canary_is_a_small_picture_of_the_same_model_and_none_where_that_would
         canary()
 
 
-def test_a_compiled_model_is_warmed_up_at_each_of_its_batch_sizes_before_its_speed_is_taken(
+def test_warm_up_runs_each_compiled_batch_size_before_it_is_timed(
     clock: Clock,
 ) -> None:
     class Compiled(Sized):
@@ -97,7 +97,7 @@ def test_a_compiled_model_is_warmed_up_at_each_of_its_batch_sizes_before_its_spe
     assert set(diffusion.widths) == {512}
 
 
-def test_a_model_that_cannot_be_compiled_is_no_start_and_is_not_tried_again() -> None:
+def test_model_that_cannot_be_compiled_is_refused() -> None:
     class CannotDecode(FakeDiffusion):
         def tick(self, states: Any) -> None:
             raise RuntimeError("no such kernel")
@@ -113,13 +113,13 @@ def test_a_model_that_cannot_be_compiled_is_no_start_and_is_not_tried_again() ->
         warm_up(diffusion, "off")
 
 
-def test_a_gpu_is_warmed_up_at_the_real_size_however_long_that_takes(clock: Clock) -> None:
+def test_warm_up_of_a_gpu_is_always_at_the_real_size(clock: Clock) -> None:
     diffusion = Sized("cuda:0", clock, small=0.75, real=60.0)
     assert warm_up(diffusion, "off").seconds == 60.0
     assert diffusion.widths[0] == 512
 
 
-def test_a_warm_up_without_a_finite_picture_is_no_start() -> None:
+def test_warm_up_with_a_non_finite_image_raises() -> None:
     class CannotDecode(FakeDiffusion):
         def collect(self, decoding: FakeDecoding) -> None:
             return None

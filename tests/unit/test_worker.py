@@ -23,13 +23,13 @@ from tests.support.fakes import FakeDiffusion, FakeState
 from tests.support.workers import Bench, job
 
 
-def test_a_job_is_started_ticked_step_by_step_and_done() -> None:
+def test_job_is_started_ticked_and_done() -> None:
     bench = Bench(job("a")).run()
     assert [type(message) for message in bench.sent] == [Started, *[Ticked, Progress] * 3, Done]
     assert [(m.step, m.steps) for m in bench.sent if isinstance(m, Progress)] == [(1, 3), (2, 3), (3, 3)]
 
 
-def test_what_can_wait_is_done_bit_by_bit_with_a_sign_of_life_each() -> None:
+def test_packing_is_done_in_parts_with_a_message_each() -> None:
     bench = Bench(prepared=False)
     bench.run_once(2)
     assert bench.diffusion.layers_left == 1
@@ -41,7 +41,7 @@ def test_what_can_wait_is_done_bit_by_bit_with_a_sign_of_life_each() -> None:
     assert bench.diffusion.layers_left == -1
 
 
-def test_a_job_that_comes_early_waits_for_it_and_can_be_cancelled_or_expire_meanwhile() -> None:
+def test_job_during_packing_waits_and_can_be_cancelled_or_expire() -> None:
     bench = Bench(job("a"), job("gone"), job("late", deadline=0.0), prepared=False)
     bench.run_once()
     bench.put(Cancel("gone"))
@@ -52,14 +52,14 @@ def test_a_job_that_comes_early_waits_for_it_and_can_be_cancelled_or_expire_mean
     assert bench.names(Failed) == ["late"]
 
 
-def test_jobs_of_different_lengths_share_their_calls_and_leave_when_they_are_done() -> None:
+def test_jobs_of_different_lengths_share_calls_and_leave_when_done() -> None:
     bench = Bench(job("long", steps=5, strength=1.0), job("short", steps=2, strength=1.0)).run()
     assert bench.diffusion.ticks == [["long", "short"], ["long", "short"], ["long"], ["long"], ["long"]]
     assert bench.names(Done) == ["short", "long"]
     assert [message.jobs for message in bench.sent if isinstance(message, Ticked)] == [2, 2, 1, 1, 1]
 
 
-def test_a_new_job_joins_at_the_next_call_without_waiting_for_the_batch_to_finish() -> None:
+def test_new_job_joins_the_next_call() -> None:
     bench = Bench(job("first", steps=4, strength=1.0))
     bench.run_once(2)
     bench.put(job("second", steps=4, strength=1.0))
@@ -67,13 +67,13 @@ def test_a_new_job_joins_at_the_next_call_without_waiting_for_the_batch_to_finis
     assert bench.diffusion.ticks[:3] == [["first"], ["first"], ["first", "second"]]
 
 
-def test_no_more_than_max_batch_jobs_share_a_call() -> None:
+def test_at_most_max_batch_jobs_share_a_call() -> None:
     bench = Bench(*(job(name) for name in "abcde"), max_batch=2).run()
     assert max(len(tick) for tick in bench.diffusion.ticks) == 2
     assert bench.names(Done) == list("abcde")
 
 
-def test_a_cancelled_job_leaves_before_the_next_call_and_is_never_decoded() -> None:
+def test_cancelled_job_leaves_before_the_next_call() -> None:
     bench = Bench(job("gone", steps=9, strength=1.0), job("stays", steps=9, strength=1.0))
     bench.run_once(3)
     bench.put(Cancel("gone"))
@@ -83,12 +83,12 @@ def test_a_cancelled_job_leaves_before_the_next_call_and_is_never_decoded() -> N
     assert bench.names(Done) == ["stays"]
 
 
-def test_a_job_cancelled_before_it_boards_is_never_started() -> None:
+def test_job_cancelled_while_it_waits_is_never_started() -> None:
     bench = Bench(job("a"), job("b"), Cancel("b"), max_batch=1).run()  # type: ignore[arg-type]
     assert bench.names(Started) == ["a"]
 
 
-def test_an_expired_job_leaves_before_the_next_call_and_says_so() -> None:
+def test_expired_job_fails_before_the_next_call() -> None:
     bench = Bench(job("late", steps=50, strength=1.0, deadline=time.monotonic() + 0.05))
     bench.run_once()
     time.sleep(0.06)
@@ -98,20 +98,20 @@ def test_an_expired_job_leaves_before_the_next_call_and_says_so() -> None:
     assert bench.diffusion.finished == []
 
 
-def test_a_job_that_expired_while_it_waited_is_never_started() -> None:
+def test_job_that_expires_while_it_waits_is_never_started() -> None:
     bench = Bench(job("late", deadline=0.0))
     bench.run_once()
     assert bench.sent == [Failed("late", "expired")]
 
 
 @pytest.mark.parametrize("prompt", ["admit=fail", "fail_at=1", "finish=fail"])
-def test_a_job_that_fails_fails_alone(prompt: str) -> None:
+def test_failing_job_leaves_other_jobs_intact(prompt: str) -> None:
     bench = Bench(job("good"), job("bad", prompt), job("fine")).run()
     assert [m for m in bench.sent if isinstance(m, Failed)] == [Failed("bad", "error")]
     assert sorted(bench.names(Done)) == ["fine", "good"]
 
 
-def test_the_next_call_does_not_wait_for_a_picture_on_its_way_from_the_device() -> None:
+def test_next_call_does_not_wait_for_a_download() -> None:
     bench = Bench(job("first", "way=3", steps=1, strength=1.0), job("second", steps=4, strength=1.0), max_batch=1)
     bench.run_once()
     assert bench.names(Done) == []
@@ -122,19 +122,19 @@ def test_the_next_call_does_not_wait_for_a_picture_on_its_way_from_the_device() 
     assert bench.names(Done) == ["first", "second"]
 
 
-def test_a_picture_on_its_way_is_waited_for_if_nothing_else_is_to_be_done() -> None:
+def test_idle_worker_waits_for_a_download() -> None:
     bench = Bench(job("only", "way=1000", steps=1, strength=1.0))
     bench.run_once()
     assert bench.names(Done) == ["only"]
 
 
-def test_a_picture_that_cannot_be_fetched_fails_alone() -> None:
+def test_failed_download_leaves_other_jobs_intact() -> None:
     bench = Bench(job("good"), job("bad", "collect=fail")).run()
     assert [m for m in bench.sent if isinstance(m, Failed)] == [Failed("bad", "error")]
     assert bench.names(Done) == ["good"]
 
 
-def test_a_picture_without_numbers_fails_alone_with_its_own_reason() -> None:
+def test_non_finite_image_fails_its_job_as_non_finite() -> None:
     bench = Bench(job("good"), job("bad", "finish=nan")).run()
     assert [m for m in bench.sent if isinstance(m, Failed)] == [Failed("bad", "non_finite")]
     assert bench.names(Done) == ["good"]
@@ -143,7 +143,7 @@ def test_a_picture_without_numbers_fails_alone_with_its_own_reason() -> None:
 class TestMemory:
     """Too little of it: what was made is let go, and fewer jobs share."""
 
-    def test_a_call_of_too_many_jobs_is_made_by_half_as_many_until_they_fit_and_nobody_is_refused(self) -> None:
+    def test_out_of_memory_halves_the_batch_limit_and_all_jobs_finish(self) -> None:
         bench = Bench(*(job(name, "oom_above=1") for name in "abcdefgh"), max_batch=8).run()
         assert bench.names(Done) == list("abcdefgh")
         assert bench.names(Failed) == []
@@ -151,7 +151,7 @@ class TestMemory:
         assert bench.diffusion.freed == 3
         assert {len(tick) for tick in bench.diffusion.ticks[3:]} == {1}
 
-    def test_the_limit_that_was_found_holds(self) -> None:
+    def test_lowered_batch_limit_holds(self) -> None:
         bench = Bench(job("a", "oom_above=2"), job("b", "oom_above=2"), job("c", "oom_above=2")).run()
         bench.put(*(job(name) for name in "defg"))
         bench.run()
@@ -159,9 +159,7 @@ class TestMemory:
         assert len(bench.names(Done)) == 7
 
     @pytest.mark.parametrize("where", ["oom_at=1", "oom=admit", "oom=finish"])
-    def test_a_job_that_has_all_of_it_to_itself_is_tried_once_more_and_then_refused(
-        self, where: str, tmp_path: Path
-    ) -> None:
+    def test_single_job_out_of_memory_is_retried_once_then_fails(self, where: str, tmp_path: Path) -> None:
         bench = Bench(job("lucky", f"{where} once={tmp_path / 'once'}"), max_batch=1).run()
         assert (bench.names(Done), bench.names(Failed), bench.diffusion.freed) == (["lucky"], [], 1)
         bench = Bench(job("hopeless", where), job("good"), max_batch=1).run()
@@ -169,17 +167,17 @@ class TestMemory:
         assert bench.names(Done) == ["good"]
         assert not [message for message in bench.sent if isinstance(message, BatchLimitLowered)]
 
-    def test_a_job_that_finds_none_while_others_are_on_board_waits_until_they_are_done(self, tmp_path: Path) -> None:
+    def test_job_out_of_memory_beside_others_waits_for_them(self, tmp_path: Path) -> None:
         bench = Bench(job("first"), job("late", f"oom=admit once={tmp_path / 'once'}")).run()
         assert bench.names(Done) == ["first", "late"]
         assert [message.capacity for message in bench.sent if isinstance(message, BatchLimitLowered)] == [1]
 
-    def test_a_picture_that_cannot_be_fetched_for_lack_of_it_is_refused_as_such(self) -> None:
+    def test_download_out_of_memory_fails_as_memory(self) -> None:
         bench = Bench(job("bad", "oom=collect"), job("good")).run()
         assert [m for m in bench.sent if isinstance(m, Failed)] == [Failed("bad", "memory")]
         assert bench.names(Done) == ["good"]
 
-    def test_nothing_of_a_failed_call_is_held_when_memory_is_let_go(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_memory_is_released_after_the_failed_call_s_tensors(self, monkeypatch: pytest.MonkeyPatch) -> None:
         # The test runner keeps what is logged, and with it the error.
         monkeypatch.setattr("app.worker.worker.logger.exception", lambda *arguments: None)
         held: list[int] = []
@@ -198,7 +196,7 @@ class TestMemory:
 
 
 @pytest.mark.parametrize("where", ["sick_at=1"])
-def test_a_worker_whose_device_is_lost_says_so_and_ends(where: str) -> None:
+def test_lost_device_ends_the_worker_with_a_message(where: str) -> None:
     bench = Bench(job("a", where), job("b"))
     with pytest.raises(SystemExit):
         bench.run()
@@ -207,12 +205,12 @@ def test_a_worker_whose_device_is_lost_says_so_and_ends(where: str) -> None:
 
 
 class TestCanary:
-    def test_an_idle_worker_answers_with_a_picture(self) -> None:
+    def test_idle_worker_makes_a_canary_image(self) -> None:
         bench = Bench(Canary())  # type: ignore[arg-type]
         bench.run_once()
         assert (bench.sent, bench.canaries) == ([CanaryPassed()], 1)
 
-    def test_a_busy_one_has_better_things_to_do(self) -> None:
+    def test_busy_worker_passes_a_canary_without_an_image(self) -> None:
         bench = Bench(job("a"))
         bench.run_once()
         bench.put(Canary())
@@ -220,7 +218,7 @@ class TestCanary:
         assert CanaryPassed() in bench.sent
         assert bench.canaries == 0
 
-    def test_one_that_makes_no_pictures_any_more_gives_itself_up(self) -> None:
+    def test_failed_canary_ends_the_worker(self) -> None:
         bench = Bench(Canary())  # type: ignore[arg-type]
         bench.fails = True
         with pytest.raises(SystemExit):

@@ -8,7 +8,7 @@ from tests.support.workers import Bench
 from tests.support.workers import job as worker_job
 
 
-def test_they_come_after_the_steps_that_were_asked_for_and_before_the_picture() -> None:
+def test_previews_come_after_their_steps_and_before_the_image() -> None:
     job = replace(worker_job("a", steps=5, strength=1.0), previews=frozenset({1, 3, 5}))
     sent = Bench(job).run().sent
     shown = [message for message in sent if isinstance(message, Progress) and message.preview]
@@ -19,7 +19,7 @@ def test_they_come_after_the_steps_that_were_asked_for_and_before_the_picture() 
     assert plain == [1, 2, 3, 4, 5]
 
 
-def test_one_that_is_still_on_its_way_holds_nothing_up_and_comes_later() -> None:
+def test_slow_preview_is_sent_later_and_delays_nothing() -> None:
     job = replace(worker_job("a", "way=2", steps=5, strength=1.0), previews=frozenset({1, 2}))
     sent = Bench(job).run().sent
     kinds = [
@@ -32,7 +32,7 @@ def test_one_that_is_still_on_its_way_holds_nothing_up_and_comes_later() -> None
     assert isinstance(sent[-1], Done)
 
 
-def test_one_that_cannot_be_made_fails_its_job_alone() -> None:
+def test_failed_preview_fails_only_its_job() -> None:
     bench = Bench(
         replace(worker_job("a", "preview=fail", steps=3, strength=1.0), previews=frozenset({1})),
         worker_job("b", steps=3, strength=1.0),

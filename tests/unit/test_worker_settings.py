@@ -8,7 +8,7 @@ from app.engine.messages import Start
 from app.settings import Settings, WorkerSettings
 
 
-def test_worker_settings_hold_the_values_and_nothing_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_worker_settings_have_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = Settings(model="a/b", max_batch=3, api_keys="hidden-key", cors_origins="https://example.org")
     # What is set in the environment of the worker has no effect there.
     monkeypatch.setenv("IMG2IMG_MODEL", "another")
