@@ -1,4 +1,4 @@
-"""The service from end to end: starts it, sends a picture, saves the answer, says how long what took, stops it."""
+"""A demo of the service: starts it, sends an image, saves the answer, reports each stage's time, stops it."""
 
 import argparse
 import os
@@ -25,13 +25,13 @@ ROOT = Path(__file__).resolve().parent.parent
 PROMPT = "dog wizard, gandalf, lord of the rings, detailed, fantasy, cute, adorable, Pixar, Disney, 8k"
 STOP_SECONDS = 60.0
 SMALL = (
-    "The embedded model is small: it draws icons of some common things, and nothing else. For the real one: "
-    "scripts/demo --model stabilityai/sdxl-turbo (downloads 7 GB, wants a CUDA GPU)."
+    "The embedded model is small: it draws icons of some common things only. For SDXL-Turbo: "
+    "scripts/demo --model stabilityai/sdxl-turbo (downloads 7 GB, needs a CUDA GPU)."
 )
 
 
 class DemoFailed(Exception):
-    """The demo cannot go on; the message says why."""
+    """The demo failed; the message says why."""
 
 
 class Service:
@@ -43,17 +43,17 @@ class Service:
         self._log = log
 
     def lines(self) -> list[str]:
-        """The end of its log; each state of a progress bar is a line of its own."""
-        # Reading would move the position that the service writes at: both are the same open file.
+        """The last lines of the log; each state of a progress bar is one line."""
+        # `pread`, since the service writes at the position of the same open file.
         log = os.pread(self._log.fileno(), 2**20, max(0, os.fstat(self._log.fileno()).st_size - 2**20))
         return [line for line in log.decode(errors="replace").replace("\r", "\n").split("\n") if line.strip()]
 
     def tail(self) -> str:
-        """The end of the log, for people."""
+        """The end of the log as text."""
         return "\n".join(self.lines()[-20:])
 
     def wait_until_ready(self, client: Img2Img, console: Console) -> dict[str, str]:
-        """Return what it loaded, once that is done; a download shows how far it is."""
+        """Wait until the model is loaded and return its description; shows the progress of a download."""
         with console.status("Loading the model …") as status:
             while self.process.poll() is None:
                 if client.ready():
@@ -64,7 +64,7 @@ class Service:
         raise DemoFailed(f"The service ended with exit code {self.process.returncode}:\n{self.tail()}")
 
     def stop(self) -> int:
-        """Ask it to finish, wait for that, and return its exit code."""
+        """Ask the service to end, wait for it, and return its exit code."""
         self.process.terminate()
         try:
             return self.process.wait(STOP_SECONDS)
@@ -75,13 +75,13 @@ class Service:
 
 @contextmanager
 def running_service(model: str | None) -> Iterator[Service]:
-    """`img2img serve` on a free loopback port, in a session of its own: Ctrl-C is for the demo, which stops it."""
+    """`img2img serve` on a free loopback port, in its own session: Ctrl-C reaches the demo, which stops it."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     command = [sys.executable, "-m", "app", "serve", "--host", "127.0.0.1", "--port", port]
     command += ["--model", model] if model else []
-    # Where the caller stands, there may be another package that is called app.
+    # The current folder may hold another package named app.
     environment = {**os.environ, "PYTHONSAFEPATH": "1"}
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
@@ -98,7 +98,7 @@ def running_service(model: str | None) -> Iterator[Service]:
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The options; what is left out is left to the service, except for the seed: the demo shows the same each time."""
+    """The options. The service sets the defaults, except for the seed: each run gives the same image."""
     parser = argparse.ArgumentParser(prog="scripts/demo", description=__doc__)
     parser.add_argument("--prompt", default=PROMPT, help=f'by default "{PROMPT}"')
     parser.add_argument("--image", type=Path, default=ROOT / "scripts/demo.png", help="PNG, JPEG or WebP")
@@ -112,12 +112,12 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def run(options: argparse.Namespace, console: Console) -> None:
-    """The whole demo.
+    """Run the demo.
 
     Raises:
         DemoFailed: the service did not start or did not stop as it should.
-        Img2ImgError: it refused the picture or a parameter.
-        OSError: the picture cannot be read, or the answer not be saved.
+        Img2ImgError: the service refused the image or a parameter.
+        OSError: the image cannot be read or the answer cannot be saved.
     """
     image = options.image.read_bytes()
     options.output.parent.mkdir(parents=True, exist_ok=True)
@@ -144,7 +144,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
 
 
 def peak_memory(metrics: str) -> float:
-    """Bytes, from the text of `/metrics`."""
+    """The worker's peak memory in bytes, from the text of `/metrics`."""
     found = re.search(r"^img2img_worker_peak_memory_bytes\{.*\} (\S+)$", metrics, re.MULTILINE)
     if found is None:
         raise DemoFailed("/metrics does not hold img2img_worker_peak_memory_bytes.")
@@ -152,7 +152,7 @@ def peak_memory(metrics: str) -> float:
 
 
 def report(console: Console, edited: Edited, path: Path, model: dict[str, str]) -> None:
-    """Where the picture is, and what it was made with."""
+    """The saved file, and the parameters of the image."""
 
     def say(line: str) -> None:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -164,7 +164,7 @@ def report(console: Console, edited: Edited, path: Path, model: dict[str, str]) 
 
 
 def times(edited: Edited, startup: float, request: float) -> Table:
-    """How long each stage took."""
+    """A table of the time of each stage."""
     table = Table("stage", title_justify="left")
     table.add_column("seconds", justify="right")
     rows: dict[str, Any] = {"start-up": startup, **edited.seconds, "request in all": request}
@@ -174,9 +174,9 @@ def times(edited: Edited, startup: float, request: float) -> Table:
 
 
 def main() -> int:
-    """Returns the exit code."""
+    """Run the demo; returns the exit code."""
     options = parse_arguments()
-    # Like Ctrl-C: the service is stopped on the way out.
+    # Handled like Ctrl-C, so that the service is stopped.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         run(options, Console())

@@ -1,9 +1,8 @@
 """Writes an SDXL checkpoint of random weights, laid out as the hub lays out `stabilityai/sdxl-turbo` in float16.
 
-`tiny` is the real architecture at a few MB: it makes noise, on a CPU in a fraction of a second, for tests that ask
-whether the numbers are right and not what they show. `full` has SDXL-Turbo's exact configuration, 6.9 GB: it costs what
-the trained one costs, which is what a benchmark or a memory check needs. The same seed gives the same bytes on every
-machine.
+`tiny` is the real architecture at a few MB. It makes noise on a CPU in a fraction of a second, for tests that check
+numbers and not what an image shows. `full` has SDXL-Turbo's configuration, 6.9 GB: benchmarks and memory checks with it
+have the cost of the trained checkpoint. The same seed gives the same bytes on every machine.
 """
 
 import argparse
@@ -22,7 +21,7 @@ Size = Literal["tiny", "full"]
 Config = dict[str, Any]
 
 EMBEDDED = Path(__file__).parent.parent / "app" / "model" / "embedded"
-"""The trained checkpoint that the service ships with; its tokenizers are everybody's."""
+"""The trained checkpoint that the service ships with. All checkpoints use its tokenizers."""
 
 _TOKENIZER_FILES = ("merges.txt", "special_tokens_map.json", "tokenizer_config.json", "vocab.json")
 _VOCABULARY = 49408
@@ -94,7 +93,7 @@ def _clip(architecture: str, activation: str, *, width: int, heads: int, layers:
 
 
 def unet_config(size: Size) -> Config:
-    """SDXL's UNet: three levels, conditioned on text, pooled text and picture size (2567.5 M parameters at full size).
+    """SDXL's UNet: three levels, conditioned on text, pooled text and image size (2567.5 M parameters at full size).
 
     `attention_head_dim` is diffusers' name for the number of heads.
     """
@@ -150,7 +149,7 @@ def vae_config(size: Size) -> Config:
 
 
 def tiny_vae_config(size: Size) -> Config:
-    """TAESDXL, the small stand-in for the autoencoder (2.4 M parameters at full size)."""
+    """TAESDXL, a small replacement of the autoencoder (2.4 M parameters at full size)."""
     full = size == "full"
     return {
         "_class_name": "AutoencoderTiny",
@@ -176,11 +175,11 @@ CONFIGS: dict[str, Callable[[Size], Config]] = {
     "unet": unet_config,
     "vae": vae_config,
 }
-"""The folders that hold weights."""
+"""The folders that have weights."""
 
 
 def on_meta(config: Config) -> "torch.nn.Module":
-    """Builds the model that a configuration describes on the meta device: names and shapes, no weights, no memory."""
+    """The model of a configuration on the meta device, which has names and shapes but no weights."""
     import diffusers
     import torch
     import transformers
@@ -195,35 +194,35 @@ def on_meta(config: Config) -> "torch.nn.Module":
 
 
 def random_weights(config: Config, *, seed: int, dtype: "torch.dtype") -> "dict[str, torch.Tensor]":
-    """Draws every parameter of a configuration, under its name on the hub, straight in `dtype` on the CPU."""
+    """Random values for all parameters of a configuration, by their names on the hub, in `dtype` on the CPU."""
     prefix = "text_model." if config.get("architectures") == ["CLIPTextModel"] else ""
     weights = {}
     for name, parameter in on_meta(config).state_dict().items():
-        # transformers 5 leaves this prefix off in memory, and reads it from older files, the hub's among them.
+        # transformers 5 drops this prefix in memory and accepts it in files, such as those of the hub.
         name = name if name.startswith(prefix) else prefix + name
         weights[name] = _random_tensor(name, parameter.shape, seed).to(dtype)
     return weights
 
 
 def _random_tensor(name: str, shape: Sequence[int], seed: int) -> "torch.Tensor":
-    """Draws one parameter in float32: biases 0, norms 1, all else uniform around 0 with variance gain / fan-in.
+    """One parameter in float32: biases are 0, norms 1, others uniform around 0 with variance gain / fan-in.
 
-    That keeps a UNet of the full depth below 1000, far from float16's limit.
-    Uniform, not normal: it takes no logarithm, whose last bit differs between CPUs.
+    This keeps the values of a full-depth UNet below 1000, far from float16's limit. The distribution is uniform, not
+    normal, because that needs no logarithm, whose last bit differs between CPUs.
     """
     import torch
 
     if len(shape) < 2:
         return torch.zeros(shape) if name.endswith("bias") else torch.ones(shape)
-    # Linear layers carry the prompt, and activations between them shrink it; with a gain of 1 it would hardly show.
+    # Activations between linear layers weaken the prompt's signal. With a gain of 1 it would hardly have an effect.
     gain = 2 if len(shape) == 2 else 1
-    # A generator for each tensor, so that none depends on which others there are.
+    # One generator per tensor, so that its values do not depend on other tensors.
     generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {name}".encode()))
     return torch.rand(shape, generator=generator).sub_(0.5).mul_(2 * math.sqrt(3 * gain / math.prod(shape[1:])))
 
 
 def write_checkpoint(folder: Path, size: Size, seed: int) -> None:
-    """Writes the checkpoint into `folder`, over the files of the same names; it holds one part in memory at a time."""
+    """Writes the checkpoint into `folder` and overwrites files. Holds one part in memory at a time."""
     import torch
 
     _write_json(folder / "model_index.json", model_index())
@@ -236,7 +235,7 @@ def write_checkpoint(folder: Path, size: Size, seed: int) -> None:
 
 
 def write_tiny_vae(folder: Path, seed: int) -> None:
-    """Writes an `AutoencoderTiny` of a few channels in float32, laid out like `madebyollin/taesdxl`."""
+    """Writes an `AutoencoderTiny` of a few channels in float32, in the layout of `madebyollin/taesdxl`."""
     import torch
 
     _write_model(folder, tiny_vae_config("tiny"), f"{_WEIGHTS}.safetensors", seed, torch.float32)
@@ -247,7 +246,7 @@ def _write_model(folder: Path, config: Config, weights_file: str, seed: int, dty
 
     _write_json(folder / "config.json", config)
     save_file(random_weights(config, seed=seed, dtype=dtype), folder / weights_file, metadata={"format": "pt"})
-    # safetensors makes files that only their owner can read; an image that runs as another user would not start.
+    # safetensors writes files that only their owner can read. A container that runs as another user needs more.
     (folder / weights_file).chmod(0o644)
 
 
@@ -257,7 +256,7 @@ def _write_json(path: Path, value: Config) -> None:
 
 
 def _copy_tokenizer(source: Path, target: Path) -> None:
-    """Copies the four files."""
+    """Copies the tokenizer's four files."""
     target.mkdir(parents=True, exist_ok=True)
     for name in _TOKENIZER_FILES:
         shutil.copyfile(source / name, target / name)
@@ -270,7 +269,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--size", choices=["tiny", "full"], default="tiny", help="tiny: a few MB; full: 6.9 GB")
     parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="a folder, from the project's own (default: out/checkpoint-SIZE)"
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="the folder, relative to the project's folder (default: out/checkpoint-SIZE)",
     )
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same bytes (default: 0)")
     options = parser.parse_args(arguments)

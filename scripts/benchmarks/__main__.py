@@ -13,27 +13,27 @@ from scripts.benchmarks import batch, codecs, counted, full, gpu, growth, load, 
 
 
 def main() -> int:
-    """Returns 1 if a goal was missed."""
+    """Run the chosen cases; returns 1 if a goal was missed."""
     parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
     parser.add_argument(
         "--case",
         action="append",
         choices=["flops", "png", "decode", "request", "load", "batch", "full", "gpu"],
-        help="by default all but the last two: full needs a --model of full size, 24 GB of memory and ten minutes, "
-        "gpu a CUDA device",
+        help="default: all but the last two. full needs a full-size --model, 24 GB of memory and ten minutes; "
+        "gpu needs a CUDA device",
     )
     parser.add_argument(
         "--model",
         type=Path,
         default=EMBEDDED,
-        help="a checkpoint's folder, from the project's own; by default the embedded one",
+        help="the checkpoint's folder, relative to the project's folder (default: the embedded one)",
     )
     parser.add_argument(
         "--peer",
         action="append",
         default=[],
         choices=["litserve", "bentoml", "ray"],
-        help="for load, beside the reference; each gets an environment of its own, of 1.5 GB",
+        help="another server for the case load; each gets its own environment of 1.5 GB",
     )
     parser.add_argument(
         "--policy",
@@ -41,13 +41,13 @@ def main() -> int:
         action="append",
         default=[],
         metavar="JOBS",
-        help="for load: also ours with at most so many jobs in a UNet call",
+        help="for the case load: also our service with at most this many jobs in a UNet call",
     )
     parser.add_argument(
         "--plot",
         type=Path,
         metavar="FILE",
-        help="measure how cost grows with load and batch size, and draw that into this file, from the project's folder",
+        help="measure cost against load and batch size, and draw it into this file, relative to the project's folder",
     )
     parser.add_argument("--log", action="store_true", help="append to docs/benchmarks/log.md")
     options = parser.parse_args()
@@ -80,12 +80,12 @@ def main() -> int:
 
 
 def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    """Refuse now what would else fail after minutes of measuring."""
+    """Check the options now, instead of failing after minutes of measuring."""
     cases = options.case or []
     if not options.model.is_dir() and set(cases) != {"gpu"}:
-        parser.error(f"--model {options.model} is no folder")
+        parser.error(f"--model {options.model} is not a folder")
     if "full" in cases and options.model == EMBEDDED:
-        parser.error("--case full needs a --model, as scripts/make_checkpoint --size full writes it")
+        parser.error("--case full needs a --model, written by scripts/make_checkpoint --size full")
     if "gpu" in cases and not torch.cuda.is_available():
         parser.error("--case gpu needs a CUDA device")
     if (options.peer or options.policy) and (options.plot if not cases else "load" not in cases):
@@ -95,7 +95,7 @@ def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None
 
         known = FigureCanvasBase.get_supported_filetypes()
         if not options.plot.absolute().parent.is_dir() or options.plot.suffix.removeprefix(".") not in known:
-            parser.error(f"--plot takes a file in a folder that is there, ending in one of: {', '.join(sorted(known))}")
+            parser.error(f"--plot takes a file in an existing folder, ending in one of: {', '.join(sorted(known))}")
 
 
 if __name__ == "__main__":

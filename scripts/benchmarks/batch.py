@@ -1,8 +1,8 @@
-"""What a shared UNet call brings: pictures a second and memory against the number of jobs on board.
+"""The gain of a shared UNet call: images a second and memory against the number of jobs on board.
 
     python -m scripts.benchmarks.batch MODEL JOBS
 
-measures one number of jobs in a process of its own, since the largest memory is a process's, and prints JSON.
+measures one number of jobs and prints JSON. Each number has its own process, since peak memory is a process's.
 """
 
 import json
@@ -26,33 +26,33 @@ from app.worker.worker import peak_memory
 from scripts.benchmarks.report import ROOT, Outcome
 
 SIZES = (1, 2, 4, 8)
-COLUMNS = ("pictures/s", "s until all are done", "s of a UNet call, for each", "peak memory, MiB")
+COLUMNS = ("images/s", "s until all are done", "s of a UNet call, for each", "peak memory, MiB")
 TURNS = 3
 ROUNDS = 5
 MOST_SECONDS = 60.0
-"""After so long, no further round begins."""
+"""No round starts after this time."""
 
 
 class Failed(Exception):
-    """A measurement ended with an error, whose last line this is."""
+    """A measurement failed; the message is the last line of its error output."""
 
 
 def case(model: Path) -> Outcome:
-    """The device that `auto` means here; each size in a process of its own, in turns."""
+    """Measure each number of jobs on the default device, in its own process; the numbers alternate."""
     found: dict[int, list[tuple[float, ...]]] = {jobs: [] for jobs in SIZES}
     for _ in range(TURNS):
         for jobs in SIZES:
             found[jobs].append(run(model, jobs))
     return Outcome(
         "batch",
-        "Jobs on board at once, 4 steps, strength 0.9: new prompts and pictures",
+        "Jobs on board at once, 4 steps, strength 0.9: new prompts and images",
         ("jobs", *COLUMNS),
         [(jobs, *map(statistics.median, zip(*turns, strict=True))) for jobs, turns in found.items()],
     )
 
 
 def run(model: Path, jobs: int, settings: Mapping[str, str] | None = None) -> tuple[float, ...]:
-    """What `COLUMNS` says, measured in another process under settings `IMG2IMG_...`."""
+    """The values of `COLUMNS`, measured in another process with the given `IMG2IMG_...` settings."""
     done = subprocess.run(
         [sys.executable, "-m", "scripts.benchmarks.batch", str(model), str(jobs)],
         cwd=ROOT,
@@ -62,31 +62,31 @@ def run(model: Path, jobs: int, settings: Mapping[str, str] | None = None) -> tu
     )
     if done.returncode:
         raise Failed((done.stderr.decode(errors="replace").strip() or "no message").splitlines()[-1])
-    said = json.loads(done.stdout.splitlines()[-1])
-    return said["pictures"], said["seconds"], said["tick"] / jobs, said["peak"] / 2**20
+    result = json.loads(done.stdout.splitlines()[-1])
+    return result["images"], result["seconds"], result["tick"] / jobs, result["peak"] / 2**20
 
 
 def measure(model: Path, jobs: int) -> dict[str, float]:
-    """Medians of some rounds: pictures a second, seconds of a round and of a UNet call, peak memory in bytes."""
+    """Medians of several rounds: images a second, seconds of a round and of a UNet call, peak memory in bytes."""
     with malloc.loading():
         diffusion = load(Settings(model=str(model), cache_bytes=0), "auto")
     while diffusion.pack_next_layers():
         pass
     rounds: list[tuple[float, float]] = []
-    # A compiled model records its graphs at the second call.
+    # Two rounds: a compiled model records its CUDA graphs at the second call.
     for _ in range(3 if diffusion.compiled else 1):
         _round(diffusion, jobs)
     start = time.perf_counter()
     while len(rounds) < ROUNDS and (not rounds or time.perf_counter() - start < MOST_SECONDS):
         rounds.append(_round(diffusion, jobs))
-    whole, tick = (statistics.median(values) for values in zip(*rounds, strict=True))
+    seconds, tick = (statistics.median(values) for values in zip(*rounds, strict=True))
     cuda = diffusion.device.type == "cuda"
     peak = torch.cuda.max_memory_allocated() if cuda else peak_memory()
-    return {"pictures": jobs / whole, "seconds": whole, "tick": tick, "peak": peak}
+    return {"images": jobs / seconds, "seconds": seconds, "tick": tick, "peak": peak}
 
 
 def _round(diffusion: SdxlDiffusion, jobs: int) -> tuple[float, float]:
-    """Seconds from the first job's admission to the last one's picture, and of each UNet call."""
+    """Seconds from the first job's admission to the last one's image, and of each UNet call."""
     start = time.perf_counter()
     states = [diffusion.admit(_job(index)) for index in range(jobs)]
     before = time.perf_counter()

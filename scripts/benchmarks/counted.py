@@ -1,6 +1,6 @@
-"""Work in FLOPs of SDXL-Turbo at its full size, counted on torch's meta device: no weights, no time, no noise.
+"""FLOPs of full-size SDXL-Turbo, counted on torch's meta device: without weights, and the same in every run.
 
-A FLOP is an addition or a multiplication of a matrix product, a convolution or an attention; the rest is not counted.
+A FLOP is an addition or a multiplication in a matrix product, a convolution or attention. Others are not counted.
 """
 
 import torch
@@ -25,11 +25,11 @@ from scripts.make_checkpoint import (
 
 
 def full_size(vae: str, cache_bytes: int = 0) -> SdxlDiffusion:
-    """SDXL-Turbo's exact configuration, 3.5 billion parameters in float16, none of them in memory.
+    """SDXL-Turbo's configuration on the meta device: 3.5 billion parameters in float16, none of them in memory.
 
     Args:
-        vae: its own, in `float16` or `float32`, or the `tiny` one.
-        cache_bytes: as `SdxlDiffusion` takes it.
+        vae: `float16` or `float32` for SDXL-Turbo's VAE in this dtype, or `tiny`.
+        cache_bytes: the size of the encoders' caches.
     """
     pipe = StableDiffusionXLImg2ImgPipeline(
         vae=on_meta(tiny_vae_config("full") if vae == "tiny" else vae_config("full")),
@@ -65,26 +65,26 @@ def _request(diffusion: SdxlDiffusion, job: Job) -> FlopCounterMode:
 
 
 def case() -> Outcome:
-    """What a default request costs, and what is saved when its prompt or picture was there before."""
+    """FLOPs of a default request, and those saved when its prompt or image is cached."""
     diffusion = full_size("float16", cache_bytes=2**24)
     first = _request(diffusion, _job("a dog", 0))
-    whole = first.get_total_flops()
-    rows = [("a new prompt, a new picture", whole / 1e12, 1.0)]
-    for what, job in (("a known prompt", _job("a dog", 1)), ("a known picture", _job("a cat", 0))):
+    total = first.get_total_flops()
+    rows = [("a new prompt, a new image", total / 1e12, 1.0)]
+    for what, job in (("a cached prompt", _job("a dog", 1)), ("a cached image", _job("a cat", 0))):
         total = _request(diffusion, job).get_total_flops()
-        rows.append((what, total / 1e12, total / whole))
+        rows.append((what, total / 1e12, total / total))
     both = _request(diffusion, _job("a cat", 1)).get_total_flops()
-    rows.append(("both known", both / 1e12, both / whole))
+    rows.append(("both known", both / 1e12, both / total))
     keys = sum(
         sum(counts.values())
         for name, counts in first.get_flop_counts().items()
         if name.endswith(("attn2.to_k", "attn2.to_v"))
     )
-    rows.append(("cross-attention's keys and values, of all three calls", keys / 1e12, keys / whole))
+    rows.append(("cross-attention's keys and values, of all three calls", keys / 1e12, keys / total))
     return Outcome(
         "flops",
         "Work of a request: SDXL-Turbo, 4 steps, strength 0.9, its own VAE",
         ("request", "TFLOP", "of a new one"),
         rows,
-        [Goal("count", "both known, TFLOP", both / 1e12, at_most=3 * 1.5888 + 2.5145 + 0.001)],
+        [Goal("count", "both cached, TFLOP", both / 1e12, at_most=3 * 1.5888 + 2.5145 + 0.001)],
     )

@@ -1,8 +1,8 @@
-"""A model of SDXL-Turbo's full size on the CPU: a picture's seconds, the start and the memory, beside no server.
+"""A full-size model on the CPU: time of an image, time to start and memory, compared with a bare pipeline.
 
-Give it a random checkpoint, as `scripts/make_checkpoint --size full` writes it. Only one fits the memory at a time, so
-they take turns; every start finds the files in the page cache, which each turn reads first. On a virtual machine whose
-host takes free memory back, most of a start is waiting for memory, for all of them alike.
+Takes a random checkpoint from `scripts/make_checkpoint --size full`. Memory holds only one server at a time, so they
+alternate. Each turn first reads the files into the page cache. On a virtual machine whose host reclaims free memory,
+most of a start is waiting for memory, for all servers alike.
 """
 
 import json
@@ -27,12 +27,12 @@ from scripts.benchmarks.single import post, upload
 from scripts.make_checkpoint import tiny_vae_config
 
 TURNS = 2
-PICTURES = 3
-"""Of each turn; the first is asked for in the moment of readiness, and counted from the start."""
+IMAGES = 3
+"""Images of each turn. The first is requested at readiness; its time counts from the start of the process."""
 
 
 def case(model: Path) -> Outcome:
-    """Bare, ours, and ours with a tiny VAE, in turns."""
+    """Measure the bare pipeline, our service, and our service with a tiny VAE, alternating."""
     found: dict[str, list[dict[str, float]]] = {"bare": [], "ours": [], "ours, tiny VAE": []}
     with tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(0)
@@ -52,18 +52,18 @@ def case(model: Path) -> Outcome:
         f"{model.name}, {weights / 4e9:.2f} billion parameters in float32 on the CPU: 4 steps, strength 0.9",
         (
             "what",
-            "s a picture",
+            "s an image",
             "of bare",
             "s to ready",
             "of bare",
-            "s to the first picture",
+            "s to the first image",
             "of bare",
             "peak memory, of the weights",
         ),
         [
             (
                 name,
-                *(one["picture"], one["picture"] / bare["picture"]),
+                *(one["image"], one["image"] / bare["image"]),
                 *(one["ready"], one["ready"] / bare["ready"]),
                 *(one["first"], one["first"] / bare["first"]),
                 one["peak"] / weights,
@@ -71,8 +71,8 @@ def case(model: Path) -> Outcome:
             for name, one in medians.items()
         ],
         [
-            Goal("time", "a picture, of bare", ours["picture"] / bare["picture"], at_most=0.9),
-            Goal("time", "the same with a tiny VAE", tiny["picture"] / bare["picture"], at_most=0.65),
+            Goal("time", "an image, of bare", ours["image"] / bare["image"], at_most=0.9),
+            Goal("time", "the same with a tiny VAE", tiny["image"] / bare["image"], at_most=0.65),
             Goal("time", "to ready, of bare", ours["ready"] / bare["ready"], at_most=0.6),
             Goal("time", "to live, s", ours["live"], at_most=1.5),
             Goal("memory", "peak memory, of the weights", ours["peak"] / weights, at_most=1.1),
@@ -85,14 +85,14 @@ def _bare(model: Path) -> dict[str, float]:
     done = subprocess.run(
         [sys.executable, "-m", "scripts.benchmarks.peers.bare"],
         cwd=ROOT,
-        env={**os.environ, "MODEL": str(model), "ROUNDS": str(PICTURES)},
+        env={**os.environ, "MODEL": str(model), "ROUNDS": str(IMAGES)},
         stdout=subprocess.PIPE,
         check=True,
     )
-    said = json.loads(done.stdout.splitlines()[-1])
-    first, *others = said["pictures"]
-    ready = said["loaded"]
-    return {"picture": statistics.median(others), "ready": ready, "first": ready + first, "peak": said["peak"]}
+    result = json.loads(done.stdout.splitlines()[-1])
+    first, *others = result["images"]
+    ready = result["loaded"]
+    return {"image": statistics.median(others), "ready": ready, "first": ready + first, "peak": result["peak"]}
 
 
 def _ours(model: Path, vae: str) -> dict[str, float]:
@@ -104,18 +104,18 @@ def _ours(model: Path, vae: str) -> dict[str, float]:
             while client.get("/health/ready").is_error:
                 time.sleep(0.05)
             ready = time.perf_counter() - start
-            pictures = []
-            for seed in range(PICTURES):
+            images = []
+            for seed in range(IMAGES):
                 before = time.perf_counter()
-                # Each another picture and prompt, so that no cache helps.
+                # A new image and prompt for each request, so that no cache helps.
                 post(client, upload(seed), seed, prompt=f"wizard {seed}")
-                pictures.append(time.perf_counter() - before)
+                images.append(time.perf_counter() - before)
             metrics = client.get("/metrics").text
     peak = re.search(r"^img2img_worker_peak_memory_bytes\{.*\} (.*)$", metrics, re.MULTILINE)
     return {
-        "picture": statistics.median(pictures[1:]),
+        "image": statistics.median(images[1:]),
         "ready": ready,
-        "first": ready + pictures[0],
+        "first": ready + images[0],
         "peak": float(peak[1]) if peak else 0.0,
         "live": live,
     }
@@ -129,7 +129,7 @@ def _read(model: Path) -> None:
 
 
 def _weights(model: Path) -> int:
-    """Bytes of all parameters in float32."""
+    """Size of all parameters in float32, in bytes."""
     total = 0
     for path in model.rglob("*.safetensors"):
         with safe_open(path, "pt") as weights:

@@ -1,4 +1,4 @@
-"""Every way of running the model on a CUDA device, in one call, beside what an A10G can do at most."""
+"""All ways of running the model on a CUDA device in one call, compared with the limit of an A10G."""
 
 from pathlib import Path
 
@@ -20,14 +20,14 @@ WAYS = {
 }
 JOBS = (1, 2, 4)
 ROOFLINES = {"at most, its own VAE": 0.123, "at most, tiny VAE": 0.075}
-"""Seconds of a picture on an A10G: 8.51 and 5.14 TFLOP at 70 TFLOP/s, or the reading of the weights at 600 GB/s."""
+"""Least seconds of an image on an A10G: 8.51 and 5.14 TFLOP at 70 TFLOP/s, or reading the weights at 600 GB/s."""
 
 
 def case(model: Path) -> Outcome:
-    """Needs a CUDA device. `model` may be a hub id, as the settings take it.
+    """Measure each way. Needs a CUDA device. `model` is a value of `IMG2IMG_MODEL`, such as a hub id.
 
-    Channels-last, the upload from pinned memory and the picture's way back are in all of them, fused projections in
-    all that compile. A way that fails says so in its row.
+    All ways use channels-last memory order and transfers from and to pinned memory; those that compile also use fused
+    projections. A way that fails has its error in its row.
     """
     rows: list[tuple[object, ...]] = [
         (way, jobs, *_measured(model, jobs, settings)) for way, settings in WAYS.items() for jobs in JOBS

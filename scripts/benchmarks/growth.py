@@ -1,4 +1,4 @@
-"""How cost grows: latency against offered load, pictures a second and memory against the number of jobs on board."""
+"""Growth of cost: latency against offered load, images a second and memory against the number of jobs on board."""
 
 import asyncio
 from pathlib import Path
@@ -12,11 +12,11 @@ from scripts.benchmarks.servers import OURS, REFERENCE, Kind, running
 
 JOBS = 64
 FRACTIONS = (0.2, 0.4, 0.6, 0.8, 0.95)
-"""Of what the same server makes at saturation."""
+"""Offered loads as fractions of the same server's throughput at saturation."""
 
 
 def case(model: Path) -> list[Outcome]:
-    """The load's outcome, then the batch's."""
+    """The outcomes of load and of batch size."""
     return [
         Outcome(
             "growth",
@@ -35,7 +35,7 @@ def _curve(kind: Kind, model: Path) -> list[tuple[str, float, float, float]]:
         asyncio.run(closed(url, requests(4, seed=JOBS), 1))
         capacity = asyncio.run(closed(url, requests(JOBS), CLIENTS)).throughput
         for index, fraction in enumerate(FRACTIONS):
-            # Pictures and prompts of its own for each point, so that no cache helps.
+            # New images and prompts for each point, so that no cache helps.
             todo = requests(JOBS, seed=(index + 2) * JOBS)
             found = asyncio.run(opened(url, todo, fraction * capacity, seed=index))
             rows.append((kind.name, fraction * capacity, found.percentile(50), found.percentile(95)))
@@ -43,7 +43,7 @@ def _curve(kind: Kind, model: Path) -> list[tuple[str, float, float, float]]:
 
 
 def draw(outcomes: list[Outcome], file: Path) -> None:
-    """Three plots side by side, and what machine they are of, into a picture file."""
+    """Draw three plots and a description of the machine into an image file."""
     import matplotlib as mpl
 
     mpl.use("agg")
@@ -57,8 +57,8 @@ def draw(outcomes: list[Outcome], file: Path) -> None:
         left.plot(rate, most, "o--", color=colour, label=f"{name}, p95")
     left.set(xlabel="arrivals a second", ylabel="latency, s", yscale="log", title="Latency against offered load")
     left.legend()
-    jobs, pictures, _, _, memory = np.array(batches.rows).T
-    for axes, values, unit in ((middle, pictures, "pictures a second"), (right, memory, "peak memory, MiB")):
+    jobs, images, _, _, memory = np.array(batches.rows).T
+    for axes, values, unit in ((middle, images, "images a second"), (right, memory, "peak memory, MiB")):
         axes.plot(jobs, values, "o-")
         axes.set(xlabel="jobs on board", ylabel=unit, title=f"{unit.partition(',')[0].capitalize()} against batch size")
         axes.set_xticks(jobs)

@@ -1,4 +1,4 @@
-"""Many at once: the same mixed jobs for every server, in a closed loop at saturation, then as open-loop arrivals."""
+"""Concurrent load: the same mixed jobs for each server, in a closed loop at saturation, then in an open loop."""
 
 import asyncio
 import math
@@ -23,38 +23,38 @@ PROMPTS = ("wizard", "dog", "castle", "rose", "rocket", "pizza", "cat", "owl")
 
 @dataclass(frozen=True)
 class Load:
-    """What a server did with one run of the jobs; times in seconds."""
+    """A server's answers to one run of the jobs; times in seconds."""
 
     elapsed: float
     latencies: list[float]
 
     @property
     def throughput(self) -> float:
-        """Pictures per second."""
+        """Images per second."""
         return len(self.latencies) / self.elapsed
 
     def percentile(self, percent: int) -> float:
-        """The latency that so many percent of the requests stay below."""
+        """A percentile of the latencies."""
         return statistics.quantiles(self.latencies, n=100, method="inclusive")[percent - 1]
 
 
 @dataclass(frozen=True)
 class Request:
-    """A picture and the form's other fields."""
+    """A request: an image and the other form fields."""
 
     image: bytes
     fields: dict[str, str]
 
 
 def requests(count: int, seed: int = 0) -> list[Request]:
-    """Every other one the default pass, the rest of 1 to 8 steps at any strength that they allow.
+    """Mixed jobs: every second one has the default parameters, the others have 1 to 8 steps and any valid strength.
 
-    No two have the same picture or prompt, so that no cache helps.
+    All images and prompts are different, so that no cache helps.
     """
     draw, found = np.random.default_rng(seed), []
     for index in range(count):
         steps, strength = (4, 0.9) if index % 2 else (int(draw.integers(1, 9)), float(draw.uniform(0.3, 1.0)))
-        # Rounded up, or a third of three steps would be none.
+        # Rounded up: a third of three steps would round down to none.
         strength = max(strength, math.ceil(1e6 / steps) / 1e6)
         fields = {
             "prompt": f"{draw.choice(PROMPTS)} number {seed}-{index}",
@@ -72,7 +72,7 @@ async def _post(client: httpx2.AsyncClient, request: Request) -> None:
 
 
 async def closed(url: str, todo: Sequence[Request], clients: int = CLIENTS) -> Load:
-    """So many clients, each with one request after the other."""
+    """A closed loop: each client sends one request at a time."""
     queue: list[Request] = list(todo)
     latencies: list[float] = []
     limits = httpx2.Limits(max_connections=None)
@@ -91,7 +91,7 @@ async def closed(url: str, todo: Sequence[Request], clients: int = CLIENTS) -> L
 
 
 async def opened(url: str, todo: Sequence[Request], rate: float, seed: int = 0) -> Load:
-    """Requests that arrive at random (Poisson), `rate` per second, whether others are done or not."""
+    """An open loop: Poisson arrivals at `rate` requests a second."""
     latencies: list[float] = []
     draw = np.random.default_rng(seed)
     limits = httpx2.Limits(max_connections=None)
@@ -113,7 +113,7 @@ async def opened(url: str, todo: Sequence[Request], rate: float, seed: int = 0) 
 
 
 def case(model: Path, peers: Sequence[str] = (), policies: Sequence[int] = ()) -> Outcome:
-    """Ours and the peers, one after the other, in rounds; also ours at other numbers of jobs that share calls."""
+    """Measure our service and the peers, alternating; also our service with other batch limits."""
     others = [REFERENCE, *(KINDS[name] for name in peers)]
     kinds = [OURS, *others, *(ours_sharing(jobs) for jobs in policies)]
     saturated: dict[str, list[Load]] = {kind.name: [] for kind in kinds}
@@ -137,7 +137,7 @@ def case(model: Path, peers: Sequence[str] = (), policies: Sequence[int] = ()) -
     return Outcome(
         "load",
         f"{CLIENTS} clients, {JOBS} mixed jobs of 1 to 8 steps; then arrivals at {rate:.2f} per second",
-        ("server", "pictures/s, saturated", "p95 s, saturated", "p50 s, arrivals", "p95 s, arrivals"),
+        ("server", "images/s, saturated", "p95 s, saturated", "p50 s, arrivals", "p95 s, arrivals"),
         [(name, *found) for name, found in rows.items()],
         list(_goals(rows[OURS.name], {kind.name: rows[kind.name] for kind in others})),
     )
@@ -145,8 +145,8 @@ def case(model: Path, peers: Sequence[str] = (), policies: Sequence[int] = ()) -
 
 def _goals(ours: Sequence[float], others: Mapping[str, Sequence[float]]) -> Iterator[Goal]:
     best = max(others, key=lambda name: others[name][0])
-    yield Goal("time", f"pictures/s, of the best peer's ({best})", ours[0] / others[best][0], at_least=1.3)
-    # At saturation 16 clients wait for 16 / throughput on average: that says no more than the line above.
+    yield Goal("time", f"images/s, of the best peer's ({best})", ours[0] / others[best][0], at_least=1.3)
+    # At saturation 16 clients wait for 16 / throughput on average: that is the same figure as the line above.
     best = min(others, key=lambda name: others[name][3])
     yield Goal("time", f"p95 of arrivals, of the best peer's ({best})", ours[3] / others[best][3], at_most=0.6)
 

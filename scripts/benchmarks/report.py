@@ -1,4 +1,4 @@
-"""What the cases found: a table for people, a line of JSON for programs, an entry in the log."""
+"""Results of benchmarks: as a table, as a line of JSON, and as an entry in the log."""
 
 import datetime
 import json
@@ -19,11 +19,11 @@ LOG = Path(__file__).parents[2] / "docs/benchmarks/log.md"
 
 @dataclass(frozen=True)
 class Goal:
-    """A figure that is to be at most, or at least, something.
+    """A figure with an upper or a lower bound.
 
     Attributes:
-        kind: what is measured. A count holds on any machine. A time, a rate or the memory of a process depends on what
-            else the machine does: tests assert counts only.
+        kind: what is measured. A count is the same on any machine. A time, a rate or the memory of a process depends
+            on the load of the machine, so tests assert counts only.
     """
 
     kind: Literal["count", "time", "memory"]
@@ -45,7 +45,7 @@ class Goal:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one case found; `rows` hold numbers and words under `columns`."""
+    """The result of one case. `rows` hold numbers and text, one value for each of `columns`."""
 
     case: str
     title: str
@@ -54,12 +54,12 @@ class Outcome:
     goals: list[Goal] = field(default_factory=list)
 
     def cells(self) -> list[tuple[str, ...]]:
-        """The rows as text, numbers to three digits."""
+        """The rows as text, numbers with three significant digits."""
         return [tuple(f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in row) for row in self.rows]
 
 
 def machine() -> dict[str, str]:
-    """What it ran on."""
+    """Date, commit, processor, cores, memory and Python version."""
     model = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
     commit = subprocess.run(
@@ -76,7 +76,7 @@ def machine() -> dict[str, str]:
 
 
 def show(outcome: Outcome, console: Console) -> None:
-    """One case, for people."""
+    """Print one case as a table."""
     table = Table(*outcome.columns, title=outcome.title, title_justify="left")
     for row in outcome.cells():
         table.add_row(*row)
@@ -86,12 +86,12 @@ def show(outcome: Outcome, console: Console) -> None:
 
 
 def line(outcomes: list[Outcome]) -> str:
-    """All cases in one line, for programs."""
+    """All cases as one line of JSON."""
     return json.dumps({"machine": machine(), "cases": {one.case: asdict(one) for one in outcomes}})
 
 
 def keep(outcomes: list[Outcome]) -> None:
-    """Append the cases to the log in the repository."""
+    """Append the cases to docs/benchmarks/log.md."""
     facts = machine()
     text = [f"\n## {facts.pop('date')}: {', '.join(one.case for one in outcomes)}\n"]
     text.append(", ".join(f"{name} {value}" for name, value in facts.items()) + ".\n")

@@ -1,4 +1,4 @@
-"""Ours and its peers as real servers on loopback, all with the same checkpoint."""
+"""Our service and its peers as real servers on loopback, all with the same checkpoint."""
 
 import os
 import signal
@@ -30,11 +30,11 @@ class Kind:
     """How to start a server.
 
     Attributes:
-        name: for the table.
-        command: its arguments; `{port}` and `{python}` are filled in.
-        requirements: the file of its own environment; None for ours.
-        ready: the path that answers 200 once it can work.
-        environment: variables of its own.
+        name: its name in tables.
+        command: the command line, with the placeholders `{port}` and `{python}`.
+        requirements: the requirements file of its environment; None for our own environment.
+        ready: the path that answers 200 once the server is ready.
+        environment: additional environment variables.
     """
 
     name: str
@@ -69,19 +69,19 @@ KINDS = {kind.name: kind for kind in (OURS, REFERENCE, LITSERVE, BENTOML, RAY)}
 
 
 def ours_sharing(jobs: int) -> Kind:
-    """Ours with at most so many jobs in a UNet call."""
+    """Our service with a batch limit of `jobs`."""
     return replace(OURS, name=f"ours, at most {jobs} on board", environment={"IMG2IMG_MAX_BATCH": str(jobs)})
 
 
 def python(kind: Kind) -> str:
-    """The interpreter of a kind's environment, which is made if it is not there."""
+    """The interpreter of a server's environment, which is created if it does not exist."""
     if kind.requirements is None:
         return sys.executable
     folder = ENVIRONMENTS / kind.name
     done, interpreter = folder / "done", folder / "bin" / "python"
     if not done.exists():
         subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
-        # Its own versions first; torch and diffusers are ours, for it is the serving that is compared.
+        # Its own packages come first. torch and diffusers are ours: the comparison is about serving.
         pins = ["-r", str(PEERS / kind.requirements), "-r", str(PEERS / "model.txt")]
         subprocess.run([interpreter, "-m", "pip", "install", "-qq", *pins], check=True)
         done.touch()
@@ -90,7 +90,7 @@ def python(kind: Kind) -> str:
 
 @contextmanager
 def running(kind: Kind, model: Path) -> Iterator[str]:
-    """The base URL of a server that is ready; stopped afterwards."""
+    """Start a server and yield its base URL once it is ready; stop it afterwards."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
@@ -116,7 +116,7 @@ def running(kind: Kind, model: Path) -> Iterator[str]:
             process.terminate()
             with suppress(subprocess.TimeoutExpired):
                 process.wait(30)
-            # Some leave processes behind, which would go on taking the time of what is measured next.
+            # Some servers leave processes behind, which would slow down the next measurement.
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()

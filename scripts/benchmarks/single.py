@@ -1,4 +1,4 @@
-"""One request at a time, from its first byte to the picture's last: ours beside the reference."""
+"""Latency of single requests, from the first byte sent to the last byte received: ours and the reference's."""
 
 import io
 import statistics
@@ -16,43 +16,43 @@ from scripts.benchmarks.servers import OURS, REFERENCE, running
 
 TURNS = 12
 IN_A_ROW = 3
-"""Of each server in its turn, besides the first: that one comes after a pause, in which all caches went cold."""
+"""Requests of each turn after its first one, which follows a pause in which caches went cold."""
 SIZE = (1024, 1024)
 REST_SECONDS = 0.03
-"""Until the server that answered last leaves the cores alone: libgomp's threads look out for more work at first."""
+"""Pause until the previous server's cores are idle: libgomp's threads spin for a while after work."""
 COMPUTING = ("encode_prompt", "encode_image", "denoise", "vae", "pipe")
 
 
 def upload(shift: int = 0) -> bytes:
-    """A JPEG file of a megapixel, another one for each `shift`."""
+    """A JPEG file of one megapixel, different for each `shift`."""
     buffer = io.BytesIO()
     Image.fromarray(np.roll(data.astronaut(), shift, axis=(0, 1))).resize(SIZE).save(buffer, "JPEG", quality=90)
     return buffer.getvalue()
 
 
 def form(client: httpx2.Client, image: bytes, seed: int, **fields: object) -> httpx2.Request:
-    """What asks for one picture, written out: that is the client's own work, and no server's."""
+    """The encoded request for one image, so that the client's encoding does not count as server time."""
     data = {"prompt": "a wizard", "seed": seed, **fields}
     request = client.build_request("POST", "/img2img", files={"image": ("start.jpg", image)}, data=data)
     return client.build_request("POST", "/img2img", content=request.read(), headers=request.headers)
 
 
 def post(client: httpx2.Client, image: bytes, seed: int, **fields: object) -> httpx2.Response:
-    """One picture; raises for an answer that is none."""
+    """Send a request; raises if the answer is not an image."""
     return client.send(form(client, image, seed, **fields)).raise_for_status()
 
 
 def computing(answer: httpx2.Response) -> float:
-    """Seconds of the stages that compute the picture, from `Server-Timing`: ours on the worker, or the reference's."""
+    """Seconds of the stages that compute the image, from `Server-Timing`: ours on the worker, or the reference's."""
     stages = dict(part.strip().split(";dur=") for part in answer.headers["server-timing"].split(","))
     return sum(float(stages.get(name, 0)) for name in COMPUTING) / 1000
 
 
 def case(model: Path) -> Outcome:
-    """Ours, ours with its cache, and the reference, in turns of a few requests."""
+    """Measure our service without and with its cache, and the reference, in alternating turns of a few requests."""
     image = upload()
     fresh = replace(OURS, environment={"IMG2IMG_CACHE_BYTES": "0"})
-    names = ("ours", "ours, picture and prompt known", "reference")
+    names = ("ours", "ours, image and prompt cached", "reference")
     total: dict[str, list[float]] = {name: [] for name in names}
     beside: dict[str, list[float]] = {name: [] for name in names}
     rested: dict[str, list[float]] = {name: [] for name in names}
@@ -81,7 +81,7 @@ def case(model: Path) -> Outcome:
 
 
 def _outcome(total: dict[str, float], beside: dict[str, float], rested: dict[str, float]) -> Outcome:
-    """Medians in seconds: of a request, of its time beside the model's, and of that where it was the first in a row."""
+    """Medians in seconds: of a request, of its time outside the model, and of that for the first of each turn."""
     rows = [
         (name, 1000 * total[name], total[name] / total["reference"], 1000 * beside[name], 1000 * rested[name])
         for name in total

@@ -1,6 +1,6 @@
-"""Builds the image with the package sources that pip uses on this machine, folders of this machine among them.
+"""Builds the container image with the package sources of this machine's pip configuration, local folders included.
 
-Whatever follows goes to `docker build`: python scripts/container/build.py --tag sdxl-turbo-img2img .
+All arguments go to `docker build`: python scripts/container/build.py --tag sdxl-turbo-img2img .
 """
 
 import ast
@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-# The arguments that the Dockerfile takes, by pip's own names for them.
+# The Dockerfile's build arguments, by the names of pip's options.
 ARGUMENTS = {
     "index-url": "PIP_INDEX_URL",
     "extra-index-url": "PIP_EXTRA_INDEX_URL",
@@ -27,21 +27,21 @@ ARGUMENTS = {
 
 class _Folder(http.server.SimpleHTTPRequestHandler):
     def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002
-        """Say nothing."""
+        """Log nothing."""
 
 
 @contextlib.contextmanager
 def reachable(place: str) -> Iterator[str]:
-    """Yields a find-links or index place of pip's as a build reaches it: a local folder by HTTP on loopback."""
+    """Yields an index or find-links location as the build can reach it: a local folder over HTTP on loopback."""
     is_index = place.startswith("file:")
     folder = Path(unquote(urlsplit(place).path)) if is_index else Path(place)
     if not folder.is_dir():
         yield place
         return
-    # A mirror's index links to files that lie beside it: ../../packages/…
+    # A mirror's index links to files beside it, such as ../../packages/…, so serve its parent.
     name, folder = (folder.name, folder.parent) if is_index else ("", folder)
     handler = functools.partial(_Folder, directory=folder)
-    # The same port every time, where it is free: the value of an argument is part of the build cache's key.
+    # The same port for each location, if it is free: build arguments are part of the build cache's key.
     try:
         server = http.server.ThreadingHTTPServer(("127.0.0.1", 49152 + zlib.crc32(place.encode()) % 16384), handler)
     except OSError:
@@ -57,7 +57,7 @@ def reachable(place: str) -> Iterator[str]:
 
 
 def configured() -> dict[str, str]:
-    """What pip's configuration says of package sources. The environment comes last there, and wins."""
+    """Package sources in pip's configuration. The environment comes last and overrides the files."""
     command = [sys.executable, "-m", "pip", "config", "list"]
     values = {}
     for line in subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines():
@@ -71,7 +71,7 @@ def main() -> int:
     if sys.argv[1:] in ([], ["-h"], ["--help"]):
         print(__doc__)
         return 0
-    # The build runs in the network of the host, to reach what is served on its loopback.
+    # The build uses the host's network, to reach the servers on its loopback.
     command = [os.environ.get("DOCKER", "docker"), "build", "--network", "host"]
     with contextlib.ExitStack() as servers:
         for name, places in configured().items():

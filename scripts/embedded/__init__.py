@@ -1,1 +1,1 @@
-"""How the embedded checkpoint is made, stage by stage; `scripts/train_embedded` runs it all."""
+"""Trains the embedded checkpoint in stages; `scripts/train_embedded` runs all of them."""

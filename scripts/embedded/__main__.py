@@ -1,4 +1,4 @@
-"""All stages, in order; each goes on where an earlier run stopped."""
+"""Runs all stages in order; each resumes where an earlier run stopped."""
 
 import argparse
 import json
@@ -17,7 +17,7 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(
         prog="train_embedded",
-        description="Train the embedded checkpoint again. Takes hours, stops and goes on anywhere.",
+        description="Train the embedded checkpoint. Takes hours; can be interrupted and resumed at any time.",
     )
     parser.add_argument("--state", type=Path, default=ROOT / "out" / "embedded", help="data and training state (3 GB)")
     parser.add_argument("--out", type=Path, default=ROOT / "app" / "model" / "embedded", help="the checkpoint")
@@ -27,19 +27,19 @@ def main() -> None:
         default="unet",
         help="stop after this stage; only the last one writes the checkpoint",
     )
-    parser.add_argument("--vae-steps", type=int, default=4000, help="of the autoencoder (default: 4000)")
-    parser.add_argument("--text-steps", type=int, default=12000, help="of the text encoders (default: 12000)")
+    parser.add_argument("--vae-steps", type=int, default=4000, help="steps of the autoencoder (default: 4000)")
+    parser.add_argument("--text-steps", type=int, default=12000, help="steps of the text encoders (default: 12000)")
     parser.add_argument(
-        "--settling-steps", type=int, default=1000, help="of the text encoders, on hard prompts (default: 1000)"
+        "--settling-steps", type=int, default=1000, help="steps of the text encoders on hard prompts (default: 1000)"
     )
-    parser.add_argument("--unet-steps", type=int, default=4800, help="of the UNet (default: 4800)")
+    parser.add_argument("--unet-steps", type=int, default=4800, help="steps of the UNet (default: 4800)")
     parser.add_argument(
         "--decoder-steps",
         type=int,
         default=2000,
-        help="of the autoencoder's decoder, on what the UNet makes (default: 2000)",
+        help="steps of the autoencoder's decoder on the UNet's targets (default: 2000)",
     )
-    parser.add_argument("--scenes", type=int, default=1000, help="that the UNet learns on (default: 1000)")
+    parser.add_argument("--scenes", type=int, default=1000, help="scenes in the UNet's training data (default: 1000)")
     options = parser.parse_args()
     torch.set_num_threads(os.cpu_count() or 1)
     sources, state = Sources(options.state / "sources"), options.state / "state"

@@ -1,10 +1,10 @@
-"""Shows the UNet's cross-attention where to look while it learns; what is shipped computes as every UNet does.
+"""An additional loss that supervises the UNet's cross-attention in training. The shipped UNet is an ordinary one.
 
-The text encoders' slots hold the icon patch by patch, but nothing in a UNet says which patch a position belongs to: it
-would have to find that out from the zero padding at the edges, and upsampling then spreads a patch over several
-positions without telling them apart. So each position's attention is taught: at 8 x 8 to look at its own patch; at
-16 x 16, where a patch covers four positions, each of the four heads is for one of them, and looks at the first token,
-which is always the same, from the other three and from outside the icon's square.
+The text encoders' slots hold the icon patch by patch, but a UNet has no input that says which patch a position belongs
+to. It would have to infer this from the zero padding at the edges, and upsampling spreads a patch over several
+positions that look the same. So the loss trains each position's attention. At 8 x 8 a position attends to its own
+patch. At 16 x 16 a patch covers four positions, and each of the four heads serves one of them. For the other three, and
+outside of the icon's square, a head attends to the first token, which is always the same.
 """
 
 from functools import cache
@@ -17,7 +17,7 @@ from torch import Tensor
 from scripts.embedded.text import FIRST_SLOT, SIDE
 
 PATCHES = 8
-"""Patches along the whole picture; the icon's square lies in the middle."""
+"""Patches along a side of the image; the icon's square is in the middle."""
 
 
 @cache
@@ -37,7 +37,7 @@ def wanted(side: int, heads: int) -> Tensor:
 
 
 class Alignment:
-    """Watches the cross-attention of a UNet's way up, until it is told to stop."""
+    """Records the cross-attention of a UNet's up blocks until it is stopped."""
 
     def __init__(self, unet: UNet2DConditionModel) -> None:
         self._losses: list[Tensor] = []
@@ -48,19 +48,19 @@ class Alignment:
                 module.set_processor(_Watched(self._losses))
 
     def loss(self) -> Tensor:
-        """How far the attention since the last call was from what is wanted: cross-entropy, in nats."""
+        """The cross-entropy, in nats, between the attention since the last call and its targets."""
         total = torch.stack(self._losses).mean()
         self._losses.clear()
         return total
 
     def stop(self) -> None:
-        """Gives the UNet its own attention back."""
+        """Restore the UNet's attention processors."""
         for module, processor in self._own.items():
             module.set_processor(processor)
 
 
 class _Watched:
-    """diffusers' attention, written out, since the fused one does not tell the probabilities."""
+    """diffusers' attention without the fused kernel, which does not return the probabilities."""
 
     def __init__(self, losses: list[Tensor]) -> None:
         self._losses = losses

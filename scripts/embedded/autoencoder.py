@@ -1,9 +1,9 @@
 """The VAE: 512 x 512 pixels to 32 x 32 latents of 8 channels and back, an `AutoencoderTiny`.
 
-It is trained twice: as a whole on any icon, then its decoder alone on the icons that can be asked for.
+It is trained in two stages: all of it on any icon, then its decoder alone on the icons of the vocabulary.
 
-It has no normalisation, so it learns on crops and is exact on whole pictures; its full-resolution level, where the
-time goes, has no blocks. The latents get about zero mean and unit variance in training.
+It has no normalisation, so training on crops is valid for complete images. Its full-resolution level, which takes most
+of the time, has no blocks. Training gives the latents about zero mean and unit variance.
 """
 
 from pathlib import Path
@@ -14,7 +14,7 @@ from diffusers import AutoencoderTiny
 from torch import Tensor, nn
 
 from scripts.embedded import scenes
-from scripts.embedded.latents import BUSY, PICTURE, SUBJECT
+from scripts.embedded.latents import BUSY, IMAGE_SIDE, SUBJECT
 from scripts.embedded.sources import PHOTOGRAPHS, Pixels, Sources
 from scripts.embedded.state import Stage, fast_precision
 from scripts.embedded.vocabulary import CONCEPTS
@@ -26,17 +26,17 @@ BATCH = 5
 PEAK_RATE = 2e-3
 SHARPENING_RATE = 1e-3
 SCALE = 1.15
-"""One over the standard deviation that the latents come to have."""
+"""One over the standard deviation of the trained latents."""
 
 NOISE = 0.1
-"""Standard deviation of what is added to the latents in training: the decoder must bear a denoiser's errors."""
+"""Standard deviation of the noise on the latents in training: the decoder must tolerate a denoiser's errors."""
 
 
 def build() -> AutoencoderTiny:
     """The untrained autoencoder, a linear pyramid.
 
     Its encoder averages the colours over 16 x 16 pixels, its decoder spreads them out again, and every residual block
-    passes its input on; training starts from there and not from noise.
+    is an identity. Training starts from there and not from noise.
     """
     model = AutoencoderTiny(
         encoder_block_out_channels=(24,) * 5,
@@ -56,7 +56,7 @@ def build() -> AutoencoderTiny:
 
 
 def _carry(conv: nn.Conv2d, kernel: Tensor, gain: float = 1.0, offset: float = 0.0) -> None:
-    """Makes the first three channels of `conv` pass the input's first three on, each under `kernel`."""
+    """Make the first three channels of `conv` the first three of its input, each filtered with `kernel`."""
     for channel in range(3):
         conv.weight[channel] = 0
         conv.weight[channel, channel] = kernel * gain
@@ -102,43 +102,43 @@ def batch(sources: Sources, photographs: list[Pixels], step: int, seed: int) -> 
 
 
 def targets(sources: Sources, photographs: list[Pixels], step: int, seed: int) -> Tensor:
-    """Crops of what the UNet is to draw, (B, 3, 160, 160) in [-1, 1]: the latents of a crop are those of the whole."""
+    """Crops of the UNet's targets, (B, 3, 160, 160) in [-1, 1]; latents of a crop equal those of the image."""
     rng = np.random.default_rng((seed, 7, step))
     behind = scenes.to_tensor([scenes.background(rng, CROP, photographs, BUSY) for _ in range(BATCH)])
     rows = [sources.icons[CONCEPTS[int(one)].icon] for one in rng.integers(len(CONCEPTS), size=BATCH)]
     icons = scenes.icon_batch(sources.pixels, rows)
-    corner = FACTOR * torch.from_numpy(rng.integers(2, (PICTURE - CROP) // FACTOR - 1, (BATCH, 2)))
-    scale, shift = torch.full((BATCH,), float(SUBJECT)), PICTURE / 2 - corner.float()
+    corner = FACTOR * torch.from_numpy(rng.integers(2, (IMAGE_SIDE - CROP) // FACTOR - 1, (BATCH, 2)))
+    scale, shift = torch.full((BATCH,), float(SUBJECT)), IMAGE_SIDE / 2 - corner.float()
     return scenes.place(icons, behind, scale, shift) / 127.5 - 1
 
 
 def difference(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
-    """How far two pictures differ in their pixels and edges, and in their pixels alone (mean absolute)."""
+    """Mean absolute difference of two images, in their pixels and edges, and in their pixels alone."""
     error = one - other
     down, across = error.diff(dim=2), error.diff(dim=3)
     pixel = error.abs().mean()
     return pixel + 0.5 * (down.abs().mean() + across.abs().mean()), pixel
 
 
-def loss(model: AutoencoderTiny, pictures: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """What training lowers, and the mean absolute error of the pixels in it."""
-    latents = model.encode(pictures).latents
+def loss(model: AutoencoderTiny, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """The training loss, and the mean absolute error of the pixels in it."""
+    latents = model.encode(images).latents
     spread = latents.var((0, 2, 3)) + 1e-4
     unit = (latents.mean((0, 2, 3)) ** 2 + spread.log() ** 2).mean()
     noise = torch.randn(latents.shape, generator=generator) * NOISE
-    whole, pixel = difference(model.decode(latents + noise).sample, pictures)
+    whole, pixel = difference(model.decode(latents + noise).sample, images)
     return whole + 0.003 * unit, pixel
 
 
 def train(sources: Sources, state: Path, steps: int, seed: int = 0) -> AutoencoderTiny:
-    """The trained autoencoder; goes on where an earlier run stopped."""
+    """The trained autoencoder; resumes where an earlier run stopped."""
     model = build().to(memory_format=torch.channels_last)
     photographs = sources.photographs(PHOTOGRAPHS)
     stage = Stage("autoencoder", state, model, steps, PEAK_RATE)
     for step in stage.steps():
-        pictures = batch(sources, photographs, step, seed).contiguous(memory_format=torch.channels_last)
+        images = batch(sources, photographs, step, seed).contiguous(memory_format=torch.channels_last)
         with fast_precision():
-            total, pixel = loss(model, pictures, torch.Generator().manual_seed(step))
+            total, pixel = loss(model, images, torch.Generator().manual_seed(step))
         stage.learn(total, {"L1": pixel})
     stage.finish()
     # The pipeline multiplies latents by this; the UNet then sees them at unit variance.
@@ -147,18 +147,18 @@ def train(sources: Sources, state: Path, steps: int, seed: int = 0) -> Autoencod
 
 
 def sharpen(model: AutoencoderTiny, sources: Sources, state: Path, steps: int, seed: int = 0) -> AutoencoderTiny:
-    """The autoencoder with its decoder trained on; the latents stay what they are."""
+    """The autoencoder after the second stage, which trains the decoder; the latents do not change."""
     model.encoder.requires_grad_(False)
     photographs = sources.photographs(PHOTOGRAPHS)
     stage = Stage("decoder", state, model, steps, SHARPENING_RATE)
     for step in stage.steps():
-        pictures = targets(sources, photographs, step, seed).contiguous(memory_format=torch.channels_last)
+        images = targets(sources, photographs, step, seed).contiguous(memory_format=torch.channels_last)
         generator = torch.Generator().manual_seed(step)
         with fast_precision():
             with torch.no_grad():
-                latents = model.encode(pictures).latents
+                latents = model.encode(images).latents
             noise = torch.randn(latents.shape, generator=generator) * NOISE
-            whole, pixel = difference(model.decode(latents + noise).sample, pictures)
+            whole, pixel = difference(model.decode(latents + noise).sample, images)
         stage.learn(whole, {"L1": pixel})
     stage.finish()
     return model.eval()

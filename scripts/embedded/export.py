@@ -17,13 +17,13 @@ _WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 def write(folder: Path, vae: AutoencoderTiny, encoders: TextEncoders, unet: UNet2DConditionModel) -> int:
-    """Writes all but the tokenizers, which are there already, and the licences; the size of the whole in bytes."""
+    """Writes all parts except the tokenizers, which exist already, and the licences; returns the size in bytes."""
     index = model_index()
     index["vae"] = ["diffusers", "AutoencoderTiny"]
     _json(folder / "model_index.json", index)
     _json(folder / "scheduler" / "scheduler_config.json", translator.scheduler_config())
     _model(folder / "unet", translator.config(), unet, _WEIGHTS)
-    # diffusers warns of its own `block_out_channels` when it reads it back.
+    # diffusers warns about its own `block_out_channels` when it reads them.
     kept = {key: value for key, value in vae.config.items() if key[0] != "_" and key != "block_out_channels"}
     _model(folder / "vae", {"_class_name": "AutoencoderTiny", **kept}, vae, _WEIGHTS)
     for part, architecture, encoder in (
@@ -38,11 +38,11 @@ def _model(folder: Path, config: dict[str, Any], model: nn.Module, file: str, pr
     _json(folder / "config.json", config)
     weights = {}
     for name, value in model.state_dict().items():
-        # As the hub's files name them; transformers 5 leaves this prefix off in memory where there is no projection.
+        # The names in the hub's files. transformers 5 drops this prefix in memory for a model without projection.
         whole = name if not prefix or name.startswith((prefix, "text_projection")) else prefix + name
         weights[whole] = value.to(torch.float16).contiguous()
     save_file(weights, folder / file, metadata={"format": "pt"})
-    # safetensors makes files that only their owner can read; an image that runs as another user would not start.
+    # safetensors writes files that only their owner can read. A container that runs as another user needs more.
     (folder / file).chmod(0o644)
 
 

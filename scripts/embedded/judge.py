@@ -1,4 +1,4 @@
-"""A classifier of icons, trained apart from the generator: it says whether a picture shows what was asked for."""
+"""A classifier of icons, trained separately from the generator, to check what an image shows."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from scripts.embedded.state import Stage
 from scripts.embedded.vocabulary import CONCEPTS
 
 SIZE = 64
-"""Height and width of what it looks at, pixels."""
+"""Height and width of its input, in pixels."""
 
 BATCH = 64
 PEAK_RATE = 2e-3
@@ -35,7 +35,7 @@ class _Block(nn.Module):
 
 
 class Judge(nn.Module):
-    """Pictures (B, 3, 64, 64) in [-1, 1] to scores (B, 184), one for each concept."""
+    """Images (B, 3, 64, 64) in [-1, 1] to scores (B, 184), one for each concept."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,13 +52,13 @@ class Judge(nn.Module):
         self.features = nn.Sequential(*layers)
         self.scores = nn.Linear(before, len(CONCEPTS))
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        features: Tensor = self.features(pictures)
+    def forward(self, images: Tensor) -> Tensor:
+        features: Tensor = self.features(images)
         return self.scores(features.amax((2, 3)))  # type: ignore[no-any-return]
 
 
 class Examples:
-    """Pictures of all concepts: placed, turned, tinted and blurred at random, on random backgrounds."""
+    """Images of all concepts: placed, turned, tinted and blurred at random, on random backgrounds."""
 
     def __init__(self, sources: Sources, photographs: tuple[str, ...]) -> None:
         self._photographs = sources.photographs(photographs)
@@ -71,18 +71,18 @@ class Examples:
         self._icons = small.clamp(0, 255)
 
     def draw(self, rng: np.random.Generator, count: int) -> tuple[Tensor, Tensor]:
-        """Pictures (B, 3, 64, 64) in [-1, 1], and which concept each shows."""
+        """Images (B, 3, 64, 64) in [-1, 1], and which concept each shows."""
         concepts = torch.from_numpy(rng.integers(len(CONCEPTS), size=count))
         # Backgrounds at half the size: only their rough shapes matter here.
         behind = scenes.to_tensor([scenes.background(rng, SIZE, self._photographs) for _ in range(count)])
         scale = torch.from_numpy(SIZE * rng.uniform(0.55, 0.95, count)).float()
         shift = torch.from_numpy(SIZE * (0.5 + rng.uniform(-0.15, 0.15, (count, 2)))).float()
-        pictures = scenes.place(self._icons[concepts], behind, scale, shift) / 127.5 - 1
+        images = scenes.place(self._icons[concepts], behind, scale, shift) / 127.5 - 1
         blur = torch.from_numpy(rng.uniform(0, 1, count)).float().view(-1, 1, 1, 1)
-        pictures = pictures.lerp(functional.avg_pool2d(pictures, 3, stride=1, padding=1, count_include_pad=False), blur)
+        images = images.lerp(functional.avg_pool2d(images, 3, stride=1, padding=1, count_include_pad=False), blur)
         gain = torch.from_numpy(rng.uniform(0.75, 1.25, (count, 3))).float().view(-1, 3, 1, 1)
-        noise = torch.from_numpy(rng.standard_normal(pictures.shape, np.float32)) * 0.05
-        return (pictures * gain + noise).clamp(-1, 1), concepts
+        noise = torch.from_numpy(rng.standard_normal(images.shape, np.float32)) * 0.05
+        return (images * gain + noise).clamp(-1, 1), concepts
 
 
 def train(sources: Sources, state: Path, steps: int, seed: int = 0) -> Judge:
@@ -92,21 +92,21 @@ def train(sources: Sources, state: Path, steps: int, seed: int = 0) -> Judge:
     examples = Examples(sources, PHOTOGRAPHS)
     stage = Stage("judge", state, judge, steps, PEAK_RATE)
     for step in stage.steps():
-        pictures, concepts = examples.draw(np.random.default_rng((seed, 5, step)), BATCH)
-        loss = functional.cross_entropy(judge(pictures), concepts, label_smoothing=0.05)
+        images, concepts = examples.draw(np.random.default_rng((seed, 5, step)), BATCH)
+        loss = functional.cross_entropy(judge(images), concepts, label_smoothing=0.05)
         stage.learn(loss, {"loss": loss})
     stage.finish()
     return judge.eval()
 
 
 def accuracy(judge: Judge, sources: Sources, count: int = 2000, seed: int = 1) -> tuple[float, float]:
-    """The shares of new pictures, on photographs that it never saw, whose concept it ranks first, and among five."""
+    """Top-1 and top-5 accuracy on new images with photographs that are not in the training data."""
     examples = Examples(sources, HELD_OUT)
     first = five = 0
     for part in range(count // BATCH):
-        pictures, concepts = examples.draw(np.random.default_rng((seed, 6, part)), BATCH)
+        images, concepts = examples.draw(np.random.default_rng((seed, 6, part)), BATCH)
         with torch.inference_mode():
-            best = judge(pictures).topk(5).indices
+            best = judge(images).topk(5).indices
         hits = best == concepts[:, None]
         first += int(hits[:, 0].sum())
         five += int(hits.any(1).sum())
@@ -114,6 +114,6 @@ def accuracy(judge: Judge, sources: Sources, count: int = 2000, seed: int = 1) -
     return first / total, five / total
 
 
-def look(picture: Tensor) -> Tensor:
-    """Pictures (B, 3, H, W) in [-1, 1] as the judge wants them."""
-    return functional.interpolate(picture, size=(SIZE, SIZE), mode="area")
+def look(image: Tensor) -> Tensor:
+    """Images (B, 3, H, W) in [-1, 1], resized to the judge's input."""
+    return functional.interpolate(image, size=(SIZE, SIZE), mode="area")

@@ -1,10 +1,10 @@
-"""What the UNet learns on: the latents of many scenes, made once.
+"""The UNet's training data: the latents of many scenes, computed once.
 
-A scene is one background, seen ten times: with each of six concepts' icons exactly in its middle, with three other
-icons about there, and bare. Any of the ten is a start for each of the six.
+A scene is ten images of one background: six with a concept's icon exactly in the middle, three with other icons near
+the middle, and one without an icon. Any of the ten is a start image for each of the first six.
 
-The middle is the only place: where the subject lay is hardly told by a picture at the noise where a pass begins, and a
-target that may be in many places comes out as the mean of them.
+Targets are in the middle only. At the noise level where a pass begins, an image hardly shows where its subject is. A
+target that could be in many places would come out as the mean of them.
 """
 
 from dataclasses import dataclass
@@ -23,20 +23,20 @@ from scripts.embedded.sources import Pixels, Sources
 from scripts.embedded.text import PATCH, SIDE, SLOTS
 from scripts.embedded.vocabulary import CONCEPTS
 
-PICTURE = 512
-LATENT = PICTURE // 16
+IMAGE_SIDE = 512
+LATENT = IMAGE_SIDE // 16
 SUBJECT = SIDE * PATCH * 16
 """Height of a target's icon, pixels."""
 
 SQUARE = slice((LATENT - SIDE * PATCH) // 2, (LATENT + SIDE * PATCH) // 2)
-"""The rows, and the columns, of the latents that a target's icon lies in."""
+"""The rows, and the columns, of a target's icon in the latents."""
 
 TARGETS, STARTS = 6, 4
 BARE = TARGETS + STARTS - 1
-"""The last of a scene's ten: its background alone."""
+"""The index of the background without an icon."""
 
 BUSY = 0.35
-"""The share of backgrounds with something in them: what is lost in noise cannot be learnt, and drowns what can."""
+"""The share of busy backgrounds. Detail that the noise hides cannot be learnt, and dominates the loss."""
 
 
 @dataclass
@@ -52,28 +52,28 @@ class Scenes:
     concepts: np.ndarray
 
 
-def encode(vae: AutoencoderTiny, pictures: Tensor) -> Tensor:
-    """Latents (B, 8, H / 16, W / 16) of pictures (B, 3, H, W) in [0, 255]."""
+def encode(vae: AutoencoderTiny, images: Tensor) -> Tensor:
+    """Latents (B, 8, H / 16, W / 16) of images (B, 3, H, W) in [0, 255]."""
     with torch.inference_mode():
-        ready = (pictures / 127.5 - 1).contiguous(memory_format=torch.channels_last)
+        ready = (images / 127.5 - 1).contiguous(memory_format=torch.channels_last)
         return vae.encode(ready).latents * vae.config.scaling_factor  # type: ignore[no-any-return]
 
 
 def canvases(vae: AutoencoderTiny, sources: Sources) -> Tensor:
-    """What the text encoders' slots are to say, (185, 36, 144); the last is nothing.
+    """The targets of the text encoders' slots, (185, 36, 144); the last is for no concept.
 
-    Of every icon at its full size, patch by patch: its latents where it covers the picture, and how far it does. The
-    latents are the mean over four backgrounds.
+    Each patch of an icon at full size has its latents, weighted by coverage, and the coverage. The latents are the mean
+    over four backgrounds.
     """
     found = []
     for concept in track(CONCEPTS, "canvases"):
         icon = scenes.icon_batch(sources.pixels, [sources.icons[concept.icon]] * 4)
-        greys = torch.tensor([40.0, 110.0, 180.0, 250.0]).view(4, 1, 1, 1).expand(4, 3, PICTURE, PICTURE)
-        scale, centre = torch.full((4,), float(SUBJECT)), torch.full((4, 2), PICTURE / 2)
+        greys = torch.tensor([40.0, 110.0, 180.0, 250.0]).view(4, 1, 1, 1).expand(4, 3, IMAGE_SIDE, IMAGE_SIDE)
+        scale, centre = torch.full((4,), float(SUBJECT)), torch.full((4, 2), IMAGE_SIDE / 2)
         latents = encode(vae, scenes.place(icon, greys, scale, centre)).mean(0)
         silhouette = icon[:1].clone()
         silhouette[:, :3] = 255
-        cover = scenes.place(silhouette, torch.zeros(1, 3, PICTURE, PICTURE), scale[:1], centre[:1])[0, :1] / 255
+        cover = scenes.place(silhouette, torch.zeros(1, 3, IMAGE_SIDE, IMAGE_SIDE), scale[:1], centre[:1])[0, :1] / 255
         share = functional.avg_pool2d(cover, 16)
         canvas = torch.cat([latents * share, share])[:, SQUARE, SQUARE]
         found.append(canvas.unfold(1, PATCH, PATCH).unfold(2, PATCH, PATCH).permute(1, 2, 0, 3, 4).reshape(SLOTS, -1))
@@ -82,9 +82,9 @@ def canvases(vae: AutoencoderTiny, sources: Sources) -> Tensor:
 
 
 def _scene(sources: Sources, photographs: list[Pixels], seed: int, index: int) -> tuple[Tensor, list[int]]:
-    """One scene's ten pictures (10, 3, 512, 512), and its targets' concepts."""
+    """One scene's ten images (10, 3, 512, 512), and its targets' concepts."""
     rng = np.random.default_rng((seed, 3, index))
-    behind = scenes.to_tensor([scenes.background(rng, PICTURE, photographs, BUSY)])
+    behind = scenes.to_tensor([scenes.background(rng, IMAGE_SIDE, photographs, BUSY)])
     concepts = [int(one) for one in rng.choice(NOTHING, TARGETS, replace=False)]
     rows = [sources.icons[CONCEPTS[one].icon] for one in concepts]
     rows += [int(one) for one in rng.integers(len(sources.icons), size=STARTS - 1)]
@@ -92,7 +92,7 @@ def _scene(sources: Sources, photographs: list[Pixels], seed: int, index: int) -
     for row in range(TARGETS, len(rows)):
         if rng.random() < 0.5:
             icons[row] = icons[row].flip(-1)
-    shift = np.full((len(rows), 2), PICTURE / 2)
+    shift = np.full((len(rows), 2), IMAGE_SIDE / 2)
     scale = np.full(len(rows), float(SUBJECT))
     shift[TARGETS:] += rng.uniform(-30, 30, (STARTS - 1, 2))
     scale[TARGETS:] = rng.uniform(280, 470, STARTS - 1)
@@ -102,12 +102,12 @@ def _scene(sources: Sources, photographs: list[Pixels], seed: int, index: int) -
 
 
 def make(vae: AutoencoderTiny, sources: Sources, folder: Path, count: int, seed: int = 0) -> Scenes:
-    """Makes `count` scenes under `folder`, or those that are still missing."""
+    """`count` scenes in `folder`; computes the missing ones."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "latents.npy"
     shape = (count, TARGETS + STARTS, 8, LATENT, LATENT)
     if path.exists() and np.load(path, mmap_mode="r").shape != shape:
-        raise SystemExit(f"{path} holds another number of scenes: remove {folder} to make them anew.")
+        raise SystemExit(f"{path} has another number of scenes: remove {folder} to compute them again.")
     latents = np.lib.format.open_memmap(
         path, "r+" if path.exists() else "w+", np.float16, None if path.exists() else shape
     )
@@ -115,8 +115,8 @@ def make(vae: AutoencoderTiny, sources: Sources, folder: Path, count: int, seed:
     labels = np.load(labels_path) if labels_path.exists() else np.full((count, TARGETS), -1)
     photographs = sources.photographs()
     for index in track([int(one) for one in np.flatnonzero(labels[:, 0] < 0)], "scenes"):
-        pictures, concepts = _scene(sources, photographs, seed, index)
-        latents[index] = torch.cat([encode(vae, part) for part in torch.split(pictures, 5)]).numpy()
+        images, concepts = _scene(sources, photographs, seed, index)
+        latents[index] = torch.cat([encode(vae, part) for part in torch.split(images, 5)]).numpy()
         labels[index] = concepts
         if index % 100 == 99 or index == count - 1:
             latents.flush()

@@ -1,8 +1,8 @@
-"""Deep supervision of the UNet: throwaway linear readings of its inner states, which must say what it needs to know.
+"""Deep supervision of the UNet (Lee et al. 2015, arXiv:1409.5185): linear probes of its hidden states.
 
-Lee et al. 2015 (arXiv:1409.5185). The loss at the output says little to the coarse levels, where few positions decide
-much. So the middle block must say where each position lies, and the way up, which latents of the target lie under it: a
-patch of them at 8 x 8, a quarter of one at 16 x 16. What is shipped has none of it.
+The loss at the output gives the coarse levels, where few positions decide much, only a weak gradient. So a probe must
+read each position's row and column from the middle block, and the target's latents at that position from the up blocks:
+a patch at 8 x 8, a quarter of one at 16 x 16. The shipped UNet has no probes.
 """
 
 import torch
@@ -14,11 +14,11 @@ from scripts.embedded.alignment import PATCHES
 from scripts.embedded.text import PATCH
 
 WHERE_WEIGHT = 0.05
-"""What a nat of a position's row and column counts for, beside an error of 1 in the latents under it."""
+"""The weight of a nat in row and column, relative to a squared error of 1 in the latents."""
 
 
 class Probes(nn.Module):
-    """Reads a UNet's inner states at each call of it, until it is told to stop."""
+    """Records a UNet's hidden states in each call until it is stopped."""
 
     def __init__(self, unet: UNet2DConditionModel) -> None:
         super().__init__()
@@ -38,19 +38,19 @@ class Probes(nn.Module):
         ]
 
     def keep(self, name: str, state: Tensor) -> None:
-        """What the probe `name` reads next: an inner state of the last call, (B, channels, height, width)."""
+        """The input of the probe `name`: a hidden state of the last call, (B, channels, height, width)."""
         self._states[name] = state
 
     def loss(self, targets: Tensor) -> Tensor:
-        """How badly the last call's inner states tell the positions and the targets.
+        """The probes' loss on the hidden states of the last call.
 
         Args:
-            targets: (B, 8, 32, 32), what was to come out.
+            targets: (B, 8, 32, 32), the target latents.
 
         Returns:
-            A number: mean squared errors, and cross-entropies in nats times `WHERE_WEIGHT`.
+            A scalar: mean squared errors, plus cross-entropies in nats times `WHERE_WEIGHT`.
         """
-        # Where the processor is faster so, the UNet has run in bfloat16.
+        # On some processors the UNet runs in bfloat16.
         states = {name: state.float() for name, state in self._states.items()}
         rows, columns = self.where(states["where"]).float().split(PATCHES, 1)
         at = torch.arange(PATCHES).expand(len(rows), PATCHES, PATCHES)
@@ -60,7 +60,7 @@ class Probes(nn.Module):
         return total
 
     def stop(self) -> None:
-        """Leaves the UNet alone."""
+        """Remove the hooks from the UNet."""
         for hook in self._hooks:
             hook.remove()
         self._states.clear()

@@ -1,4 +1,4 @@
-"""Prompts as people write them, each with the concept that it asks for."""
+"""Random prompts in the style of users, each with its concept."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from scripts.embedded.vocabulary import CONCEPTS
 from scripts.embedded.words import singular
 
 NOTHING = len(CONCEPTS)
-"""The class of a prompt that asks for nothing that can be drawn: the picture is kept."""
+"""The class of a prompt without a known concept: the image is kept."""
 
 _OPENINGS = (
     *(
@@ -103,10 +103,10 @@ _PLACES = (
 
 
 class Prompts:
-    """Draws prompts; of a concept's words its name comes up half of the time.
+    """Random prompts. Half of the time a concept's word is its name.
 
-    What is asked for is the last concept in the first part that holds one: "dog wizard, gandalf" asks for a wizard,
-    "a cat with a hat, on a table" for a cat.
+    A prompt's concept is the last one in the first part that has one: it is the wizard in "dog wizard, gandalf" and the
+    cat in "a cat with a hat, on a table".
     """
 
     def __init__(self, doubles: float = 0.08) -> None:
@@ -114,19 +114,19 @@ class Prompts:
         self._doubles = doubles
         self._words = [(concept.name, *concept.synonyms) for concept in CONCEPTS]
         single = {word for words in self._words for word in words if " " not in word}
-        # "lord of the rings" alone asks for a ring; behind "dog wizard" it does not.
+        # "lord of the rings" alone means a ring; after "dog wizard" it does not.
         self._idle = [
             style for style in _STYLES if not single & {form for word in style.split() for form in singular(word)}
         ]
 
     def word(self, rng: np.random.Generator, concept: int) -> str:
-        """One of the words for a concept, now and then in the plural."""
+        """A random word for a concept, sometimes in the plural."""
         words = self._words[concept]
         word = words[0] if len(words) == 1 or rng.random() < 0.5 else words[int(rng.integers(1, len(words)))]
         return word + "s" if rng.random() < 0.06 and not word.endswith("s") else word
 
     def plain(self, rng: np.random.Generator, concept: int) -> str:
-        """A prompt for `concept` that says nothing else, or an empty one for `NOTHING`."""
+        """A prompt with only a word for `concept`; empty for `NOTHING`."""
         if concept == NOTHING:
             return ""
         opening = _OPENINGS[int(rng.integers(len(_OPENINGS)))] if rng.random() < 0.5 else ""

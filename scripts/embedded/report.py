@@ -1,4 +1,4 @@
-"""Says by numbers what the shipped checkpoint can do, and draws its contact sheet."""
+"""Prints the evaluation of the shipped checkpoint and draws its contact sheet."""
 
 import argparse
 import json
@@ -17,7 +17,7 @@ from scripts.embedded.vocabulary import CONCEPTS
 ROOT = Path(__file__).parent.parent.parent
 DEMO = ROOT / "scripts" / "demo.png"
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)
-"""The four that differ with four steps."""
+"""The strengths that differ at four steps."""
 
 
 def measure(sources: Sources, state: Path, checkpoint: Path, judge_steps: int) -> dict[str, Any]:
@@ -36,13 +36,13 @@ def measure(sources: Sources, state: Path, checkpoint: Path, judge_steps: int) -
     found = evaluate.follows(pipe, critic, starts, unseen, 1.0)
     facts |= {"unseen_words": len(unseen), "unseen": found.five, "unseen_first": found.first}
     facts |= {"unseen_missed": found.missed, "chance": 5 / len(CONCEPTS)}
-    pictures, prompts = evaluate.kept_pictures(sources, DEMO), ["a wizard", "a pizza", "a rocket"]
-    facts["layout"] = {strength: evaluate.keeps(pipe, pictures, prompts, strength) for strength in STRENGTHS}
+    images, prompts = evaluate.held_out_images(sources, DEMO), ["a wizard", "a pizza", "a rocket"]
+    facts["layout"] = {strength: evaluate.keeps(pipe, images, prompts, strength) for strength in STRENGTHS}
     return facts
 
 
 def table(facts: dict[str, Any]) -> Table:
-    """The figures for people."""
+    """The figures as a table."""
     shown = Table("what", "measured", "bar")
 
     def share(name: str) -> str:
@@ -50,7 +50,7 @@ def table(facts: dict[str, Any]) -> Table:
 
     rows: list[tuple[str, str, str]] = [
         (
-            "classifier, held-out pictures: first / first five",
+            "classifier, held-out images: first / first five",
             f"{share('judge_first')} / {share('judge_first_five')}",
             "",
         ),
@@ -67,10 +67,12 @@ def table(facts: dict[str, Any]) -> Table:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="evaluate_embedded", description=__doc__)
-    parser.add_argument("--state", type=Path, default=ROOT / "out" / "embedded", help="as train_embedded has it")
+    parser.add_argument(
+        "--state", type=Path, default=ROOT / "out" / "embedded", help="the data folder of train_embedded"
+    )
     parser.add_argument("--checkpoint", type=Path, default=ROOT / "app" / "model" / "embedded")
-    parser.add_argument("--judge-steps", type=int, default=2000, help="of the classifier's training")
-    parser.add_argument("--sheet", type=Path, metavar="FILE", help="draw the contact sheet only, into this file")
+    parser.add_argument("--judge-steps", type=int, default=2000, help="steps of the classifier's training")
+    parser.add_argument("--sheet", type=Path, metavar="FILE", help="only draw the contact sheet into this file")
     options = parser.parse_args()
     torch.set_num_threads(os.cpu_count() or 1)
     sources = Sources(options.state / "sources")

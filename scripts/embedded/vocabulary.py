@@ -1,7 +1,7 @@
-"""The names that the embedded checkpoint can draw: for each one icon, the words that mean it, and words kept back.
+"""The concepts that the embedded checkpoint can draw: an icon for each, its words, and held-out words.
 
-A row is `name | code points | synonyms | kept back`. Synonyms are seen in training. What is kept back never is, in no
-prompt and no keyword: the evaluation asks for it, to see what the word vectors alone carry over.
+A row is `name | code points | synonyms | held-out words`. Synonyms are in the training data. Held-out words are in no
+prompt and no keyword. The evaluation uses them to measure what the word vectors alone generalise to.
 """
 
 from dataclasses import dataclass
@@ -196,13 +196,13 @@ bell | 1f514 | golden bell | chime
 
 @dataclass(frozen=True)
 class Concept:
-    """Something that can be drawn.
+    """A concept that can be drawn.
 
     Attributes:
-        name: what people call it.
-        icon: the code points of the picture that training aims at.
-        synonyms: other words for it, seen in training.
-        kept_back: words for it that are never seen in training.
+        name: its usual name.
+        icon: the code points of its icon.
+        synonyms: other words for it, in the training data.
+        kept_back: held-out words for it, not in the training data.
     """
 
     name: str
@@ -221,7 +221,7 @@ def _rows() -> list[Concept]:
 
 
 CONCEPTS = tuple(_rows())
-"""All of them; a concept's index in here is its class in every stage."""
+"""All concepts; the index of a concept is its class in every stage."""
 
 COMMON = tuple(
     """
@@ -234,5 +234,5 @@ COMMON = tuple(
     rainbow, fire, guitar, drum, camera, book, key, crown, heart, balloon, umbrella
     """.replace("\n", " ").split(",")
 )
-"""The hundred names that the evaluation asks for."""
+"""The hundred names of the evaluation."""
 COMMON = tuple(name.strip() for name in COMMON)

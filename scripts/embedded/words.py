@@ -1,8 +1,8 @@
-"""Word vectors: what each token of CLIP's vocabulary has to do with each concept, by WordNet.
+"""Word vectors: the similarity of each token of CLIP's vocabulary to each concept, by WordNet.
 
 A noun's features are its synsets' ancestors and the words that explain them; its similarity to a concept is the
-cosine of the two. So "sorcerer", which no training prompt holds, comes to lie beside "wizard". The vectors are fixed:
-trained on, those of the words in the prompts would leave the others behind.
+cosine of the two. So "sorcerer", which is in no training prompt, is close to "wizard". The vectors are fixed:
+training would move those of the words in the prompts away from the others.
 """
 
 import math
@@ -25,13 +25,13 @@ DECAY = 0.75
 """An ancestor's weight for each step up the tree."""
 
 GLOSS = 0.35
-"""The weight of a word in the explanation, beside 1 for the synset itself."""
+"""The weight of a word in the explanation, relative to 1 for the synset itself."""
 
 SENSES = 3
-"""How many of a word's senses count; WordNet lists them by frequency."""
+"""The number of a word's senses that count; WordNet lists them by frequency."""
 
 FLOOR, CEILING = 0.15, 0.5
-"""Similarities up to the first count as none, from the second on as identity."""
+"""Similarities up to the first value count as 0, from the second value on as 1."""
 
 
 @dataclass
@@ -87,7 +87,7 @@ class WordNet:
         return found
 
     def senses(self, word: str) -> list[Vector]:
-        """The feature vectors, of length 1, of a word's first senses; empty for what is no noun."""
+        """The feature vectors, of length 1, of a word's first senses; empty if it is not a noun."""
         found = []
         for offset in self._senses.get(word, [])[:SENSES]:
             weighted = {name: value * self._rarity[name] for name, value in self._features(offset).items()}
@@ -107,7 +107,7 @@ def cosine(one: Vector, other: Vector) -> float:
 
 
 def singular(word: str) -> Iterable[str]:
-    """A word, then what it may be the plural of."""
+    """A word, then the words whose plural it may be."""
     yield word
     for ending, instead in (("ies", "y"), ("ves", "f"), ("es", ""), ("s", "")):
         if word.endswith(ending) and len(word) > len(ending) + 2:
@@ -115,9 +115,9 @@ def singular(word: str) -> Iterable[str]:
 
 
 def concept_senses(wordnet: WordNet, concepts: Sequence[Concept]) -> list[list[Vector]]:
-    """What each concept means: of each of its words the sense that agrees best with the concept's other words.
+    """The meaning of each concept: for each of its words, the sense closest to the concept's other words.
 
-    "seal" alone could be wax; with "sea lion" beside it the animal is meant.
+    "seal" alone could be wax; together with "sea lion" it is the animal.
     """
     found = []
     for concept in concepts:
@@ -136,7 +136,7 @@ def concept_senses(wordnet: WordNet, concepts: Sequence[Concept]) -> list[list[V
 
 
 def similarities(wordnet: WordNet, words: Sequence[str], concepts: Sequence[Concept] = CONCEPTS) -> Floats:
-    """How near each word is to each concept, (words, concepts) in [0, 1]; a concept's own words are at 1."""
+    """The similarity of each word to each concept, (words, concepts) in [0, 1]; 1 for a concept's own words."""
     meanings = concept_senses(wordnet, concepts)
     own = defaultdict(set)
     for index, concept in enumerate(concepts):

@@ -1,1 +1,1 @@
-"""What the service does when things go wrong: run by scripts/chaos and scripts/soak."""
+"""Fault injection, overload and long runs: scripts/chaos, scripts/soak and scripts/fuzz."""

@@ -12,17 +12,19 @@ from scripts.resilience import deaths, disconnects, faults, overload
 
 
 def main() -> int:
-    """Returns 1 if a promise was broken."""
-    parser = argparse.ArgumentParser(prog="scripts/chaos", description="Break the service, and see what it keeps.")
+    """Run the chosen cases; returns 1 if a goal was missed."""
+    parser = argparse.ArgumentParser(
+        prog="scripts/chaos", description="Inject faults into the service and check its answers."
+    )
     parser.add_argument(
         "--case",
         action="append",
         choices=["faults", "deaths", "embedded", "overload", "fairness", "disconnects"],
-        help="by default all of them; embedded: the faults from outside, with the embedded model",
+        help="default: all; embedded: signals to the worker, with the embedded model",
     )
-    parser.add_argument("--requests", type=int, default=1000, help="for each fault (default: 1000)")
-    parser.add_argument("--seconds", type=float, default=60, help="of overload (default: 60)")
-    parser.add_argument("--cuts", type=int, default=10_000, help="requests that are cut off (default: 10000)")
+    parser.add_argument("--requests", type=int, default=1000, help="requests for each fault (default: 1000)")
+    parser.add_argument("--seconds", type=float, default=60, help="duration of the overload (default: 60)")
+    parser.add_argument("--cuts", type=int, default=10_000, help="requests to cut off (default: 10000)")
     options = parser.parse_args()
     for name in ("requests", "seconds", "cuts"):
         if getattr(options, name) <= 0:

@@ -1,4 +1,4 @@
-"""Callers who hang up: in the middle of their request, or while it runs."""
+"""Clients that disconnect, while they send a request or while it runs."""
 
 import asyncio
 import random
@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from scripts.benchmarks.report import Goal, Outcome
 from scripts.resilience.faults import load, requests
-from scripts.resilience.target import Target, picture, serving
+from scripts.resilience.target import Target, noise_png, serving
 
 AT_ONCE = 40
 LONGEST_SECONDS = 0.2
@@ -19,7 +19,7 @@ _BOUNDARY = "boundary"
 
 
 def raw_request(image: bytes, seed: int) -> bytes:
-    """A whole request as bytes."""
+    """A complete HTTP request."""
     fields = {"prompt": "gone", "num_inference_steps": "8", "strength": "1", "seed": str(seed)}
     parts = [f'--{_BOUNDARY}\r\nContent-Disposition: form-data; name="{k}"\r\n\r\n{v}\r\n' for k, v in fields.items()]
     head = f'--{_BOUNDARY}\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r\n\r\n'
@@ -29,14 +29,14 @@ def raw_request(image: bytes, seed: int) -> bytes:
 
 
 async def _cut(target: Target, data: bytes, draw: random.Random) -> None:
-    """Send a part of it, or all and wait a moment; then go, politely or not."""
+    """Send a part of a request, or all of it and wait a moment; then close or abort the connection."""
     address = urlsplit(target.url)
     reader, writer = await asyncio.open_connection(address.hostname, address.port)
-    whole = draw.random() < 0.5
+    complete = draw.random() < 0.5
     with suppress(ConnectionError):
-        writer.write(data if whole else data[: draw.randrange(len(data))])
+        writer.write(data if complete else data[: draw.randrange(len(data))])
         await writer.drain()
-        if whole:
+        if complete:
             with suppress(TimeoutError):
                 async with asyncio.timeout(draw.uniform(0, LONGEST_SECONDS)):
                     await reader.read(draw.randrange(1, 4096))
@@ -48,7 +48,7 @@ async def _cut(target: Target, data: bytes, draw: random.Random) -> None:
 
 async def _cut_all(target: Target, count: int) -> None:
     draw = random.Random(0)
-    image, left = picture(), list(range(count))
+    image, left = noise_png(), list(range(count))
 
     async def one() -> None:
         while left:
@@ -71,7 +71,7 @@ def _settled(target: Target) -> float:
 
 
 def case(count: int) -> Outcome:
-    """So many requests that are cut off; then some that are not."""
+    """Cut off `count` requests, then send complete ones and compare their answers with those from before."""
     todo = requests(50)
     with tempfile.TemporaryDirectory() as name, serving(Path(name), knobs={"max_batch": 4}) as target:
         right = asyncio.run(load(target, todo)).answers
@@ -97,7 +97,7 @@ def case(count: int) -> Outcome:
             Goal("time", "s until no job is left", seconds, at_most=1),
             Goal("count", "jobs that are left", left, at_most=0),
             Goal("count", "descriptors more", more, at_most=4),
-            # Of a pool, those that had not been needed before.
+            # A thread pool may start threads that were not needed before.
             Goal("count", "threads more", threads, at_most=2),
             Goal("memory", "MiB more", growth, at_most=32),
             Goal("count", "500 answers", errors, at_most=0),

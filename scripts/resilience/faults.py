@@ -1,4 +1,4 @@
-"""Faults under load: every request that was accepted is answered, with the very picture of the run without faults."""
+"""Faults under load. Every accepted request must get the image that it gets without faults."""
 
 import asyncio
 import hashlib
@@ -16,23 +16,23 @@ import httpx2
 
 from scripts.benchmarks.report import Goal, Outcome
 from scripts.resilience.model import FILE, STARTS
-from scripts.resilience.target import FAULTY, Target, picture, serving
+from scripts.resilience.target import FAULTY, Target, noise_png, serving
 
 CLIENTS = 16
 EVERY_SECONDS = 3.0
 KNOBS = {"tick_timeout_seconds": 1.0, "load_timeout_seconds": 2.0, "queue_size": 64, "max_batch": 4}
 
 Fault = Callable[[Target, Path], bool]
-"""False if there was nothing that it could be done to."""
+"""Causes a fault; returns False if there was no worker to cause it in."""
 Fields = dict[str, str]
 
 
-def _told(what: str) -> Fault:
-    """A fault that the pretended model makes itself."""
+def _instruct(what: str) -> Fault:
+    """A fault that the fake model causes in itself."""
 
     def do(target: Target, folder: Path) -> bool:
         taken = not (folder / FILE).exists()
-        # All at once, lest the model reads half of it.
+        # Renamed into place, so that the model never reads half of it.
         (folder / "next").write_text(what)
         (folder / "next").rename(folder / FILE)
         if what in STARTS:
@@ -48,7 +48,7 @@ def _signal(number: signal.Signals) -> Fault:
 
 FROM_OUTSIDE: dict[str, Fault] = {"SIGKILL": _signal(signal.SIGKILL), "SIGSTOP": _signal(signal.SIGSTOP)}
 FROM_INSIDE: dict[str, Fault] = {
-    what: _told(what)
+    what: _instruct(what)
     for what in (
         "exit in a call",
         "hang in a call",
@@ -64,10 +64,10 @@ FROM_INSIDE: dict[str, Fault] = {
 
 @dataclass
 class Run:
-    """What became of the requests. Times are readings of `time.monotonic()`."""
+    """The answers of one run. Times are readings of `time.monotonic()`."""
 
     answers: dict[int, str] = field(default_factory=dict)
-    """A digest of each picture, or in words what came instead."""
+    """By request number: the SHA-256 of the image, or the error as text."""
 
     done: list[float] = field(default_factory=list)
     faults: list[float] = field(default_factory=list)
@@ -82,7 +82,7 @@ class Run:
 
 
 def requests(count: int) -> list[Fields]:
-    """All different, of one to eight steps, each with its seed."""
+    """Different requests of one to eight steps, each with its own seed."""
     return [
         {"prompt": f"number {seed}", "seed": str(seed), "num_inference_steps": str(1 + seed % 8), "strength": "1"}
         for seed in range(count)
@@ -90,7 +90,7 @@ def requests(count: int) -> list[Fields]:
 
 
 async def ask(client: httpx2.AsyncClient, fields: Fields, image: bytes) -> str:
-    """A digest of the picture, or in words what came instead."""
+    """The SHA-256 of the image, or the error as text."""
     try:
         answer = await client.post("/img2img", data=fields, files={"image": image})
     except httpx2.HTTPError as error:
@@ -101,8 +101,8 @@ async def ask(client: httpx2.AsyncClient, fields: Fields, image: bytes) -> str:
 async def load(
     target: Target, todo: Sequence[Fields], fault: Callable[[], bool] | None = None, every: float = EVERY_SECONDS
 ) -> Run:
-    """Send all of them, so many clients each one after the other; with a fault every few seconds."""
-    run, queue, image = Run(), list(enumerate(todo)), picture()
+    """Send all requests from `CLIENTS` clients, each one at a time, with a fault every few seconds."""
+    run, queue, image = Run(), list(enumerate(todo)), noise_png()
     limits = httpx2.Limits(max_connections=None)
     async with httpx2.AsyncClient(base_url=target.url, trust_env=False, timeout=120, limits=limits) as client:
 
@@ -122,21 +122,21 @@ async def load(
         disturbing = asyncio.create_task(disturb())
         await asyncio.gather(*(one() for _ in range(CLIENTS)))
         disturbing.cancel()
-        # A fault that could not be caused is no fault that was borne.
+        # An exception of the fault itself must fail the run.
         with suppress(asyncio.CancelledError):
             await disturbing
     return run
 
 
 def case(count: int, every: float = EVERY_SECONDS, loader: str = FAULTY, **knobs: object) -> Outcome:
-    """Each fault against a server of its own; all of them with the pretended model, those from outside with any."""
+    """Each fault on a server of its own: all faults with the fake model, signals to the worker with any model."""
     chosen = {**FROM_OUTSIDE, **(FROM_INSIDE if loader == FAULTY else {})}
     todo, rows = requests(count), []
     with tempfile.TemporaryDirectory() as name, serving(Path(name), loader, {**KNOBS, **knobs}) as target:
         right = asyncio.run(load(target, todo)).answers
     for what, fault in chosen.items():
         with tempfile.TemporaryDirectory() as name, serving(folder := Path(name), loader, {**KNOBS, **knobs}) as target:
-            # A start that hangs has to be found first: a fault before that would only count as the same one.
+            # A start that hangs has to be found first: an earlier fault would count as the same one.
             pause = 2 * every if what in STARTS else every
             run = asyncio.run(load(target, todo, lambda: fault(target, folder), pause))  # noqa: B023
         wrong = [number for number, answer in run.answers.items() if answer != right[number]]

@@ -1,9 +1,8 @@
-"""Coverage-guided fuzzing of what reads callers' bytes: picture files, and the JSON body.
+"""Coverage-guided fuzzing of the code that reads clients' bytes: image files and JSON bodies.
 
-    python -m scripts.resilience.fuzz {pictures,json} SECONDS FOLDER
+    python -m scripts.resilience.fuzz {images,json} SECONDS FOLDER
 
-What was found to be of interest is kept in FOLDER and gone on from; so is an input that caused a fault. Ends with 0 if
-none did.
+FOLDER keeps the corpus, from which the next run goes on, and inputs that caused a fault. Exits with 0 if none did.
 """
 
 import random
@@ -26,24 +25,24 @@ with atheris.instrument_imports(include=["app", "PIL"]):
 
 _FITS = tuple(Fit)
 _PIXELS = 1_000_000
-"""A limit for the pictures, so that each takes milliseconds."""
+"""The pixel limit, so that each image takes milliseconds."""
 
 
-def picture(data: bytes) -> None:
-    """A file becomes pixels or is refused; anything else is a fault."""
+def image_file(data: bytes) -> None:
+    """Decode a file. It must become pixels or be refused; any other exception is a fault."""
     with suppress(ServiceError):
         decode_image(data, _FITS[len(data) % len(_FITS)], _PIXELS)
 
 
 def json_body(data: bytes) -> None:
-    """A body becomes a picture and a request or is refused."""
+    """Parse a body. It must become an image and a request, or be refused."""
     with suppress(ServiceError):
         _, fields = parse_hugging_face(parse_json(data))
         parse_request({"prompt": "", **fields})
 
 
-def seed_pictures(folder: Path) -> None:
-    """One of each kind to start from."""
+def seed_images(folder: Path) -> None:
+    """The initial corpus: one file of each format and mode."""
     noise = Image.frombytes("RGB", (9, 7), random.Random(0).randbytes(9 * 7 * 3))
     for mode in ("RGB", "L", "RGBA", "P", "1", "I;16", "CMYK"):
         for file_format in ("PNG", "JPEG", "WEBP", "MPO"):
@@ -56,7 +55,7 @@ def seed_pictures(folder: Path) -> None:
 
 
 def seed_json(folder: Path) -> None:
-    """What clients send."""
+    """The initial corpus: bodies that clients send."""
     for number, text in enumerate(
         (
             '{"inputs": "iVBORw0KGgo="}',
@@ -70,13 +69,13 @@ def seed_json(folder: Path) -> None:
 
 
 def main() -> None:
-    """Never returns: libFuzzer ends the process."""
+    """Run the fuzzer. Never returns: libFuzzer ends the process."""
     what, seconds, name = sys.argv[1:]
     folder = Path(name)
     folder.mkdir(parents=True, exist_ok=True)
-    target, seed = {"pictures": (picture, seed_pictures), "json": (json_body, seed_json)}[what]
+    target, seed = {"images": (image_file, seed_images), "json": (json_body, seed_json)}[what]
     seed(folder)
-    # A picture is decoded in a fraction of a second, within the memory of a decoder.
+    # Limits of libFuzzer: decoding takes a fraction of a second, within the memory of a decoder process.
     options = [f"-max_total_time={int(seconds)}", "-timeout=20", "-rss_limit_mb=2048", "-max_len=4096"]
     atheris.Setup([sys.argv[0], f"-artifact_prefix={folder}/fault-", *options, str(folder)], target)
     atheris.Fuzz()

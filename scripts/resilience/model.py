@@ -1,7 +1,7 @@
-"""A torch-free model that goes wrong when told to; a worker loads it as `scripts.resilience.model:load`.
+"""A torch-free fake model with faults on demand; a worker loads it as `scripts.resilience.model:load`.
 
-`IMG2IMG_MODEL` is a folder. While a file `fault` lies in it, the next UNet call, or the next start, takes the file away
-and does what it says, once.
+`IMG2IMG_MODEL` is a folder. If it has a file `fault`, the next UNet call or the next start removes the file and causes
+the fault that it names.
 """
 
 import os
@@ -18,19 +18,19 @@ from app.settings import WorkerSettings
 from app.worker.protocols import Diffusion
 
 TICK_SECONDS = 0.004
-"""Of a UNet call, plus as much for each job that shares it: two hundred default pictures a second, at most."""
+"""Time of a UNet call, plus the same for each job in it: at most two hundred default images a second."""
 
 FILE = "fault"
 STARTS = ("dies at the start", "hangs at the start")
-"""Faults that only a start takes."""
+"""Faults at the next start."""
 
 NO_START = "dies at every start"
-"""Likewise, but this one stays."""
+"""A fault at every start: the file stays."""
 
 
 @dataclass
 class State:
-    """A job between two calls."""
+    """A job between two UNet calls."""
 
     job: Job
     index: int = 0
@@ -46,15 +46,15 @@ class State:
 
 @dataclass
 class Decoding:
-    """A picture that has arrived."""
+    """A decoded image."""
 
     state: State
     ready: bool = True
 
 
 @dataclass
-class Shown:
-    """A preview that has arrived: a pixel of the step's number."""
+class FakePreview:
+    """A preview of one pixel, whose value is the step's number."""
 
     index: int
     ready: bool = True
@@ -63,8 +63,8 @@ class Shown:
         return Pixels(1, 1, bytes([self.index] * 3))
 
 
-class Faulty:
-    """Turns each byte of the picture by seed and steps, so that whoever gets another's picture would see it."""
+class FaultyDiffusion:
+    """Adds seed and steps to each byte of the image, so that an answer to another request is recognised."""
 
     def __init__(self, folder: Path, device: str, max_jobs: int) -> None:
         self.info = ModelInfo(
@@ -84,15 +84,15 @@ class Faulty:
         return State(job)
 
     def tick(self, states: Sequence[State]) -> None:
-        misbehave(self.folder, self)
+        cause_fault(self.folder, self)
         if len(states) > self.room:
-            raise MemoryError("told to find too little memory for so many")
+            raise MemoryError("fake: out of memory for this many jobs")
         time.sleep(TICK_SECONDS * (1 + len(states)))
         for state in states:
             state.index += 1
 
-    def preview(self, state: State) -> Shown:
-        return Shown(state.index)
+    def preview(self, state: State) -> FakePreview:
+        return FakePreview(state.index)
 
     def finish(self, states: Sequence[State]) -> list[Decoding]:
         return [Decoding(state) for state in states]
@@ -113,11 +113,11 @@ class Faulty:
         return {}
 
     def release_memory(self) -> None:
-        """There is nothing."""
+        """No effect: it caches nothing."""
 
 
-def misbehave(folder: Path, model: Faulty | None) -> None:
-    """Do what the folder's file says, if it is for this moment: a start if `model` is None, else a call."""
+def cause_fault(folder: Path, model: FaultyDiffusion | None) -> None:
+    """Cause the fault in the folder's file, if it is one for a start (`model` is None) or for a UNet call."""
     try:
         what = (folder / FILE).read_text()
         if (what in (*STARTS, NO_START)) != (model is None):
@@ -132,19 +132,19 @@ def misbehave(folder: Path, model: Faulty | None) -> None:
         case "hang in a call" | "hangs at the start":
             time.sleep(3600)
         case "exception":
-            raise ValueError("told to fail")
+            raise ValueError("fake: failed call")
         case "out of memory once":
-            raise MemoryError("told to find too little memory")
+            raise MemoryError("fake: out of memory")
         case "out of memory for more than two" if model:
             model.room = 2
         case "device lost":
-            raise OSError("told to lose the device")
+            raise OSError("fake: device lost")
         case "garbage on the pipe":
             os.write(int(sys.argv[1]), b"\0\0\0\4junk")
 
 
 def load(settings: WorkerSettings, device: str) -> Diffusion:
-    """What a worker calls."""
+    """The loader of the worker."""
     folder = Path(settings.model)
-    misbehave(folder, None)
-    return Faulty(folder, device, capacity(settings.max_batch, device, large=False))
+    cause_fault(folder, None)
+    return FaultyDiffusion(folder, device, capacity(settings.max_batch, device, large=False))

@@ -1,4 +1,4 @@
-"""Ten times the load that the service can bear, and one caller who wants it all."""
+"""Ten times the load that the service can handle, and one caller with many connections beside one with few."""
 
 import asyncio
 import statistics
@@ -11,11 +11,11 @@ import httpx2
 
 from scripts.benchmarks.report import Goal, Outcome
 from scripts.resilience.model import TICK_SECONDS
-from scripts.resilience.target import Target, picture, serving
+from scripts.resilience.target import Target, noise_png, serving
 
 TIMES = 10
 STEPS = 20
-"""Of each request, alone in its calls: six pictures a second, so that sixty requests a second are ten times as many."""
+"""Steps of each request: without batching six images a second, so sixty requests a second are ten times the load."""
 
 DEADLINE = 5.0
 KNOBS = {"max_batch": 1, "deadline_seconds": DEADLINE, "queue_size": 64}
@@ -24,7 +24,7 @@ FORM = {"prompt": "anything", "num_inference_steps": str(STEPS), "strength": "1"
 
 @dataclass
 class Answers:
-    """Seconds that answers took, by their status."""
+    """Latencies of answers in seconds, by their status."""
 
     seconds: dict[int, list[float]] = field(default_factory=dict)
     without_advice: int = 0
@@ -40,7 +40,7 @@ class Answers:
 
 
 def percentile(values: list[float], percent: int) -> float:
-    """Of sorted values; 0 if there are none."""
+    """A percentile of sorted values; 0 if there are none."""
     return values[min(len(values) - 1, len(values) * percent // 100)] if values else 0.0
 
 
@@ -61,8 +61,8 @@ async def _ask(client: httpx2.AsyncClient, image: bytes, answers: Answers) -> No
 
 
 async def _capacity(target: Target, seconds: float) -> float:
-    """Pictures a second of four clients who wait for each other's pictures and for nothing else."""
-    answers, image, end = Answers(), picture(), time.perf_counter() + seconds
+    """Images a second in a closed loop of four clients."""
+    answers, image, end = Answers(), noise_png(), time.perf_counter() + seconds
     async with _client(target) as client:
 
         async def one() -> None:
@@ -75,8 +75,8 @@ async def _capacity(target: Target, seconds: float) -> float:
 
 
 async def _flood(target: Target, rate: float, seconds: float) -> tuple[Answers, list[int]]:
-    """So many requests a second, whether others are done or not; and the server's memory, once a second."""
-    answers, image, memory, tasks = Answers(), picture(), [], []
+    """An open loop of `rate` requests a second; returns answers, and the server's memory sampled once a second."""
+    answers, image, memory, tasks = Answers(), noise_png(), [], []
     async with _client(target) as client:
         start = time.perf_counter()
         for number in range(int(rate * seconds)):
@@ -89,20 +89,20 @@ async def _flood(target: Target, rate: float, seconds: float) -> tuple[Answers, 
 
 
 def overload(seconds: float) -> Outcome:
-    """What is offered is ten times what can be made."""
+    """Offer ten times the requests that the service can handle."""
     with tempfile.TemporaryDirectory() as name, serving(Path(name), knobs=KNOBS) as target:
         capacity = asyncio.run(_capacity(target, min(seconds, 10)))
         answers, memory = asyncio.run(_flood(target, TIMES * capacity, seconds))
     made, refused = answers.of(200), answers.of(429, 503)
     others = sum(len(found) for status, found in answers.seconds.items() if status not in (200, 429, 503))
-    # The queue is full at the start and at the end, so that what is made takes a little longer than what is offered.
+    # The last queued requests finish after the last arrival, so the time is a little longer than `seconds`.
     goodput = len(made) / (seconds + percentile(made, 50))
     settled = memory[len(memory) // 4 :]
     growth = max(settled) - settled[0] if settled else 0
     return Outcome(
         "overload",
-        f"{TIMES * capacity:.0f} requests a second for {seconds:g} s, and {capacity:.2f} pictures a second can be made",
-        ("pictures", "refused", "other answers", "p99 of pictures, s", "p99 of refusals, ms", "slowest", "MiB more"),
+        f"{TIMES * capacity:.0f} requests a second for {seconds:g} s, and {capacity:.2f} images a second can be made",
+        ("images", "refused", "other answers", "p99 of images, s", "p99 of refusals, ms", "slowest", "MiB more"),
         [
             (
                 *(len(made), len(refused), others, percentile(made, 99)),
@@ -110,8 +110,8 @@ def overload(seconds: float) -> Outcome:
             )
         ],
         [
-            Goal("time", "pictures a second, of what can be made", goodput / capacity, at_least=0.9),
-            Goal("time", "p99 of pictures, s", percentile(made, 99), at_most=DEADLINE),
+            Goal("time", "images a second, of what can be made", goodput / capacity, at_least=0.9),
+            Goal("time", "p99 of images, s", percentile(made, 99), at_most=DEADLINE),
             Goal("time", "p99 of refusals, ms", 1000 * percentile(refused, 99), at_most=50),
             Goal("count", "answers that are neither", others, at_most=0),
             Goal("count", "refusals that do not say when to come back", answers.without_advice, at_most=0),
@@ -121,14 +121,14 @@ def overload(seconds: float) -> Outcome:
 
 
 async def _together(target: Target, seconds: float, greedy: int) -> tuple[Answers, Answers]:
-    """One caller with so many connections, another with one; both go on asking."""
-    image, end = picture(), time.perf_counter() + seconds
+    """One caller with `greedy` connections and another with one, both in a closed loop."""
+    image, end = noise_png(), time.perf_counter() + seconds
     wants_all, modest = Answers(), Answers()
 
     async def go_on(client: httpx2.AsyncClient, answers: Answers) -> None:
         while time.perf_counter() < end:
             await _ask(client, image, answers)
-            # As a client does that is told to come back; only sooner.
+            # A client waits before it retries; this one waits less than `Retry-After`.
             await asyncio.sleep(0.1)
 
     async with _client(target, "greedy") as one, _client(target, "modest") as other:
@@ -138,7 +138,7 @@ async def _together(target: Target, seconds: float, greedy: int) -> tuple[Answer
 
 
 def fairness(seconds: float, greedy: int = 50) -> Outcome:
-    """A caller with fifty connections beside one with a single one."""
+    """A caller with fifty connections beside a caller with one."""
     knobs = {**KNOBS, "queue_size": 16, "deadline_seconds": 60, "api_keys": "greedy,modest"}
     with tempfile.TemporaryDirectory() as name, serving(Path(name), knobs=knobs) as target:
         _, alone = asyncio.run(_together(target, seconds / 2, 0))
@@ -151,12 +151,12 @@ def fairness(seconds: float, greedy: int = 50) -> Outcome:
     return Outcome(
         "fairness",
         f"One caller with {greedy} connections, one with a single one, for {seconds:g} s",
-        ("caller", "pictures", "429", "503", "p50 of pictures, s"),
+        ("caller", "images", "429", "503", "p50 of images, s"),
         rows,
         [
             Goal("count", "refused to the modest one", len(modest.of(429, 503)), at_most=0),
             Goal("count", "refused to the greedy one with 429", len(wants_all.of(429)), at_least=1),
-            # Its turn comes after what is on board, in reserve, and one more of the other.
-            Goal("time", "p50 of the modest one, in pictures' times", rows[1][4] / least, at_most=6),
+            # It waits for the image on board, the one in reserve, and one more of the other caller.
+            Goal("time", "p50 of the modest one, in images' times", rows[1][4] / least, at_most=6),
         ],
     )

@@ -1,4 +1,4 @@
-"""Hours of mixed traffic: good, bad, cancelled and slow; memory, descriptors, threads and latency drawn over time."""
+"""Hours of good, bad, cancelled and slow requests, with memory, descriptors, threads and latency over time."""
 
 import argparse
 import asyncio
@@ -21,19 +21,19 @@ from app.engine.engine import LOADER
 from scripts.benchmarks import report
 from scripts.benchmarks.report import Goal, Outcome
 from scripts.resilience.disconnects import raw_request
-from scripts.resilience.target import FAULTY, Target, picture, serving
+from scripts.resilience.target import FAULTY, Target, noise_png, serving
 
 CLIENTS = 6
 SAMPLES = 240
-"""About so many points are drawn."""
+"""The approximate number of samples of a run."""
 
 WARM = 0.25
-"""The part of the run after which nothing may grow any more."""
+"""The fraction of the run after which nothing may grow."""
 
 
 @dataclass
-class Seen:
-    """What was seen at one moment. Memory in bytes, latency in seconds."""
+class Sample:
+    """Measurements at one time. Memory in bytes, latency in seconds."""
 
     second: float
     memory: int
@@ -45,7 +45,7 @@ class Seen:
 
 @dataclass
 class Traffic:
-    """What has been asked, and what came of it."""
+    """The requests sent so far, and unexpected answers."""
 
     target: Target
     draw: random.Random
@@ -59,19 +59,19 @@ class Traffic:
             self.surprises.append(f"{what}: {answer.status_code} {answer.text[:200]}")
 
     async def good(self, client: httpx2.AsyncClient) -> None:
-        """A picture, as most callers want it."""
+        """A valid request."""
         steps = str(self.draw.randrange(1, 9))
         form = {"prompt": f"wizard {self.draw.randrange(50)}", "num_inference_steps": steps, "strength": "1"}
         start = time.perf_counter()
         side = self.draw.choice((64, 256, 512, 700))
-        image = await asyncio.to_thread(picture, self.draw.randrange(20), side)
+        image = await asyncio.to_thread(noise_png, self.draw.randrange(20), side)
         answer = await client.post("/img2img", data=form, files={"image": image})
         self.latencies.append(time.perf_counter() - start)
         self.note("good", answer, 200)
 
     async def bad(self, client: httpx2.AsyncClient) -> None:
-        """Something that has to be refused."""
-        image = picture()
+        """A request that must be refused."""
+        image = noise_png()
         form, file = self.draw.choice(
             [
                 ({"prompt": "x", "strength": "0.1"}, image),
@@ -86,18 +86,18 @@ class Traffic:
         self.note("bad", await client.post("/img2img", data=form, files={"image": file}), 413, 415, 422)
 
     async def gone(self, client: httpx2.AsyncClient) -> None:
-        """A caller who hangs up."""
+        """A client that disconnects."""
         await self._raw(self.draw.uniform(0, 0.3), 1.0)
         self.note("gone", None)
 
     async def slow(self, client: httpx2.AsyncClient) -> None:
-        """A body that comes byte by byte, and stops."""
+        """A body that arrives slowly and stops."""
         await self._raw(self.draw.uniform(0.5, 2), 0.0)
         self.note("slow", None)
 
     async def _raw(self, seconds: float, part: float) -> None:
         address = urlsplit(self.target.url)
-        data = raw_request(picture(), 0)
+        data = raw_request(noise_png(), 0)
         reader, writer = await asyncio.open_connection(address.hostname, address.port)
         with suppress(ConnectionError, TimeoutError):
             if part:
@@ -111,7 +111,7 @@ class Traffic:
         writer.transport.abort()
 
     async def probe(self, client: httpx2.AsyncClient) -> None:
-        """What a monitor asks."""
+        """The requests of a monitoring system."""
         for path in ("/health/ready", "/metrics", "/nowhere"):
             self.note("probe", await client.get(path), 200, 404)
 
@@ -129,14 +129,14 @@ async def _mix(traffic: Traffic, seconds: float) -> None:
         await asyncio.gather(*(one() for _ in range(CLIENTS)))
 
 
-async def _soak(target: Target, seconds: float) -> tuple[Traffic, list[Seen]]:
+async def _soak(target: Target, seconds: float) -> tuple[Traffic, list[Sample]]:
     traffic, seen, start = Traffic(target, random.Random(0)), [], time.monotonic()
     mixing = asyncio.create_task(_mix(traffic, seconds))
     while not mixing.done():
         await asyncio.wait({mixing}, timeout=max(0.5, seconds / SAMPLES))
         lately, traffic.latencies = traffic.latencies, []
         seen.append(
-            Seen(
+            Sample(
                 *(time.monotonic() - start, target.memory(), target.all_memory()),
                 *(target.descriptors(), target.threads(), statistics.median(lately or [0.0])),
             )
@@ -145,8 +145,8 @@ async def _soak(target: Target, seconds: float) -> tuple[Traffic, list[Seen]]:
     return traffic, seen
 
 
-def case(minutes: float, *, embedded: bool) -> tuple[Outcome, list[Seen]]:
-    """The outcome, and what was seen over time."""
+def case(minutes: float, *, embedded: bool) -> tuple[Outcome, list[Sample]]:
+    """Run the traffic; returns the outcome and the samples."""
     knobs: dict[str, object] = {"model": "embedded"} if embedded else {}
     loader = LOADER if embedded else FAULTY
     with tempfile.TemporaryDirectory() as name, serving(Path(name), loader, knobs) as target:
@@ -177,7 +177,7 @@ def case(minutes: float, *, embedded: bool) -> tuple[Outcome, list[Seen]]:
             )
         ],
         [
-            Goal("count", "pictures, at least", counts.get("good", 0), at_least=1),
+            Goal("count", "images, at least", counts.get("good", 0), at_least=1),
             Goal("count", "answers that surprise", len(traffic.surprises), at_most=0),
             Goal("count", "workers and decoders that died", deaths, at_most=0),
             Goal("count", "tracebacks in the log", tracebacks, at_most=0),
@@ -189,8 +189,8 @@ def case(minutes: float, *, embedded: bool) -> tuple[Outcome, list[Seen]]:
     ), seen
 
 
-def draw(seen: list[Seen], file: Path) -> None:
-    """Four curves over time, into a picture file."""
+def draw(seen: list[Sample], file: Path) -> None:
+    """Draw four curves over time into an image file."""
     import matplotlib as mpl
 
     mpl.use("agg")
@@ -217,12 +217,17 @@ def draw(seen: list[Seen], file: Path) -> None:
 
 
 def main() -> int:
-    """Returns 1 if something grew that must not, or an answer was a surprise."""
+    """Run the soak test; returns 1 if a goal was missed."""
     parser = argparse.ArgumentParser(prog="scripts/soak", description=__doc__)
-    parser.add_argument("--minutes", type=float, default=1, help="how long (default: 1)")
-    parser.add_argument("--embedded", action="store_true", help="with the embedded model instead of a pretended one")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw it over time, from the project's folder")
-    parser.add_argument("--samples", type=Path, metavar="FILE", help="write what was seen as JSON lines")
+    parser.add_argument("--minutes", type=float, default=1, help="duration (default: 1)")
+    parser.add_argument("--embedded", action="store_true", help="use the embedded model instead of a fake one")
+    parser.add_argument(
+        "--plot",
+        type=Path,
+        metavar="FILE",
+        help="draw the samples over time into this file, relative to the project's folder",
+    )
+    parser.add_argument("--samples", type=Path, metavar="FILE", help="write the samples as JSON lines")
     options = parser.parse_args()
     if options.minutes <= 0:
         parser.error("--minutes must be more than 0")

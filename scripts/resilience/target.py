@@ -1,4 +1,4 @@
-"""A real server in a process of its own, and what can be seen of it and done to it from outside."""
+"""A real server in its own process, observed and disturbed from outside."""
 
 import os
 import random
@@ -47,7 +47,7 @@ class Target:
         return found
 
     def signal_worker(self, number: signal.Signals) -> bool:
-        """Send it to the worker; False if there is none at this moment."""
+        """Send a signal to the worker; returns False if there is no worker now."""
         for pid in self.children("app.worker.worker"):
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
@@ -55,11 +55,11 @@ class Target:
         return False
 
     def memory(self) -> int:
-        """What the API process holds."""
+        """Resident memory of the API process."""
         return _status(self.process.pid, "VmRSS") * 1024
 
     def all_memory(self) -> int:
-        """What it and all of its children hold."""
+        """Resident memory of the API process and all its children."""
         children = [*self.children("app.worker.worker"), *self.children("app.imaging.decoder_process")]
         return self.memory() + 1024 * sum(_status(pid, "VmRSS") for pid in children)
 
@@ -72,7 +72,7 @@ class Target:
         return _status(self.process.pid, "Threads")
 
     def metric(self, name: str, key: str = "") -> float:
-        """A series of `/metrics`, by its name with labels; 0 if it is not there."""
+        """The value of a series of `/metrics`, by its name with labels; 0 if it does not exist."""
         headers = {"X-API-Key": key} if key else {}
         for line in httpx2.get(f"{self.url}/metrics", trust_env=False, headers=headers).text.splitlines():
             if line.startswith(f"{name} "):
@@ -80,7 +80,7 @@ class Target:
         return 0.0
 
     def wait_until_ready(self) -> None:
-        """Raises `TimeoutError`, with the end of the log."""
+        """Wait until the server is ready; raises TimeoutError with the end of the log."""
         deadline = time.monotonic() + _START_SECONDS
         while time.monotonic() < deadline and self.process.poll() is None:
             with suppress(httpx2.TransportError):
@@ -100,12 +100,12 @@ def _status(pid: int, what: str) -> int:
 
 @contextmanager
 def serving(folder: Path, loader: str = FAULTY, knobs: Mapping[str, object] | None = None) -> Iterator[Target]:
-    """A server that is ready, with settings of its own; stopped afterwards.
+    """Start a server, wait until it is ready, and stop it afterwards.
 
     Args:
-        folder: for its log and, with the pretended model, for that model's faults.
-        loader: what its worker calls to get a model.
-        knobs: settings by name, in place of those of the environment.
+        folder: holds its log and, for the fake model, the fault file.
+        loader: the `module:function` that loads the worker's model.
+        knobs: settings by name, which replace those of the environment.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -136,7 +136,7 @@ def serving(folder: Path, loader: str = FAULTY, knobs: Mapping[str, object] | No
         process.wait()
 
 
-def picture(seed: int = 0, side: int = 64) -> bytes:
+def noise_png(seed: int = 0, side: int = 64) -> bytes:
     """A small PNG of noise."""
     buffer = BytesIO()
     Image.frombytes("RGB", (side, side), random.Random(seed).randbytes(side * side * 3)).save(buffer, "PNG")

@@ -1,4 +1,4 @@
-"""BentoML's own way: a service that batches behind one that speaks HTTP, since a batch takes a single parameter.
+"""BentoML: a batching service behind an HTTP service, since a batchable method takes a single parameter.
 
 Run by `bentoml serve bento:Img2Img`.
 """
@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Item(BaseModel):
-    """One picture to make."""
+    """One image to make."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
@@ -38,7 +38,7 @@ class Model:
 
 @bentoml.service(workers=1, traffic={"timeout": 600, "max_concurrency": 64})
 class Img2Img:
-    """POST /img2img takes the form that our service takes."""
+    """POST /img2img takes the same form as our service."""
 
     model = bentoml.depends(Model)
 
@@ -53,6 +53,6 @@ class Img2Img:
         seed: int = 0,
     ) -> bytes:
         item = Item(image=image.read_bytes(), prompt=prompt, steps=num_inference_steps, strength=strength, seed=seed)
-        (picture,) = self.model.draw([item])
+        (edited,) = self.model.draw([item])
         context.response.headers["content-type"] = "image/png"
-        return picture
+        return edited

@@ -1,4 +1,4 @@
-"""LitServe's own way: decode, batch what waits, encode. `PORT` is the port; run as `python lit.py`."""
+"""LitServe: decode, batch the waiting requests, encode. `PORT` is the port; run as `python lit.py`."""
 
 import os
 
@@ -9,7 +9,7 @@ from pipeline import BATCH, WAIT_SECONDS, Job, draw, load, png, read
 
 
 class Img2Img(litserve.LitAPI):
-    """POST /img2img takes the form that our service takes."""
+    """POST /img2img takes the same form as our service."""
 
     def setup(self, device: str) -> None:
         self.pipe = load().to(device)

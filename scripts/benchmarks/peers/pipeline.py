@@ -1,6 +1,6 @@
-"""What the batching peers have in common: diffusers' own pipeline, called for jobs that can share a call.
+"""Shared code of the batching peers: diffusers' pipeline, called for jobs that can share a call.
 
-`MODEL` names the checkpoint's folder. Imported from the peers' own environments, so it needs nothing of ours.
+`MODEL` is the checkpoint's folder. The peers' environments import this, so it imports nothing of our service.
 """
 
 import io
@@ -21,7 +21,7 @@ WAIT_SECONDS = 0.01
 
 @dataclass(frozen=True)
 class Job:
-    """One picture to make; the defaults are our service's."""
+    """One image to make, with our service's defaults."""
 
     image: Image.Image
     prompt: str
@@ -40,12 +40,12 @@ def load() -> Any:
 
 
 def read(data: bytes) -> Image.Image:
-    """A picture as the pipeline takes it."""
+    """The image in the form that the pipeline takes."""
     return Image.open(io.BytesIO(data)).convert("RGB").resize((512, 512))
 
 
 def draw(pipe: Any, jobs: Sequence[Job]) -> list[Image.Image]:
-    """One call for all jobs of equal steps and strength: the pipeline takes one of each."""
+    """One call for all jobs of equal steps and strength: a pipeline call takes one value of each."""
     results: dict[int, Image.Image] = {}
     groups: dict[tuple[int, float], list[int]] = defaultdict(list)
     for index, job in enumerate(jobs):
@@ -64,7 +64,7 @@ def draw(pipe: Any, jobs: Sequence[Job]) -> list[Image.Image]:
 
 
 def png(image: Image.Image) -> bytes:
-    """Pillow's default."""
+    """The PNG file, with Pillow's default settings."""
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
     return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""Ray Serve's own way: FastAPI as the ingress of a deployment whose method batches. `PORT` is the port."""
+"""Ray Serve: FastAPI as the ingress of a deployment with a batching method. `PORT` is the port."""
 
 import os
 from typing import Annotated, Any
@@ -13,7 +13,7 @@ app = FastAPI()
 @serve.deployment(max_ongoing_requests=64)
 @serve.ingress(app)
 class Img2Img:
-    """POST /img2img takes the form that our service takes."""
+    """POST /img2img takes the same form as our service."""
 
     def __init__(self) -> None:
         self.pipe = load()
@@ -35,8 +35,8 @@ class Img2Img:
         strength: Annotated[float, Form()] = 0.9,
         seed: Annotated[int, Form()] = 0,
     ) -> Any:
-        picture = await self.draw(Job(read(image), prompt, num_inference_steps, strength, seed))
-        return Response(picture, media_type="image/png")
+        edited = await self.draw(Job(read(image), prompt, num_inference_steps, strength, seed))
+        return Response(edited, media_type="image/png")
 
 
 if __name__ == "__main__":

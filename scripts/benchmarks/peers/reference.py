@@ -1,4 +1,4 @@
-"""The seed design as a user would port it to FastAPI: one pipeline, a lock around it, Pillow's PNG.
+"""The reference: one pipeline behind a lock in FastAPI, with Pillow's PNG encoder, as a user would write it.
 
 `MODEL` names the checkpoint's folder; run by uvicorn with `--factory scripts.benchmarks.peers.reference:create_app`.
 """
@@ -19,7 +19,7 @@ from scripts.benchmarks.peers import pipeline
 
 
 def create_app() -> FastAPI:
-    """POST /img2img takes the form that our service takes."""
+    """POST /img2img takes the same form as our service."""
     lock, loaded = threading.Lock(), {}
 
     @asynccontextmanager
@@ -58,7 +58,7 @@ def create_app() -> FastAPI:
         buffer = io.BytesIO()
         result.save(buffer, format="PNG")
         buffer.seek(0)
-        # The one thing that a user would leave out: how much of the answer's time the bench may put down to the model.
+        # Only for the benchmark: the part of the latency that the model takes.
         return StreamingResponse(
             buffer, media_type="image/png", headers={"Server-Timing": f"pipe;dur={milliseconds:.1f}"}
         )
