@@ -16,10 +16,11 @@ from typer.testing import CliRunner
 from app import errors as error_module
 from app.cli.app import app as cli
 from app.client import AsyncImg2Img, Img2Img
-from app.engine.messages import Job
+from app.engine.messages import Job, Timings
 from app.errors import CODES, ServiceError
 from app.main import create_app
 from app.observability.metrics import Metrics
+from app.pixels import OutputFormat
 from app.request import Img2ImgRequest
 from app.routes import DIALECTS, img2img
 from app.settings import Settings
@@ -143,6 +144,13 @@ def missing_metrics(rendered: str) -> Iterator[str]:
             yield f"{name} has no series at the start: list its labels in Metrics of app/observability/metrics.py."
 
 
+def missing_stages(names: Iterable[str], rendered: str) -> Iterator[str]:
+    """Stages of an image without a series before the first event."""
+    for name in names:
+        if f'stage="{name}"' not in rendered:
+            yield f"The stage '{name}' has no series at the start: add it to _STAGES in app/observability/metrics.py."
+
+
 def missing_errors(found: Iterable[type[ServiceError]]) -> Iterator[str]:
     """Where an error is missing."""
     tree, page = str(error_module.__doc__), (ROOT / "docs/reference/errors.md").read_text()
@@ -190,6 +198,10 @@ class TestDeclaredOnce:
     def test_metric_is_everywhere(self) -> None:
         assert list(missing_metrics(Metrics().render().decode())) == []
 
+    def test_stage_is_everywhere(self) -> None:
+        stages = ["receive", "decode", "queue", *Timings.__dataclass_fields__, *OutputFormat, "sign"]
+        assert list(missing_stages(stages, Metrics().render().decode())) == []
+
     def test_error_is_everywhere(self) -> None:
         assert list(missing_errors(classes())) == []
 
@@ -223,6 +235,11 @@ class TestForgotten:
         assert len(found) == 2
         assert "docs/observability/metrics.md" in found[0]
         assert "app/observability/metrics.py" in found[1]
+
+    def test_new_stage_is_named_with_its_place(self) -> None:
+        (sentence,) = missing_stages(["colour"], Metrics().render().decode())
+        assert "'colour'" in sentence
+        assert "_STAGES in app/observability/metrics.py" in sentence
 
     def test_new_error_is_named_with_each_place(self) -> None:
         class WrongColour(error_module.EngineError):

@@ -153,7 +153,7 @@ async def create_once(request: Request, name: str) -> Response:
 
 async def _answer(request: Request, path_name: str | None) -> Response:
     if prefers(request.headers.get("accept", ""), EVENTS, ("application/json",)):
-        raise NotAcceptable("Predictions come whole: for events ask POST /img2img.", param="Accept")
+        raise NotAcceptable("Predictions are not sent as events: for events use POST /img2img.", param="Accept")
     call = request_info(request)
     name, image, asked = await read_json(request, partial(_parse, path_name=path_name))
     predictions, service, errors = app_singleton(request, Predictions), service_of(request), app_state(request).errors
