@@ -43,6 +43,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         folder = item.path.relative_to(ROOT / "tests").parts[0]
         item.add_marker(folder if folder in KINDS else "api")
+        if folder == "unit" and {"server", "start_server"} & set(getattr(item, "fixturenames", ())):
+            raise pytest.UsageError(f"{item.nodeid} is in tests/unit and starts a server: move it to tests/api.")
         if folder == "slow":
             item.add_marker(pytest.mark.timeout(900))
 

@@ -6,7 +6,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import pytest
 from pydantic import ValidationError
 
@@ -19,7 +18,6 @@ from app.web.api_keys import ApiKeys
 from app.web.dialects import Dialects
 from app.web.error_responses import ErrorResponses
 from app.web.request_state import request_state
-from tests.support.servers import StartServer
 
 OPEN_PATHS = Dialects(DIALECTS, Settings()).open_paths
 
@@ -70,29 +68,6 @@ def test_key_file_comments_and_blanks_are_skipped(content: str, tmp_path: Path) 
     assert keys.find(b"the-key")
     assert not keys.find(b"#another")
     assert not keys.find(b"a-comment")
-
-
-@pytest.mark.parametrize(
-    ("host", "origin", "keys", "status"),
-    [
-        ("127.0.0.1:8000", "http://127.0.0.1:8000", "", 422),
-        ("[::1]:8000", "http://[::1]:8000", "", 422),
-        ("gpu-box:8000", "http://gpu-box:8000", "", 422),
-        ("img2img.internal", "https://img2img.internal", "", 422),
-        # The owner of the name can have it point here; with a key, the page would have to know that.
-        ("stranger.example.org", "http://stranger.example.org", "", 403),
-        ("stranger.example.org", "http://stranger.example.org", "key", 422),
-        ("listed.example.org", "https://listed.example.org", "", 422),
-        ("x", "ftp://x", "", 403),
-        ("", "null", "", 403),
-    ],
-)
-def test_own_origin_with_a_public_name_needs_keys(
-    host: str, origin: str, keys: str, status: int, start_server: StartServer
-) -> None:
-    with start_server(api_keys=keys, cors_origins="https://listed.example.org") as url:
-        headers = {"Host": host, "Origin": origin, "X-API-Key": "key"}
-        assert httpx2.post(f"{url}/img2img?nonsense=1", headers=headers).status_code == status
 
 
 @pytest.mark.parametrize("listed", [" ", ",", " , "])
