@@ -19,7 +19,7 @@ def opened(response: httpx2.Response) -> Image.Image:
     return Image.open(io.BytesIO(response.content))
 
 
-def test_a_form_becomes_a_png_of_512_pixels_with_its_headers(server: str, png: bytes) -> None:
+def test_form_becomes_a_512_pixel_png_with_its_headers(server: str, png: bytes) -> None:
     response = post(server, png, seed="42")
     image = opened(response)
     assert (image.format, image.size, image.mode) == ("PNG", (512, 512), "RGB")
@@ -34,27 +34,25 @@ def test_a_form_becomes_a_png_of_512_pixels_with_its_headers(server: str, png: b
     assert "x-prompt-tokens-cut" not in headers
 
 
-def test_the_same_seed_gives_the_same_bytes_and_a_random_one_is_told(server: str, png: bytes) -> None:
+def test_same_seed_gives_same_bytes_and_random_seed_is_sent(server: str, png: bytes) -> None:
     first = post(server, png)
     again = post(server, png, seed=first.headers["x-seed"])
     assert again.content == first.content
     assert post(server, png).headers["x-seed"] != first.headers["x-seed"]
 
 
-def test_edit_reports_a_prompt_that_was_cut(server: str, png: bytes) -> None:
+def test_cut_prompt_is_reported(server: str, png: bytes) -> None:
     assert post(server, png, prompt="word " * 100).headers["x-prompt-tokens-cut"] == "25"
 
 
-def test_prompt_and_seed_are_in_the_file_unless_that_is_switched_off(
-    server: str, png: bytes, start_server: StartServer
-) -> None:
+def test_file_holds_parameters_unless_switched_off(server: str, png: bytes, start_server: StartServer) -> None:
     assert "Seed: 7" in opened(post(server, png, seed="7")).info["parameters"]
     with start_server(embed_parameters=False) as url:
         assert "parameters" not in opened(post(url, png, seed="7")).info
 
 
 @pytest.mark.parametrize("output_format", ["png", "webp", "jpeg"])
-def test_the_format_can_be_asked_for_in_a_field_or_by_accept(server: str, png: bytes, output_format: str) -> None:
+def test_format_is_chosen_by_field_or_accept_header(server: str, png: bytes, output_format: str) -> None:
     by_field = post(server, png, accept="image/png", output_format=output_format, seed="1")
     by_accept = post(server, png, accept=f"text/html, image/{output_format};q=0.9, image/*;q=0.1", seed="1")
     for response in (by_field, by_accept):
@@ -64,7 +62,7 @@ def test_the_format_can_be_asked_for_in_a_field_or_by_accept(server: str, png: b
         assert f"{output_format};dur=" in response.headers["server-timing"]
 
 
-def test_a_quality_is_for_formats_that_have_one(server: str, png: bytes) -> None:
+def test_quality_applies_to_webp_and_jpeg_only(server: str, png: bytes) -> None:
     sizes = [
         len(post(server, png, output_format="webp", quality=quality, seed="1").content) for quality in ("10", "95")
     ]
@@ -73,14 +71,14 @@ def test_a_quality_is_for_formats_that_have_one(server: str, png: bytes) -> None
     problem(post(server, png, output_format="jpeg", quality="0"), 422, "invalid_parameter", "quality")
 
 
-def test_the_fit_is_passed_on(server: str) -> None:
+def test_fit_changes_the_image(server: str) -> None:
     buffer = io.BytesIO()
     Image.linear_gradient("L").rotate(90).resize((300, 100)).save(buffer, "PNG")
     results = {fit: post(server, buffer.getvalue(), seed="1", fit=fit).content for fit in ("stretch", "crop", "pad")}
     assert len(set(results.values())) == 3
 
 
-def test_a_raw_picture_with_the_fields_in_the_query_is_the_same_request(server: str, png: bytes) -> None:
+def test_raw_image_with_query_fields_is_the_same_request(server: str, png: bytes) -> None:
     raw = httpx2.post(
         f"{server}/img2img",
         params={"prompt": "dog wizard", "seed": "3"},
@@ -90,7 +88,7 @@ def test_a_raw_picture_with_the_fields_in_the_query_is_the_same_request(server: 
     assert raw.content == post(server, png, seed="3").content
 
 
-def test_sagemakers_route_is_the_same_with_every_kind_of_body(server: str, png: bytes) -> None:
+def test_sagemaker_route_takes_every_kind_of_body(server: str, png: bytes) -> None:
     url, wanted = f"{server}/invocations", post(server, png, seed="3").content
     form = {"prompt": "dog wizard", "seed": "3"}
     body = {"inputs": base64.b64encode(png).decode(), "parameters": form}
@@ -102,14 +100,14 @@ def test_sagemakers_route_is_the_same_with_every_kind_of_body(server: str, png: 
     )
 
 
-def test_a_raw_picture_needs_no_prompt_and_no_exact_type(server: str, png: bytes) -> None:
+def test_raw_image_needs_neither_prompt_nor_exact_type(server: str, png: bytes) -> None:
     for media_type in ("image/jpeg", "application/octet-stream"):
         response = httpx2.post(f"{server}/img2img", content=png, headers={"Content-Type": media_type})
         assert opened(response).size == (512, 512)
 
 
 @pytest.mark.parametrize("prefix", ["", "data:image/png;base64,"])
-def test_hugging_faces_json_is_the_same_request(server: str, png: bytes, prefix: str) -> None:
+def test_hugging_face_json_is_the_same_request(server: str, png: bytes, prefix: str) -> None:
     body = {
         "inputs": prefix + base64.b64encode(png).decode(),
         "parameters": {
@@ -124,13 +122,13 @@ def test_hugging_faces_json_is_the_same_request(server: str, png: bytes, prefix:
     assert httpx2.post(f"{server}/img2img", json=body).content == post(server, png, seed="3").content
 
 
-def test_json_in_lines_and_with_nothing_said_is_the_same_request(server: str, png: bytes) -> None:
+def test_hugging_face_base64_in_lines_and_nulls_are_accepted(server: str, png: bytes) -> None:
     body = {"inputs": base64.encodebytes(png).decode(), "parameters": {"prompt": None, "seed": 5}}
     answer = httpx2.post(f"{server}/img2img", json=body)
     assert (answer.status_code, answer.headers["x-seed"]) == (200, "5")
 
 
-def test_hugging_faces_own_client_works_unchanged(server: str, png: bytes) -> None:
+def test_hugging_face_client_edits_an_image(server: str, png: bytes) -> None:
     from huggingface_hub import InferenceClient
 
     client = InferenceClient(model=f"{server}/img2img")
@@ -140,7 +138,7 @@ def test_hugging_faces_own_client_works_unchanged(server: str, png: bytes) -> No
     assert asked.tobytes() == opened(post(server, png, num_inference_steps="2", strength="0.5", seed="3")).tobytes()
 
 
-def test_hugging_faces_own_client_shows_the_sentence_of_an_error(server: str, png: bytes) -> None:
+def test_hugging_face_client_shows_the_error_message(server: str, png: bytes) -> None:
     from huggingface_hub import InferenceClient
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -148,7 +146,7 @@ def test_hugging_faces_own_client_shows_the_sentence_of_an_error(server: str, pn
         InferenceClient(model=f"{server}/img2img").image_to_image(png, prompt="x", strength=0.1)
 
 
-def test_too_few_steps_are_refused_with_what_would_pass(server: str, png: bytes) -> None:
+def test_too_few_steps_are_refused_with_advice(server: str, png: bytes) -> None:
     detail = problem(post(server, png, strength="0.2"), 422, "invalid_parameter", "strength")
     assert "at least 0.25" in detail
     assert "at least 5 steps" in detail
@@ -163,22 +161,22 @@ def test_too_few_steps_are_refused_with_what_would_pass(server: str, png: bytes)
         ({"prompt": ["a", "b"]}, "prompt"),
     ],
 )
-def test_a_field_that_cannot_be_used_is_named(server: str, png: bytes, fields: dict[str, Any], param: str) -> None:
+def test_invalid_field_is_named(server: str, png: bytes, fields: dict[str, Any], param: str) -> None:
     problem(post(server, png, **fields), 422, "invalid_parameter", param)
 
 
-def test_a_query_that_is_not_in_utf_8_is_refused(server: str, png: bytes) -> None:
+def test_query_not_in_utf_8_is_refused(server: str, png: bytes) -> None:
     answer = httpx2.post(f"{server}/img2img?prompt=caf%e9", content=png, headers={"Content-Type": "image/png"})
     assert "UTF-8" in problem(answer, 422, "invalid_parameter")
 
 
-def test_a_field_in_form_and_query_at_once_is_refused(server: str, png: bytes) -> None:
+def test_field_in_form_and_query_is_refused(server: str, png: bytes) -> None:
     files, data = {"image": png}, {"prompt": "x", "seed": "1"}
     response = httpx2.post(f"{server}/img2img?seed=2", files=files, data=data)
     assert "more than once" in problem(response, 422, "invalid_parameter", "seed")
 
 
-def test_a_form_without_a_picture_or_prompt_says_which_is_missing(server: str, png: bytes) -> None:
+def test_form_without_image_or_prompt_names_the_missing_part(server: str, png: bytes) -> None:
     url = f"{server}/img2img"
     no_image = httpx2.post(url, files={"other": png}, data={"prompt": "x"})
     assert "file part named 'image'" in problem(no_image, 422, "invalid_parameter", "image")
@@ -188,7 +186,7 @@ def test_a_form_without_a_picture_or_prompt_says_which_is_missing(server: str, p
     problem(no_prompt, 422, "invalid_parameter", "prompt")
 
 
-def test_a_large_upload_never_touches_the_disk(server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_large_upload_is_not_written_to_disk(server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Neither has the container's read-only root a place for it, nor should a caller's picture lie about."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "there is no such folder"))
     buffer = io.BytesIO()
@@ -197,25 +195,25 @@ def test_a_large_upload_never_touches_the_disk(server: str, monkeypatch: pytest.
     assert opened(post(server, buffer.getvalue())).size == (512, 512)
 
 
-def test_a_second_file_is_refused(server: str, png: bytes) -> None:
+def test_second_file_is_refused(server: str, png: bytes) -> None:
     two = httpx2.post(f"{server}/img2img", files=[("image", png), ("image", png)], data={"prompt": "x"})
     assert "Send one image" in problem(two, 400, "malformed_body")
 
 
-def test_a_picture_that_is_sent_as_a_long_text_is_told_how_to_send_it(server: str, png: bytes) -> None:
+def test_image_as_long_text_is_refused_with_advice(server: str, png: bytes) -> None:
     text = base64.b64encode(png * 20).decode()
     body = httpx2.post(f"{server}/img2img", files={"prompt": (None, "x"), "image": (None, text * 20)})
     assert "a file part named 'image'" in problem(body, 400, "malformed_body", "image")
 
 
-def test_a_prompt_that_is_longer_than_a_text_part_may_be_is_named(server: str, png: bytes) -> None:
+def test_prompt_longer_than_a_text_part_is_refused(server: str, png: bytes) -> None:
     detail = problem(post(server, png, prompt="x" * 65_537), 400, "malformed_body", "prompt")
     assert detail == (
         "The text of the part 'prompt' is longer than the 64 KiB that a text part may have. Send a shorter one."
     )
 
 
-def test_a_prompt_sent_as_a_file_is_refused(server: str) -> None:
+def test_prompt_as_a_file_is_refused(server: str) -> None:
     body = (
         b'--b\r\nContent-Disposition: form-data; name="prompt"; filename="p.txt"\r\n\r\nx\r\n'
         b'--b\r\nContent-Disposition: form-data; name="image"\r\n\r\nx\r\n--b--\r\n'
@@ -224,12 +222,12 @@ def test_a_prompt_sent_as_a_file_is_refused(server: str) -> None:
     problem(httpx2.post(f"{server}/img2img", content=body, headers=headers), 422, "invalid_parameter", "image")
 
 
-def test_a_form_without_a_boundary_is_refused(server: str) -> None:
+def test_form_without_a_boundary_is_refused(server: str) -> None:
     response = httpx2.post(f"{server}/img2img", content=b"x", headers={"Content-Type": "multipart/form-data"})
     problem(response, 400, "malformed_body")
 
 
-def test_a_form_that_was_cut_short_says_so(server: str, png: bytes) -> None:
+def test_incomplete_form_is_refused(server: str, png: bytes) -> None:
     body = b'--b\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r\n\r\n' + png[:100]
     headers = {"Content-Type": "multipart/form-data; boundary=b"}
     response = httpx2.post(f"{server}/img2img", content=body, headers=headers)
@@ -241,7 +239,7 @@ def test_a_form_that_was_cut_short_says_so(server: str, png: bytes) -> None:
     [b"", b"[]", b"{", b"[" * 100_000, b'{"inputs": 1e999999999}', b'{"inputs": ' + b"9" * 5000 + b"}", b"\xff"],
     ids=["empty", "list", "open", "deep", "infinite", "long number", "no text"],
 )
-def test_json_that_is_none_is_refused(server: str, body: bytes) -> None:
+def test_invalid_json_is_refused(server: str, body: bytes) -> None:
     response = httpx2.post(f"{server}/img2img", content=body, headers={"Content-Type": "application/json"})
     assert response.status_code in (400, 422)
     assert response.json()["detail"]
@@ -259,38 +257,38 @@ def test_json_that_is_none_is_refused(server: str, body: bytes) -> None:
         ({"inputs": "no base64!"}, "inputs"),
     ],
 )
-def test_json_of_another_shape_is_refused_with_its_part_named(server: str, body: Any, param: str | None) -> None:
+def test_json_of_another_shape_is_refused(server: str, body: Any, param: str | None) -> None:
     response = httpx2.post(f"{server}/img2img", json=body)
     assert response.status_code in (415, 422)
     assert param is None or response.json()["param"] == param
 
 
 @pytest.mark.parametrize("media_type", ["text/plain", "application/x-www-form-urlencoded"])
-def test_another_content_type_is_refused_with_those_that_are_taken(server: str, media_type: str) -> None:
+def test_other_content_type_is_refused(server: str, media_type: str) -> None:
     response = httpx2.post(f"{server}/img2img", content=b"x", headers={"Content-Type": media_type})
     assert "multipart/form-data" in problem(response, 415, "unsupported_media_type")
 
 
-def test_an_empty_accept_header_does_not_mind(server: str, png: bytes) -> None:
+def test_empty_accept_header_admits_all_formats(server: str, png: bytes) -> None:
     assert opened(post(server, png, accept="")).format == "PNG"
 
 
-def test_an_accept_header_without_any_of_our_formats_is_refused(server: str, png: bytes) -> None:
+def test_accept_header_without_a_known_format_is_refused(server: str, png: bytes) -> None:
     problem(post(server, png, accept="application/json"), 406, "not_acceptable", "Accept")
 
 
-def test_events_that_are_not_acceptable_do_not_come(server: str, png: bytes) -> None:
+def test_events_with_weight_0_are_not_sent(server: str, png: bytes) -> None:
     answer = post(server, png, accept="text/event-stream;q=0, image/webp")
     assert answer.headers["content-type"] == "image/webp"
 
 
 @pytest.mark.parametrize("url", ["data:image/png,abc", "data:image/png;base64", "data:;base64x,AAAA", "no base64!"])
-def test_base64_that_is_none_is_told_what_to_send(server: str, url: str) -> None:
+def test_invalid_base64_is_refused_with_advice(server: str, url: str) -> None:
     answer = httpx2.post(f"{server}/img2img", json={"inputs": url})
     assert "data:image/png;base64,…" in problem(answer, 422, "invalid_image", "inputs")
 
 
-def test_a_data_url_may_be_written_in_capitals(server: str, png: bytes) -> None:
+def test_data_url_in_capitals_is_accepted(server: str, png: bytes) -> None:
     url = f"DATA:image/png;BASE64,{base64.b64encode(png).decode()}"
     answer = httpx2.post(f"{server}/img2img", json={"inputs": url, "parameters": {"seed": 1, "prompt": "dog wizard"}})
     assert answer.content == post(server, png, seed="1").content
@@ -304,23 +302,23 @@ def test_a_data_url_may_be_written_in_capitals(server: str, png: bytes) -> None:
         (b"\x89PNG\r\n\x1a\n" + bytes(50), 422, "invalid_image"),
     ],
 )
-def test_a_picture_that_cannot_be_read_is_refused(server: str, upload: bytes, status: int, code: str) -> None:
+def test_unreadable_image_is_refused(server: str, upload: bytes, status: int, code: str) -> None:
     problem(post(server, upload), status, code, "image")
 
 
-def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(png: bytes, start_server: StartServer) -> None:
+def test_image_of_too_many_pixels_is_refused(png: bytes, start_server: StartServer) -> None:
     with start_server(max_image_pixels=512 * 512 - 1) as url:
         problem(post(url, png), 413, "image_too_large", "image")
 
 
-def test_a_failing_job_is_a_500_that_should_not_be_sent_again(server: str, png: bytes) -> None:
+def test_failed_job_is_500_without_retry(server: str, png: bytes) -> None:
     response = post(server, png, prompt="fail_at=1")
     detail = problem(response, 500, "inference_failed")
     assert "as requested" not in detail
     assert response.headers["x-should-retry"] == "false"
 
 
-def test_an_error_that_nobody_expected_tells_nothing_but_the_id(
+def test_unexpected_error_reveals_only_the_request_id(
     png: bytes, start_server: StartServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*arguments: object) -> str:
@@ -332,5 +330,5 @@ def test_an_error_that_nobody_expected_tells_nothing_but_the_id(
     assert "secret" not in problem(response, 500, "internal_error")
 
 
-def test_numbers_that_are_none_are_a_typed_error_and_never_a_picture(server: str, png: bytes) -> None:
+def test_nan_in_the_result_is_an_error(server: str, png: bytes) -> None:
     problem(post(server, png, prompt="finish=nan"), 500, "non_finite_result")

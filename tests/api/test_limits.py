@@ -48,7 +48,7 @@ def test_client_that_expects_100_continue_gets_413_before_it_sends(small_bodies:
 
 
 @pytest.mark.parametrize("head", [b"", b"half of it"])
-def test_a_body_that_does_not_arrive_in_time_is_given_up(start_server: StartServer, head: bytes) -> None:
+def test_body_that_does_not_arrive_in_time_is_408(start_server: StartServer, head: bytes) -> None:
     with start_server(body_timeout_seconds=0.3) as url, connect(url) as connection:
         connection.sendall(
             b"POST /img2img HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 100\r\n\r\n" + head
@@ -61,7 +61,7 @@ def test_a_body_that_does_not_arrive_in_time_is_given_up(start_server: StartServ
         assert sample(url, 'img2img_stage_duration_seconds_sum{stage="receive"}') >= 0.3
 
 
-def test_a_slow_drip_does_not_buy_more_time(start_server: StartServer) -> None:
+def test_slow_body_does_not_extend_its_timeout(start_server: StartServer) -> None:
     with start_server(body_timeout_seconds=0.5) as url, connect(url) as connection:
         connection.sendall(
             b"POST /img2img HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 100\r\n\r\n"
@@ -81,12 +81,12 @@ def test_a_slow_drip_does_not_buy_more_time(start_server: StartServer) -> None:
         thread.join()
 
 
-def test_the_body_timeout_does_not_limit_the_work(start_server: StartServer, png: bytes) -> None:
+def test_body_timeout_does_not_limit_the_edit(start_server: StartServer, png: bytes) -> None:
     with start_server(body_timeout_seconds=0.5) as url:
         assert post(url, png, prompt="tick=0.4").status_code == 200
 
 
-def test_a_full_queue_is_refused_with_the_time_to_come_back(start_server: StartServer, png: bytes) -> None:
+def test_full_queue_is_refused_with_retry_after(start_server: StartServer, png: bytes) -> None:
     with start_server(queue_size=1) as url:
         running = threading.Thread(target=post, args=(url, png), kwargs={"prompt": "tick=0.5"})
         running.start()
@@ -100,9 +100,7 @@ def test_a_full_queue_is_refused_with_the_time_to_come_back(start_server: StartS
         assert post(url, png).status_code == 200
 
 
-def test_a_request_whose_predicted_wait_is_over_the_deadline_is_refused_at_once(
-    start_server: StartServer, png: bytes
-) -> None:
+def test_predicted_wait_over_the_deadline_is_refused_at_once(start_server: StartServer, png: bytes) -> None:
     with start_server(deadline_seconds=1.0, max_batch=1) as url:
         for _ in range(30):
             assert post(url, png, prompt="tick=0.08", num_inference_steps="1", strength="1").status_code == 200
@@ -117,7 +115,7 @@ def test_a_request_whose_predicted_wait_is_over_the_deadline_is_refused_at_once(
             thread.join()
 
 
-def test_a_caller_who_leaves_takes_the_job_along(start_server: StartServer, png: bytes) -> None:
+def test_disconnect_cancels_the_job(start_server: StartServer, png: bytes) -> None:
     with start_server(max_batch=1) as url:
         with connect(url) as connection:
             head = "POST /img2img?prompt=tick%3D0.1&num_inference_steps=50&strength=1 HTTP/1.1\r\nHost: x\r\n"
@@ -129,7 +127,7 @@ def test_a_caller_who_leaves_takes_the_job_along(start_server: StartServer, png:
         assert post(url, png).status_code == 200
 
 
-def test_a_caller_who_leaves_while_sending_is_no_error(start_server: StartServer, png: bytes) -> None:
+def test_disconnect_while_sending_is_no_error(start_server: StartServer, png: bytes) -> None:
     with start_server() as url:
         with connect(url) as connection:
             connection.sendall(
@@ -140,7 +138,7 @@ def test_a_caller_who_leaves_while_sending_is_no_error(start_server: StartServer
         assert post(url, png).status_code == 200
 
 
-def test_a_worker_that_dies_costs_the_caller_only_time(start_server: StartServer, png: bytes, tmp_path: object) -> None:
+def test_request_survives_the_death_of_a_worker(start_server: StartServer, png: bytes, tmp_path: object) -> None:
     with start_server() as url:
         response = post(url, png, prompt=f"exit_at=1 once={tmp_path}/died", seed="1")
         assert response.status_code == 200
@@ -148,7 +146,7 @@ def test_a_worker_that_dies_costs_the_caller_only_time(start_server: StartServer
         assert sample(url, 'img2img_worker_deaths_total{cause="exit"}') == 1
 
 
-def test_liveness_needs_no_worker_and_readiness_needs_a_warm_one(start_server: StartServer) -> None:
+def test_readiness_needs_a_warm_worker_and_liveness_none(start_server: StartServer) -> None:
     with start_server(wait=False, model="slow") as url:
         assert httpx2.get(f"{url}/health/live").json() == {"status": "live"}
         not_yet = httpx2.get(f"{url}/health/ready")
@@ -167,7 +165,7 @@ def test_liveness_needs_no_worker_and_readiness_needs_a_warm_one(start_server: S
             assert httpx2.get(f"{url}{alias}").json() == ready
 
 
-def test_metrics_count_pictures_requests_and_stages(start_server: StartServer, png: bytes) -> None:
+def test_metrics_count_images_requests_and_stages(start_server: StartServer, png: bytes) -> None:
     with start_server() as url:
         post(url, png)
         post(url, png, strength="0.1")
@@ -189,7 +187,7 @@ def test_metrics_count_pictures_requests_and_stages(start_server: StartServer, p
         assert sizes == {5, 7}
 
 
-def test_all_series_of_pictures_are_there_before_the_first_one(start_server: StartServer, png: bytes) -> None:
+def test_all_series_exist_before_the_first_image(start_server: StartServer, png: bytes) -> None:
     def series(url: str) -> set[str]:
         lines = httpx2.get(f"{url}/metrics").text.splitlines()
         return {line.rpartition(" ")[0] for line in lines if not line.startswith(("#", "img2img_request"))}
@@ -204,7 +202,7 @@ def test_all_series_of_pictures_are_there_before_the_first_one(start_server: Sta
     assert not [line for line in before if "_created" in line]
 
 
-def test_a_body_that_never_arrived_is_no_body_that_took_long(start_server: StartServer) -> None:
+def test_incomplete_body_is_not_counted_as_received(start_server: StartServer) -> None:
     with start_server() as url:
         with connect(url) as caller:
             head = "POST /img2img HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 1000\r\n\r\n"
@@ -215,7 +213,7 @@ def test_a_body_that_never_arrived_is_no_body_that_took_long(start_server: Start
         assert sample(url, "img2img_inflight_requests") == 0
 
 
-def test_a_request_id_is_kept_if_it_is_harmless_and_replaced_if_not(server: str) -> None:
+def test_request_id_is_kept_if_valid_and_replaced_if_not(server: str) -> None:
     def echoed(sent: str) -> str:
         headers = {b"X-Request-Id": sent.encode()}
         return str(httpx2.get(f"{server}/health/live", headers=headers).headers["x-request-id"])
@@ -225,14 +223,14 @@ def test_a_request_id_is_kept_if_it_is_harmless_and_replaced_if_not(server: str)
         assert re.fullmatch(r"[0-9a-f]{32}", echoed(harmful))
 
 
-def test_unknown_paths_and_methods_are_problems_too(server: str) -> None:
+def test_unknown_path_and_method_are_problems(server: str) -> None:
     problem(httpx2.get(f"{server}/nope"), 404, "not_found")
     response = httpx2.get(f"{server}/img2img")
     problem(response, 405, "method_not_allowed")
     assert response.headers["allow"] == "POST"
 
 
-def test_the_documentation_has_every_field_and_error(server: str) -> None:
+def test_description_has_every_field_and_error(server: str) -> None:
     route = httpx2.get(f"{server}/openapi.json").json()["paths"]["/img2img"]["post"]
     bodies = route["requestBody"]["content"]
     form = bodies["multipart/form-data"]["schema"]
@@ -247,7 +245,7 @@ def test_the_documentation_has_every_field_and_error(server: str) -> None:
 
 
 @pytest.mark.parametrize("sent", ["0", "-1", "soon", "nan", "inf", "", "1_0", "1e999", "0e1", "1" * 65])
-def test_a_timeout_that_is_none_is_refused(server: str, png: bytes, sent: str) -> None:
+def test_invalid_timeout_header_is_refused(server: str, png: bytes, sent: str) -> None:
     response = httpx2.post(
         f"{server}/img2img", files={"image": png}, data={"prompt": ""}, headers={"X-Request-Timeout": sent}
     )
@@ -255,13 +253,13 @@ def test_a_timeout_that_is_none_is_refused(server: str, png: bytes, sent: str) -
 
 
 @pytest.mark.parametrize("seconds", [0.1 + 0.2 + 9, 1e1, 1e16, 1e300, 5])
-def test_a_timeout_is_any_number_as_python_writes_it(server: str, png: bytes, seconds: float) -> None:
+def test_timeout_header_takes_any_decimal_number(server: str, png: bytes, seconds: float) -> None:
     headers = {"X-Request-Timeout": str(seconds)}
     answer = httpx2.post(f"{server}/img2img", files={"image": png}, data={"prompt": ""}, headers=headers)
     assert answer.status_code == 200
 
 
-def test_a_caller_whom_nothing_keeps_waiting_is_told_to_allow_more_time(start_server: StartServer, png: bytes) -> None:
+def test_timeout_too_short_without_a_queue_asks_for_more_time(start_server: StartServer, png: bytes) -> None:
     with start_server() as url:
         assert post(url, png, prompt="tick=0.2").status_code == 200
         response = httpx2.post(
@@ -271,20 +269,20 @@ def test_a_caller_whom_nothing_keeps_waiting_is_told_to_allow_more_time(start_se
 
 
 @pytest.mark.parametrize("path", ["/health/live", "/health/ready", "/ping", "/metrics", "/docs", "/openapi.json"])
-def test_head_answers_as_get_does_but_for_the_body(server: str, path: str) -> None:
+def test_head_is_answered_as_get_without_a_body(server: str, path: str) -> None:
     head, get = httpx2.head(f"{server}{path}"), httpx2.get(f"{server}{path}")
     assert (head.status_code, head.content) == (200, b"")
     assert head.headers["content-type"] == get.headers["content-type"]
 
 
-def test_a_compressed_body_is_refused_for_what_it_is(server: str, png: bytes) -> None:
+def test_compressed_body_is_refused(server: str, png: bytes) -> None:
     headers = {"Content-Type": "image/png", "Content-Encoding": "gzip"}
     answer = httpx2.post(f"{server}/img2img", content=gzip.compress(png), headers=headers)
     assert "Content-Encoding" in problem(answer, 415, "unsupported_media_type")
     assert httpx2.post(f"{server}/img2img", content=png, headers={"Content-Encoding": "identity"}).status_code == 200
 
 
-def test_a_caller_who_will_not_wait_so_long_is_told_in_time(start_server: StartServer, png: bytes) -> None:
+def test_timeout_header_ends_the_request_in_time(start_server: StartServer, png: bytes) -> None:
     with start_server() as url:
         response = httpx2.post(
             f"{url}/img2img",

@@ -19,7 +19,7 @@ from tests.support.servers import is_ready
 PNG = saved(noise((24, 24)), "PNG")
 
 
-def test_each_line_is_json_and_each_request_has_one_with_its_facts() -> None:
+def test_each_request_has_one_json_line_with_its_fields() -> None:
     trace = "4bf92f3577b34da6a3ce929d0e0e4736"
     with logged(api_keys="secret") as (url, lines):
         headers = {"X-API-Key": "secret", "X-Request-Id": "mine", "traceparent": f"00-{trace}-00f067aa0ba902b7-01"}
@@ -54,7 +54,7 @@ def test_each_line_is_json_and_each_request_has_one_with_its_facts() -> None:
     assert "secret" not in "".join(lines)
 
 
-def test_several_pictures_of_one_request_are_in_one_line() -> None:
+def test_several_images_of_one_request_are_in_one_line() -> None:
     with logged(log_format="json") as (url, lines):
         form = {"prompt": "x", "n": "3", "seed": "4"}
         assert httpx2.post(f"{url}/v1/images/edits", files={"image": PNG}, data=form).is_success
@@ -62,7 +62,7 @@ def test_several_pictures_of_one_request_are_in_one_line() -> None:
     assert sorted(picture["seed"] for picture in line["pictures"]) == [4, 5, 6]
 
 
-def test_an_error_within_a_stream_and_a_prediction_that_failed_are_in_their_lines() -> None:
+def test_errors_of_streams_and_predictions_are_in_their_lines() -> None:
     with logged() as (url, lines):
         events = {"Accept": "text/event-stream"}
         for headers in ({}, events):
@@ -81,7 +81,7 @@ def test_an_error_within_a_stream_and_a_prediction_that_failed_are_in_their_line
     assert [line["level"] for line in requests(lines)] == ["WARNING", "WARNING", "INFO", "INFO"]
 
 
-def test_an_error_that_nobody_foresaw_is_one_line_too() -> None:
+def test_uncaught_exception_is_one_line() -> None:
     code = (
         "import warnings; from app.observability.logs import configure; configure('info', 'json'); "
         "warnings.warn('a\\nb'); 1 / 0"
@@ -93,7 +93,7 @@ def test_an_error_that_nobody_foresaw_is_one_line_too() -> None:
     assert "ZeroDivisionError" in ended["exception"]
 
 
-def test_a_service_whose_standard_error_is_closed_runs_all_the_same() -> None:
+def test_service_with_closed_standard_error_runs() -> None:
     port = free_port()
     command = [sys.executable, "-c", CODE, str(port), FAKE]
     process = subprocess.Popen(["/bin/sh", "-c", 'exec "$@" 2>&-', "sh", *command])
@@ -105,14 +105,14 @@ def test_a_service_whose_standard_error_is_closed_runs_all_the_same() -> None:
         assert process.wait(30) == 0
 
 
-def test_a_variable_that_is_no_setting_is_told() -> None:
+def test_unknown_variable_is_warned_about() -> None:
     with logged(qeue_size="3") as (_, lines):
         pass
     said = [line["message"] for line in map(json.loads, lines) if line["level"] == "WARNING"]
     assert said == ["IMG2IMG_QEUE_SIZE is not a setting, and has no effect: is IMG2IMG_QUEUE_SIZE meant?"]
 
 
-def test_whoever_asks_for_a_websocket_is_no_reason_for_advice() -> None:
+def test_websocket_request_logs_no_advice() -> None:
     with logged() as (url, lines):
         headers = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
         headers["Sec-WebSocket-Key"] = "dGhlIHNhbXBsZSBub25jZQ=="
@@ -120,14 +120,14 @@ def test_whoever_asks_for_a_websocket_is_no_reason_for_advice() -> None:
     assert [line["level"] for line in map(json.loads, lines)].count("WARNING") == 0
 
 
-def test_the_console_form_is_one_sentence_each() -> None:
+def test_console_format_is_one_sentence_each() -> None:
     with logged(log_format="console") as (url, lines):
         assert post(url, PNG).is_success
     (line,) = [line for line in lines if "app.web.request_context" in line]
     assert " INFO    app.web.request_context: POST /img2img 200 " in line
 
 
-def test_an_exception_stays_within_its_line() -> None:
+def test_exception_is_inside_its_json_line() -> None:
     record = logging.LogRecord("x", logging.ERROR, "f", 1, "it failed: %s", ("ü",), None)
     try:
         raise ValueError("inside")
@@ -140,7 +140,7 @@ def test_an_exception_stays_within_its_line() -> None:
 
 
 @pytest.mark.parametrize(("terminal", "in_json"), [(True, False), (False, True)])
-def test_a_terminal_gets_the_console_form(terminal: bool, in_json: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_terminal_gets_the_console_format(terminal: bool, in_json: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
     root = logging.getLogger()
     before, level = root.handlers[:], root.level

@@ -100,14 +100,14 @@ def series() -> set[str]:
     return names
 
 
-def test_every_series_of_the_dashboard_and_the_alerts_is_one_of_the_service_s() -> None:
+def test_dashboard_and_alerts_use_known_series() -> None:
     expressions = [*EXPRESSIONS, *(rule["expr"] for rule in ALERTS)]
     named = {name for expression in expressions for name in re.findall(r"img2img_\w+", expression)}
     assert named <= series()
     assert len(named) > 12
 
 
-def test_every_label_of_the_dashboard_is_one_of_its_series() -> None:
+def test_dashboard_uses_known_labels() -> None:
     labels = {label for metric in vars(Metrics()).values() for label in getattr(metric, "_labelnames", ())}
     labels |= {"le", "model", "device"}
     targets = [target for panel in PANELS for target in panel["targets"]]
@@ -117,7 +117,7 @@ def test_every_label_of_the_dashboard_is_one_of_its_series() -> None:
     assert legends | grouped <= labels
 
 
-def test_panels_do_not_lie_on_each_other_and_each_has_a_title() -> None:
+def test_panels_have_titles_and_do_not_overlap() -> None:
     places: set[tuple[int, int]] = set()
     for panel in PANELS:
         place = panel["gridPos"]
@@ -128,7 +128,7 @@ def test_panels_do_not_lie_on_each_other_and_each_has_a_title() -> None:
         places |= cells
 
 
-def test_the_compose_file_mounts_what_is_here_and_publishes_to_this_host_only() -> None:
+def test_compose_file_mounts_existing_files_on_this_host_only() -> None:
     services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
     for name in ("prometheus", "grafana"):
         assert services[name]["profiles"] == ["observability"]
@@ -144,7 +144,7 @@ def test_the_compose_file_mounts_what_is_here_and_publishes_to_this_host_only() 
 
 
 @pytest.mark.skipif(not shutil.which("promtool"), reason="promtool is not installed")
-def test_the_alerts_are_such_as_prometheus_takes_and_come_when_they_should(tmp_path: Path) -> None:
+def test_alerts_are_valid_and_fire(tmp_path: Path) -> None:
     (tmp_path / "test.yml").write_text(CASES.replace("ALERTS", str(FOLDER / "alerts.yml")))
     done = subprocess.run(["promtool", "test", "rules", tmp_path / "test.yml"], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -88,7 +88,7 @@ def attributes(span: Span) -> dict[str, str | int]:
     return {one.key: one.value.string_value or one.value.int_value for one in span.attributes}
 
 
-def test_a_picture_has_a_span_for_each_stage_under_the_callers_own(
+def test_image_has_a_span_for_each_stage_in_the_clients_trace(
     collector: Collector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with traced(monkeypatch, collector.url) as (url, lines):
@@ -133,7 +133,7 @@ def children(collector: Collector, name: str) -> list[str]:
     return [span.name for span in collector.spans if span.parent_span_id == parent.span_id]
 
 
-def test_a_request_without_a_trace_begins_one_that_its_log_line_names(
+def test_request_without_a_trace_starts_one_with_its_id_in_the_log(
     collector: Collector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with traced(monkeypatch, collector.url, {"OTEL_RESOURCE_ATTRIBUTES": "service.name=ours"}) as (url, lines):
@@ -155,9 +155,7 @@ def test_a_request_without_a_trace_begins_one_that_its_log_line_names(
     assert collector.resource["service.name"] == "ours"
 
 
-def test_a_picture_that_fails_says_where_by_the_errors_code_and_not_in_its_words(
-    collector: Collector, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failed_span_has_the_error_code_and_no_message(collector: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
     with traced(monkeypatch, collector.url) as (url, _):
         refused = httpx2.post(f"{url}/img2img", files={"image": PNG[:60]}, data={"prompt": "x"})
         assert refused.status_code == 422
@@ -169,7 +167,7 @@ def test_a_picture_that_fails_says_where_by_the_errors_code_and_not_in_its_words
         assert not span.status.message
 
 
-def test_a_caller_that_does_not_sample_is_not_exported(collector: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unsampled_trace_is_not_exported(collector: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
     with traced(monkeypatch, collector.url) as (url, lines):
         headers = {"traceparent": f"00-{TRACE}-{PARENT}-00"}
         assert httpx2.get(f"{url}/openapi.json", headers=headers).is_success
@@ -177,7 +175,7 @@ def test_a_caller_that_does_not_sample_is_not_exported(collector: Collector, mon
     assert requests(lines)[0]["trace_id"] == TRACE
 
 
-def test_a_collector_that_never_answers_fails_no_request_and_does_not_hold_up_the_end(
+def test_silent_collector_delays_neither_requests_nor_exit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with socket.socket() as silent:
@@ -191,9 +189,7 @@ def test_a_collector_that_never_answers_fails_no_request_and_does_not_hold_up_th
     assert len(requests(lines)) == 5
 
 
-def test_a_wrong_variable_costs_the_spans_and_not_the_pictures(
-    collector: Collector, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_wrong_variable_disables_tracing_only(collector: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
     with traced(monkeypatch, collector.url, {"OTEL_ATTRIBUTE_COUNT_LIMIT": "many"}) as (url, lines):
         assert httpx2.post(f"{url}/img2img", files={"image": PNG}, data={"prompt": "x"}).is_success
     assert not collector.paths
@@ -214,7 +210,7 @@ def test_a_wrong_variable_costs_the_spans_and_not_the_pictures(
     ],
 )
 @pytest.mark.parametrize("command", [["serve"], ["edit", "in.png", "--prompt", "x", "--local"]], ids=["serve", "edit"])
-def test_what_cannot_be_followed_is_refused_in_one_line(
+def test_unsupported_variable_is_refused_in_one_line(
     command: list[str], name: str, value: str, advice: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "in.png").write_bytes(PNG)
@@ -226,7 +222,7 @@ def test_what_cannot_be_followed_is_refused_in_one_line(
     assert done.stderr.startswith(f"img2img: {name} {advice}")
 
 
-def test_an_empty_variable_is_none() -> None:
+def test_empty_variable_counts_as_absent() -> None:
     environment = {"OTEL_PROPAGATORS": "", "OTEL_EXPORTER_OTLP_ENDPOINT": " ", "OTEL_SERVICE_NAME": "ours", "HOME": ""}
     otel_env.validate_otel_env(environment)
     assert environment == {"OTEL_SERVICE_NAME": "ours", "HOME": ""}
