@@ -103,9 +103,7 @@ def test_refused_stream_has_the_status_of_its_error(server: str, png: bytes) -> 
     problem(httpx2.post(f"{server}/img2img", headers=headers, **form), 415, "unsupported_image_format", "image")
 
 
-def test_the_picture_is_of_the_format_that_the_header_likes_and_previews_come_for_any_yes(
-    server: str, png: bytes
-) -> None:
+def test_event_stream_has_the_accepted_format_and_previews(server: str, png: bytes) -> None:
     form: dict[str, Any] = {"data": {"prompt": "x"}, "files": {"image": png}}
 
     def ask(accept: str, previews: str) -> httpx2.Response:

@@ -23,7 +23,7 @@ def decoded(datum: Any) -> Image.Image:
     return opened(base64.b64decode(datum.b64_json))
 
 
-def test_an_edit_is_the_very_picture_of_the_native_route(client: openai.OpenAI, server: str, png: bytes) -> None:
+def test_edit_gives_the_image_of_the_native_route(client: openai.OpenAI, server: str, png: bytes) -> None:
     answer = client.images.edit(
         image=png, prompt=PROMPT, extra_body={"strength": 0.5, "seed": 7, "num_inference_steps": 6, "fit": "crop"}
     )
@@ -35,9 +35,7 @@ def test_an_edit_is_the_very_picture_of_the_native_route(client: openai.OpenAI, 
 
 
 @pytest.mark.parametrize("how", ["bytes", "handle", "list", "tuple"])
-def test_a_picture_can_be_given_in_each_way_that_the_sdk_has(
-    client: openai.OpenAI, png: bytes, tmp_path: Path, how: str
-) -> None:
+def test_image_can_be_sent_in_each_way_of_the_sdk(client: openai.OpenAI, png: bytes, tmp_path: Path, how: str) -> None:
     (tmp_path / "in.png").write_bytes(png)
     with (tmp_path / "in.png").open("rb") as handle:
         image: Any = {"bytes": png, "handle": handle, "list": [handle], "tuple": ("a.png", png, "image/png")}[how]
@@ -46,7 +44,7 @@ def test_a_picture_can_be_given_in_each_way_that_the_sdk_has(
     assert decoded(answer.data[0]).size == (512, 512)
 
 
-def test_several_pictures_have_seeds_that_follow_each_other(client: openai.OpenAI, server: str, png: bytes) -> None:
+def test_several_images_have_consecutive_seeds(client: openai.OpenAI, server: str, png: bytes) -> None:
     answer = client.images.edit(image=png, prompt=PROMPT, n=3, extra_body={"seed": 40})
     assert answer.data
     assert [datum.seed for datum in answer.data] == [40, 41, 42]  # type: ignore[attr-defined]
@@ -54,7 +52,7 @@ def test_several_pictures_have_seeds_that_follow_each_other(client: openai.OpenA
     assert [base64.b64decode(str(datum.b64_json)) for datum in answer.data] == singles
 
 
-def test_what_only_hints_is_tolerated_and_the_format_is_as_it_was_asked_for(client: openai.OpenAI, png: bytes) -> None:
+def test_hints_are_ignored_and_the_format_is_honoured(client: openai.OpenAI, png: bytes) -> None:
     hints: dict[str, Any] = {"user": "me", "quality": "high", "background": "opaque", "input_fidelity": "high"}
     sizes = []
     for compression in (20, 100):
@@ -68,9 +66,7 @@ def test_what_only_hints_is_tolerated_and_the_format_is_as_it_was_asked_for(clie
     assert answer.output_format == "webp"
 
 
-def test_a_compression_of_a_hundred_is_the_best_quality_and_not_the_one_without_it(
-    client: openai.OpenAI, server: str, png: bytes
-) -> None:
+def test_compression_of_100_is_the_best_quality(client: openai.OpenAI, server: str, png: bytes) -> None:
     for output_format in ("webp", "jpeg"):
         fields: dict[str, Any] = {"output_format": output_format, "extra_body": {"seed": 7}}
         best = client.images.edit(image=png, prompt=PROMPT, output_compression=100, **fields)
@@ -83,7 +79,7 @@ def test_a_compression_of_a_hundred_is_the_best_quality_and_not_the_one_without_
     assert client.images.edit(image=png, prompt=PROMPT, output_compression=100, output_format="png").data
 
 
-def test_headers_say_of_its_pictures_what_they_say_of_others(client: openai.OpenAI, png: bytes) -> None:
+def test_headers_are_those_of_the_native_route(client: openai.OpenAI, png: bytes) -> None:
     ask, words = client.images.with_raw_response.edit, "word " * 100
     one = ask(image=png, prompt=words, extra_body={"seed": 7}).headers
     assert (one["x-seed"], one["x-steps-run"], one["x-prompt-tokens-cut"]) == ("7", "3", "25")
@@ -95,7 +91,7 @@ def test_headers_say_of_its_pictures_what_they_say_of_others(client: openai.Open
     assert event.tokens_cut == 25  # type: ignore[union-attr]
 
 
-def test_more_pictures_than_may_ever_wait_are_refused_for_good(start_server: StartServer, png: bytes) -> None:
+def test_more_images_than_the_queue_holds_are_not_retried(start_server: StartServer, png: bytes) -> None:
     with start_server(queue_size=2) as url, openai_client(url) as client:
         assert client.images.edit(image=png, prompt=PROMPT, n=2).data
         with pytest.raises(
@@ -105,7 +101,7 @@ def test_more_pictures_than_may_ever_wait_are_refused_for_good(start_server: Sta
     assert caught.value.param == "n"
 
 
-def test_a_url_is_one_that_holds_the_picture(client: openai.OpenAI, png: bytes) -> None:
+def test_url_is_a_data_url(client: openai.OpenAI, png: bytes) -> None:
     answer = client.images.edit(image=png, prompt=PROMPT, response_format="url")
     assert answer.data
     head, _, data = str(answer.data[0].url).partition(",")
@@ -113,7 +109,7 @@ def test_a_url_is_one_that_holds_the_picture(client: openai.OpenAI, png: bytes) 
     assert opened(base64.b64decode(data)).size == (512, 512)
 
 
-def test_a_variation_needs_no_prompt(client: openai.OpenAI, png: bytes) -> None:
+def test_variation_needs_no_prompt(client: openai.OpenAI, png: bytes) -> None:
     with pytest.warns(DeprecationWarning, match="deprecated"):
         answer = client.images.create_variation(image=png, n=2)
     assert answer.data
@@ -138,7 +134,7 @@ def test_a_variation_needs_no_prompt(client: openai.OpenAI, png: bytes) -> None:
         ({"stream": True, "response_format": "url"}, "response_format"),
     ],
 )
-def test_what_cannot_be_honoured_is_refused_by_its_name(
+def test_unsupported_field_is_refused_by_its_name(
     client: openai.OpenAI, png: bytes, fields: dict[str, Any], param: str
 ) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
@@ -150,7 +146,7 @@ def test_what_cannot_be_honoured_is_refused_by_its_name(
     assert caught.value.request_id
 
 
-def test_a_mask_or_a_second_picture_is_refused(client: openai.OpenAI, png: bytes) -> None:
+def test_mask_or_second_image_is_refused(client: openai.OpenAI, png: bytes) -> None:
     with pytest.raises(openai.BadRequestError, match="mask") as caught:
         client.images.edit(image=png, mask=png, prompt=PROMPT)
     assert caught.value.param == "mask"
@@ -161,7 +157,7 @@ def test_a_mask_or_a_second_picture_is_refused(client: openai.OpenAI, png: bytes
         client.images.edit(image=png, prompt=PROMPT, extra_body={"stream": True, "n": 2})
 
 
-def test_a_second_picture_by_another_of_its_names_is_refused_too(server: str, png: bytes) -> None:
+def test_second_image_under_another_name_is_refused(server: str, png: bytes) -> None:
     answer = httpx2.post(
         f"{server}/v1/images/edits", files={"image": png, "image[]": ("a.png", png)}, data={"prompt": PROMPT}
     )
@@ -169,14 +165,14 @@ def test_a_second_picture_by_another_of_its_names_is_refused_too(server: str, pn
 
 
 @pytest.mark.parametrize("name", ["mask_image", "control"])
-def test_a_file_of_another_kind_is_refused_by_its_name(server: str, png: bytes, name: str) -> None:
+def test_file_of_another_format_is_refused_by_its_name(server: str, png: bytes, name: str) -> None:
     answer = httpx2.post(
         f"{server}/v1/images/edits", files={"image": png, name: ("a.png", png)}, data={"prompt": PROMPT}
     )
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, name)
 
 
-def test_a_field_in_the_query_is_not_overlooked(client: openai.OpenAI, png: bytes) -> None:
+def test_field_in_the_query_is_refused(client: openai.OpenAI, png: bytes) -> None:
     with pytest.raises(openai.BadRequestError, match="from the body here, not from the query") as caught:
         client.images.edit(image=png, prompt=PROMPT, extra_query={"seed": "7"})
     assert caught.value.param == "seed"
@@ -184,12 +180,12 @@ def test_a_field_in_the_query_is_not_overlooked(client: openai.OpenAI, png: byte
     assert client.images.edit(image=png, prompt=PROMPT, extra_query={"api-version": "2025-04-01"}).data
 
 
-def test_who_misspells_a_field_is_told_of_those_of_this_api(client: openai.OpenAI, png: bytes) -> None:
+def test_misspelled_field_gets_a_suggestion(client: openai.OpenAI, png: bytes) -> None:
     with pytest.raises(openai.BadRequestError, match="did you mean 'partial_images'"):
         client.images.edit(image=png, prompt=PROMPT, extra_body={"partial_image": "1"})
 
 
-def test_a_picture_that_is_none_is_a_bad_request(client: openai.OpenAI) -> None:
+def test_malformed_image_is_a_bad_request(client: openai.OpenAI) -> None:
     for data in (b"", b"GIF89a"):
         with pytest.raises(openai.BadRequestError) as caught:
             client.images.edit(image=data, prompt=PROMPT)
@@ -197,7 +193,7 @@ def test_a_picture_that_is_none_is_a_bad_request(client: openai.OpenAI) -> None:
 
 
 @pytest.mark.parametrize("extra", [{}, {"size": "512x512", "num_inference_steps": "4", "guidance_scale": "1.0"}])
-def test_a_load_generator_gets_its_pictures(server: str, extra: dict[str, str]) -> None:
+def test_load_generator_gets_its_images(server: str, extra: dict[str, str]) -> None:
     """What NVIDIA's AIPerf 0.13 sends for `--endpoint-type image_edit`, and with the options that its guide names."""
     headers = {
         "User-Agent": "aiperf/0.13.0",
@@ -219,25 +215,25 @@ def test_a_load_generator_gets_its_pictures(server: str, extra: dict[str, str]) 
     assert opened(base64.b64decode(datum["b64_json"])).size == (512, 512)
 
 
-def test_an_address_in_place_of_a_picture_is_refused_by_its_name(server: str) -> None:
+def test_url_in_place_of_an_image_is_refused(server: str) -> None:
     """AIPerf sends it where its input file has one, in a form without a file."""
     form = {"prompt": (None, "x"), "model": (None, "*"), "n": (None, "1"), "url": (None, "https://example.com/a.png")}
     answer = httpx2.post(f"{server}/v1/images/edits", files=form)
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "url")
 
 
-def test_a_body_that_is_no_form_is_a_bad_request(server: str) -> None:
+def test_body_that_is_not_a_form_is_a_bad_request(server: str) -> None:
     answer = httpx2.post(f"{server}/v1/images/edits", json={"prompt": "x"})
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "unsupported_media_type")
 
 
-def test_the_prompt_has_to_be_there_once(server: str, png: bytes) -> None:
+def test_prompt_must_be_sent_once(server: str, png: bytes) -> None:
     for data in ({}, {"prompt": ["a wizard", "a dog"]}):
         answer = httpx2.post(f"{server}/v1/images/edits", files={"image": png}, data=data)
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, "prompt")
 
 
-def test_the_model_is_listed_and_found_by_its_name_and_by_those_it_is_given(
+def test_model_is_listed_and_found_by_name_and_alias(
     client: openai.OpenAI, start_server: StartServer, png: bytes
 ) -> None:
     (model,) = client.models.list()
@@ -254,7 +250,7 @@ def test_the_model_is_listed_and_found_by_its_name_and_by_those_it_is_given(
             no_name(url, png)
 
 
-def test_an_empty_name_is_no_model_s(server: str, png: bytes) -> None:
+def test_empty_model_name_is_not_found(server: str, png: bytes) -> None:
     no_name(server, png)
 
 
@@ -264,7 +260,7 @@ def no_name(url: str, png: bytes) -> None:
         assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")
 
 
-def test_which_model_it_is_nobody_can_tell_before_one_is_loaded(start_server: StartServer) -> None:
+def test_model_is_unavailable_before_one_is_loaded(start_server: StartServer) -> None:
     with start_server("tests.support.fakes:hang", wait=False) as url, openai_client(url) as client:
         with pytest.raises(openai.InternalServerError) as caught:
             client.models.list()
@@ -275,7 +271,7 @@ def _edit(client: openai.OpenAI, png: bytes, model: str) -> Any:
     return client.images.edit(image=png, prompt=PROMPT, model=model)
 
 
-def test_the_asynchronous_sdk_works_as_well(server: str, png: bytes) -> None:
+def test_asynchronous_sdk_edits(server: str, png: bytes) -> None:
     async def ask() -> Any:
         async with openai.AsyncOpenAI(base_url=f"{server}/v1", api_key="none") as client:
             return await client.images.edit(image=io.BytesIO(png), prompt=PROMPT)

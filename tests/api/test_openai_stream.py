@@ -15,7 +15,7 @@ PROMPT = "a wizard"
 
 
 class TestErrors:
-    def test_a_key_is_asked_for_as_the_sdk_expects_it(self, start_server: StartServer, png: bytes) -> None:
+    def test_missing_key_raises_the_sdk_s_error(self, start_server: StartServer, png: bytes) -> None:
         with start_server(api_keys="right") as url:
             with openai_client(url, api_key="wrong") as client, pytest.raises(openai.AuthenticationError) as caught:
                 client.images.edit(image=png, prompt=PROMPT)
@@ -23,15 +23,13 @@ class TestErrors:
             with openai_client(url, api_key="right") as client:
                 assert client.images.edit(image=png, prompt=PROMPT).data
 
-    def test_a_path_that_is_not_there_is_told_in_the_same_shape(self, client: openai.OpenAI) -> None:
+    def test_unknown_path_has_the_same_error_shape(self, client: openai.OpenAI) -> None:
         with pytest.raises(openai.NotFoundError) as caught:
             client.images.generate(prompt=PROMPT)
         assert caught.value.code == "not_found"
         assert "POST /v1/images/edits" in caught.value.message
 
-    def test_the_sdk_waits_for_as_long_as_it_is_told_and_tries_again(
-        self, start_server: StartServer, png: bytes
-    ) -> None:
+    def test_sdk_waits_for_retry_after_and_retries(self, start_server: StartServer, png: bytes) -> None:
         with start_server(queue_size=1) as url, openai_client(url, max_retries=5) as client:
             with ThreadPoolExecutor() as pool:
                 first = pool.submit(post, url, png, prompt="tick=0.3")
@@ -40,7 +38,7 @@ class TestErrors:
                 assert first.result().status_code == 200
             assert sample(url, 'img2img_rejected_total{reason="queue_full"}')
 
-    def test_a_failure_that_would_come_again_is_not_tried_again(self, server: str, png: bytes) -> None:
+    def test_permanent_failure_is_not_retried(self, server: str, png: bytes) -> None:
         before = sample(server, 'img2img_requests_total{code="500",route="/v1/images/edits"}')
         with openai_client(server, max_retries=3) as client, pytest.raises(openai.InternalServerError) as caught:
             client.images.edit(image=png, prompt="fail_at=0")
@@ -53,7 +51,7 @@ LONG = {"num_inference_steps": 8, "strength": 1, "seed": 3}
 
 
 class TestStream:
-    def test_previews_come_at_even_steps_and_then_the_picture(
+    def test_previews_come_at_even_steps_and_then_the_image(
         self, client: openai.OpenAI, server: str, png: bytes
     ) -> None:
         stream = client.images.edit(image=png, prompt=PROMPT, stream=True, partial_images=3, extra_body=LONG)
@@ -69,17 +67,17 @@ class TestStream:
         assert base64.b64decode(last.b64_json) == alone
         assert last.usage.total_tokens == 0
 
-    def test_without_previews_there_is_one_event(self, client: openai.OpenAI, png: bytes) -> None:
+    def test_stream_without_previews_has_one_event(self, client: openai.OpenAI, png: bytes) -> None:
         (event,) = client.images.edit(image=png, prompt=PROMPT, stream=True)
         assert event.type == "image_edit.completed"
 
-    def test_what_is_refused_before_it_begins_is_an_error_as_ever(self, client: openai.OpenAI, png: bytes) -> None:
+    def test_refusal_before_the_stream_is_an_error_response(self, client: openai.OpenAI, png: bytes) -> None:
         with pytest.raises(openai.BadRequestError):
             client.images.edit(image=png, prompt=PROMPT, stream=True, extra_body={"strength": 0.1})
         with pytest.raises(openai.BadRequestError):
             client.images.edit(image=b"GIF89a", prompt=PROMPT, stream=True)
 
-    def test_what_fails_later_is_an_error_in_the_stream(self, client: openai.OpenAI, png: bytes) -> None:
+    def test_failure_during_the_stream_is_an_error_event(self, client: openai.OpenAI, png: bytes) -> None:
         stream = client.images.edit(image=png, prompt="fail_at=5", stream=True, partial_images=3, extra_body=LONG)
         seen: list[str] = []
         with pytest.raises(openai.APIError, match="could not be made") as caught:
@@ -87,7 +85,7 @@ class TestStream:
         assert seen == ["image_edit.partial_image"] * 2, "not those of the second try once more"
         assert caught.value.code == "inference_failed"
 
-    def test_a_caller_who_closes_the_stream_ends_the_work(self, start_server: StartServer, png: bytes) -> None:
+    def test_closing_the_stream_ends_the_work(self, start_server: StartServer, png: bytes) -> None:
         with start_server() as url, openai_client(url) as client:
             stream = client.images.edit(
                 image=png, prompt="tick=0.2", stream=True, partial_images=3, extra_body={**LONG, "seed": 1}

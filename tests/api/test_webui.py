@@ -20,7 +20,7 @@ IMAGE = noise((64, 64))
 LONG = {"steps": 4, "denoising_strength": 1.0, "seed": 3}
 
 
-def test_what_it_sends_by_itself_is_taken_and_brought_down_to_what_the_model_is_for(api: Any, server: str) -> None:
+def test_defaults_of_the_package_are_clamped_to_the_model(api: Any, server: str) -> None:
     result = api.img2img(images=[IMAGE], prompt="a wizard", seed=7)
     fields = {"prompt": "a wizard", "seed": "7", "num_inference_steps": "4", "strength": "0.75"}
     alone = post(server, saved(IMAGE, "PNG"), **fields)
@@ -33,7 +33,7 @@ def test_what_it_sends_by_itself_is_taken_and_brought_down_to_what_the_model_is_
     assert result.info["infotexts"][0] == result.image.text["parameters"]
 
 
-def test_a_header_says_too_what_was_clamped(server: str) -> None:
+def test_clamped_fields_are_in_a_header(server: str) -> None:
     body = {"init_images": [base64.b64encode(saved(IMAGE, "PNG")).decode()], "prompt": "x", "steps": 30}
     answer = httpx2.post(f"{server}/sdapi/v1/img2img", json=body)
     assert (answer.status_code, answer.headers["x-clamped"]) == (200, "steps")
@@ -41,7 +41,7 @@ def test_a_header_says_too_what_was_clamped(server: str) -> None:
     assert "x-clamped" not in httpx2.post(f"{server}/sdapi/v1/img2img", json=body).headers
 
 
-def test_several_pictures_have_seeds_that_follow_each_other(api: Any, server: str) -> None:
+def test_several_images_have_consecutive_seeds(api: Any, server: str) -> None:
     result = api.img2img(images=[IMAGE], prompt="x", batch_size=2, n_iter=2, **LONG)
     assert [image.size for image in result.images] == [(512, 512)] * 4
     assert result.info["all_seeds"] == [3, 4, 5, 6]
@@ -49,7 +49,7 @@ def test_several_pictures_have_seeds_that_follow_each_other(api: Any, server: st
 
 
 @pytest.mark.parametrize(("mode", "fit"), [(0, "stretch"), (1, "crop"), (2, "pad")])
-def test_the_ways_to_resize_are_those_of_the_service(api: Any, server: str, mode: int, fit: str) -> None:
+def test_resize_modes_are_those_of_the_service(api: Any, server: str, mode: int, fit: str) -> None:
     image = noise((90, 40))
     result = api.img2img(images=[image], resize_mode=mode, **LONG)
     fields = {"prompt": "", "seed": "3", "num_inference_steps": "4", "strength": "1", "fit": fit}
@@ -98,7 +98,7 @@ def test_the_ways_to_resize_are_those_of_the_service(api: Any, server: str, mode
     ],
     ids=lambda value: value if isinstance(value, str) else "-".join(value),
 )
-def test_what_cannot_be_honoured_is_refused_by_its_name(api: Any, fields: dict[str, Any], named: str) -> None:
+def test_unsupported_field_is_refused_by_its_name(api: Any, fields: dict[str, Any], named: str) -> None:
     with pytest.raises(RuntimeError) as caught:
         api.img2img(**{"images": [IMAGE], **LONG, **fields})
     status, text = caught.value.args
@@ -107,7 +107,7 @@ def test_what_cannot_be_honoured_is_refused_by_its_name(api: Any, fields: dict[s
     assert set(json.loads(text)) == {"error", "detail", "body", "errors"}
 
 
-def test_extensions_that_are_switched_off_are_no_matter(api: Any) -> None:
+def test_disabled_extensions_are_accepted(api: Any) -> None:
     scripts = {
         "ADetailer": {"args": [False, {"ad_model": "face_yolov8n.pt"}]},
         "animatediff": {"args": [False]},
@@ -118,12 +118,12 @@ def test_extensions_that_are_switched_off_are_no_matter(api: Any) -> None:
     assert api.img2img(images=[IMAGE], alwayson_scripts=scripts, **LONG).image
 
 
-def test_what_goes_beyond_the_model_is_brought_down_and_told_as_long_as_the_web_ui_would_take_it(api: Any) -> None:
+def test_values_within_the_web_ui_s_limits_are_clamped_and_reported(api: Any) -> None:
     result = api.img2img(images=[IMAGE], steps=150, cfg_scale=30, seed=3)
     assert result.info["clamped"] == {"steps": [150, 4], "cfg_scale": [30.0, 1.0]}
 
 
-def test_what_belongs_to_a_sampler_gives_way_like_the_sampler_and_is_not_echoed_as_if_it_had_been_taken(
+def test_sampler_fields_are_ignored_and_not_echoed(
     api: Any,
 ) -> None:
     plain = api.img2img(images=[IMAGE], cfg_scale=1, **LONG)
@@ -146,12 +146,12 @@ def test_what_belongs_to_a_sampler_gives_way_like_the_sampler_and_is_not_echoed_
     assert result.image.tobytes() == plain.image.tobytes()
 
 
-def test_settings_that_change_nothing_of_the_picture_are_no_matter(api: Any) -> None:
+def test_settings_without_effect_on_the_image_are_accepted(api: Any) -> None:
     settings = {"CLIP_stop_at_last_layers": 1, "sd_vae": "Automatic", "samples_format": "jpg", "nothing": None}
     assert api.img2img(images=[IMAGE], override_settings=settings, **LONG).image
 
 
-def test_null_is_as_good_as_nothing(server: str) -> None:
+def test_null_is_the_same_as_an_absent_field(server: str) -> None:
     body = {"init_images": [base64.b64encode(saved(IMAGE, "PNG")).decode()], "prompt": "x", "seed": 3}
     names = ("denoising_strength", "width", "height", "batch_size", "n_iter", "resize_mode", "steps", "cfg_scale")
     nulls = dict.fromkeys((*names, "sampler_name", "override_settings", "alwayson_scripts", "mask", "eta"))
@@ -163,7 +163,7 @@ def test_null_is_as_good_as_nothing(server: str) -> None:
     assert with_nulls["parameters"]["denoising_strength"] == 0.75
 
 
-def test_headers_say_of_its_pictures_what_they_say_of_others(server: str) -> None:
+def test_headers_are_those_of_the_native_route(server: str) -> None:
     body = {"init_images": [base64.b64encode(saved(IMAGE, "PNG")).decode()], "prompt": "word " * 100, **LONG}
     one = httpx2.post(f"{server}/sdapi/v1/img2img", json=body).headers
     assert (one["x-seed"], one["x-steps-run"], one["x-prompt-tokens-cut"]) == ("3", "4", "25")
@@ -173,16 +173,16 @@ def test_headers_say_of_its_pictures_what_they_say_of_others(server: str) -> Non
     assert "x-seed" not in two
 
 
-def test_more_pictures_than_may_ever_wait_are_refused(start_server: StartServer) -> None:
+def test_more_images_than_the_queue_holds_are_refused(start_server: StartServer) -> None:
     with start_server(queue_size=2) as url, pytest.raises(RuntimeError, match="batch_size: 3 images at once"):
         webui_client(url).img2img(images=[IMAGE], batch_size=3, **LONG)
 
 
-def test_the_pictures_can_be_left_out(api: Any) -> None:
+def test_images_can_be_left_out(api: Any) -> None:
     assert api.img2img(images=[IMAGE], send_images=False, **LONG).images == []
 
 
-def test_a_picture_tells_how_it_was_made(api: Any) -> None:
+def test_png_info_reads_the_parameters(api: Any) -> None:
     made = api.img2img(images=[IMAGE], prompt="a wizard, blue", negative_prompt="red", **LONG).image
     read = api.png_info(made)
     assert read.info.startswith("a wizard, blue\nNegative prompt: red\nSteps: 4, ")
@@ -192,7 +192,7 @@ def test_a_picture_tells_how_it_was_made(api: Any) -> None:
 
 
 @pytest.mark.parametrize("file_format", ["webp", "jpeg", "png"])
-def test_so_do_files_of_the_other_formats(server: str, file_format: str) -> None:
+def test_png_info_reads_other_formats_too(server: str, file_format: str) -> None:
     made = post(server, saved(IMAGE, "PNG"), prompt="größer ✨", output_format=file_format, seed="9").content
     body = {"image": f"data:image/{file_format};base64,{base64.b64encode(made).decode()}"}
     read = httpx2.post(f"{server}/sdapi/v1/png-info", json=body).json()
@@ -200,7 +200,7 @@ def test_so_do_files_of_the_other_formats(server: str, file_format: str) -> None
     assert read["parameters"]["Seed"] == "9"
 
 
-def test_a_file_that_cannot_be_read_tells_nothing(server: str) -> None:
+def test_png_info_of_an_unreadable_file_is_empty(server: str) -> None:
     for image in ("R0lGODlh", "!", 5):
         answer = httpx2.post(f"{server}/sdapi/v1/png-info", json={"image": image})
         assert answer.status_code in (415, 422)
@@ -209,13 +209,13 @@ def test_a_file_that_cannot_be_read_tells_nothing(server: str) -> None:
 @pytest.mark.parametrize(
     "upload", [png((20_000, 20_000), 8, 2, b""), webp_bomb(b"VP8X", (16_000, 16_000))], ids=["png", "webp"]
 )
-def test_a_file_that_is_too_large_to_be_read_is_told_so(server: str, upload: bytes) -> None:
+def test_png_info_of_a_too_large_file_is_refused(server: str, upload: bytes) -> None:
     answer = httpx2.post(f"{server}/sdapi/v1/png-info", json={"image": base64.b64encode(upload).decode()})
     assert (answer.status_code, answer.json()["error"]) == (413, "image_too_large")
     assert "Send a smaller image" in answer.json()["detail"]
 
 
-def test_the_model_and_what_belongs_to_it_can_be_asked_for(api: Any) -> None:
+def test_model_sampler_and_options_are_listed(api: Any) -> None:
     name = api.util_get_model_names()[0]
     assert api.util_get_current_model() == name
     api.set_options({"sd_model_checkpoint": name})
@@ -231,14 +231,14 @@ def test_the_model_and_what_belongs_to_it_can_be_asked_for(api: Any) -> None:
     api.util_wait_for_ready(check_interval=0.1)
 
 
-def test_all_options_can_be_sent_back_as_they_came(api: Any) -> None:
+def test_options_can_be_sent_back_as_received(api: Any) -> None:
     options = {**api.get_options(), "sd_model_checkpoint": None, "CLIP_stop_at_last_layers": None}
     assert httpx2.post(f"{api.baseurl}/options", json=options).status_code == 200
     answer = httpx2.post(f"{api.baseurl}/options", json={**options, "samples_format": "jpg"})
     assert (answer.status_code, "samples_format" in answer.json()["detail"]) == (422, True)
 
 
-def test_what_its_clients_ask_for_besides_is_there(api: Any) -> None:
+def test_further_routes_of_its_clients_answer(api: Any) -> None:
     assert api.get_memory()["cuda"]["error"]
     assert api.get_embeddings() == {"loaded": {}, "skipped": {}}
     assert api.refresh_checkpoints() is None
@@ -246,18 +246,18 @@ def test_what_its_clients_ask_for_besides_is_there(api: Any) -> None:
 
 
 @pytest.mark.parametrize("path", ["progress?skip_current_image=maybe", "txt2img"])
-def test_every_error_has_its_four_fields(server: str, path: str) -> None:
+def test_each_error_has_its_four_fields(server: str, path: str) -> None:
     answer = httpx2.get(f"{server}/sdapi/v1/{path}")
     assert answer.json().keys() == {"error", "detail", "body", "errors"}
     assert answer.headers["x-error-message"] == answer.json()["detail"]
 
 
-def test_whoever_looks_for_text_to_image_is_told_what_there_is(server: str) -> None:
+def test_txt2img_is_refused_and_names_img2img(server: str) -> None:
     answer = httpx2.post(f"{server}/sdapi/v1/txt2img", json={"prompt": "x"})
     assert (answer.status_code, "POST /sdapi/v1/img2img" in answer.json()["detail"]) == (404, True)
 
 
-def test_text_is_as_good_as_numbers_and_switches(server: str) -> None:
+def test_numbers_and_booleans_may_be_texts(server: str) -> None:
     def ask(**fields: Any) -> dict[str, Any]:
         body = {"init_images": [base64.b64encode(saved(IMAGE, "PNG")).decode()], "prompt": "x", **fields}
         answer = httpx2.post(f"{server}/sdapi/v1/img2img", json=body)
@@ -271,7 +271,7 @@ def test_text_is_as_good_as_numbers_and_switches(server: str) -> None:
     assert json.loads(ask(batch_size=2, n_iter=3)["info"])["batch_size"] == 2
 
 
-def test_the_sampler_is_the_one_of_the_model(start_server: StartServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sampler_is_that_of_the_model(start_server: StartServer, monkeypatch: pytest.MonkeyPatch) -> None:
     with start_server("tests.support.fakes:lightning") as url:
         api = webui_client(url)
         assert api.util_get_sampler_names() == ["Euler"]
@@ -280,13 +280,13 @@ def test_the_sampler_is_the_one_of_the_model(start_server: StartServer, monkeypa
         assert "Sampler: Euler, " in result.info["infotexts"][0]
 
 
-def test_the_web_ui_does_not_take_our_version_for_an_old_one_of_its_own(api: Any) -> None:
+def test_version_is_not_taken_for_one_of_the_web_ui(api: Any) -> None:
     # It then goes back to how it drew in those days, by what its own reading of versions says.
     with pytest.raises(InvalidVersion):
         Version(parse_infotext(api.img2img(images=[IMAGE], prompt="x").info["infotexts"][0])["Version"])
 
 
-def test_the_password_is_the_key(start_server: StartServer) -> None:
+def test_password_is_the_api_key(start_server: StartServer) -> None:
     with start_server(api_keys="right") as url:
         api = webui_client(url)
         with pytest.raises(RuntimeError) as caught:
@@ -296,12 +296,12 @@ def test_the_password_is_the_key(start_server: StartServer) -> None:
         assert api.img2img(images=[IMAGE], **LONG).image
 
 
-def test_a_random_seed_is_told(api: Any) -> None:
+def test_random_seed_is_returned(api: Any) -> None:
     seeds = {api.img2img(images=[IMAGE], steps=1, denoising_strength=1.0).info["seed"] for _ in range(3)}
     assert len(seeds) == 3
 
 
-def test_what_strict_json_or_utf_8_has_no_place_for_is_no_fault(server: str) -> None:
+def test_lenient_json_and_utf_8_are_accepted(server: str) -> None:
     image = base64.b64encode(saved(IMAGE, "PNG")).decode()
     body = f'{{"init_images": ["{image}"], "eta": NaN, "comment": "\\ud800", "steps": 2}}'
     answer = httpx2.post(f"{server}/sdapi/v1/img2img", content=body)
@@ -309,7 +309,7 @@ def test_what_strict_json_or_utf_8_has_no_place_for_is_no_fault(server: str) -> 
     assert answer.json()["parameters"]["comment"] == "\ud800"
 
 
-def test_a_body_that_is_no_object_is_refused(server: str) -> None:
+def test_body_that_is_not_an_object_is_refused(server: str) -> None:
     for body in (b"[]", b"{", b""):
         answer = httpx2.post(f"{server}/sdapi/v1/img2img", content=body)
         assert (answer.status_code, answer.json()["error"]) == (400, "malformed_body")

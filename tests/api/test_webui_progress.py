@@ -22,7 +22,7 @@ LONG = {"steps": 4, "denoising_strength": 1.0, "seed": 3}
 
 
 class TestProgress:
-    def test_a_caller_sees_how_far_its_own_request_is_and_what_it_looks_like(self, start_server: StartServer) -> None:
+    def test_progress_shows_the_caller_s_own_request(self, start_server: StartServer) -> None:
         with start_server() as url, ThreadPoolExecutor() as pool:
             api = webui_client(url)
             before = api.get_progress()
@@ -39,7 +39,7 @@ class TestProgress:
             assert request.result().image
             assert api.get_progress()["progress"] == 0.0
 
-    def test_interrupting_ends_the_caller_s_own_request_and_no_other(self, start_server: StartServer) -> None:
+    def test_interrupt_ends_the_caller_s_own_request_only(self, start_server: StartServer) -> None:
         with start_server(api_keys="mine,other") as url, ThreadPoolExecutor() as pool:
             mine, other = webui_client(url), webui_client(url)
             mine.set_auth("me", "mine")
@@ -55,7 +55,7 @@ class TestProgress:
             assert json.loads(caught.value.args[1])["error"] == "interrupted"
             assert requests[1].result().image
 
-    def test_of_several_requests_the_oldest_is_shown_until_it_is_done(self, start_server: StartServer) -> None:
+    def test_progress_shows_the_oldest_of_several_requests(self, start_server: StartServer) -> None:
         with start_server() as url, ThreadPoolExecutor() as pool:
             api = webui_client(url)
             first = pool.submit(api.img2img, images=[IMAGE], prompt="tick=0.2", **LONG)
@@ -68,7 +68,7 @@ class TestProgress:
             assert api.get_progress()["state"]["sampling_steps"] == 32
             assert len(second.result().images) == 8
 
-    def test_a_caller_who_hangs_up_ends_the_work(self, start_server: StartServer) -> None:
+    def test_disconnect_ends_the_work(self, start_server: StartServer) -> None:
         with start_server() as url:
             body = {"init_images": [base64.b64encode(saved(IMAGE, "PNG")).decode()], "prompt": "tick=0.5", **LONG}
             with pytest.raises(httpx2.ReadTimeout):
@@ -76,7 +76,7 @@ class TestProgress:
             eventually(lambda: sample(url, "img2img_jobs_on_board") == 0)
             assert sample(url, "img2img_images_total") == 0
 
-    def test_a_failing_picture_fails_them_all(self, api: Any) -> None:
+    def test_failure_of_one_image_fails_the_request(self, api: Any) -> None:
         with pytest.raises(RuntimeError) as caught:
             api.img2img(images=[IMAGE], prompt="fail_at=1", batch_size=2, **LONG)
         assert caught.value.args[0] == 500

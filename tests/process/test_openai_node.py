@@ -70,9 +70,7 @@ def data_of(datum: dict[str, Any]) -> bytes:
     return base64.b64decode(datum["b64_json"])
 
 
-def test_an_edit_is_the_very_picture_of_the_native_route_however_it_is_given(
-    node: Node, server: str, png: bytes
-) -> None:
+def test_edit_gives_the_image_of_the_native_route_in_each_way(node: Node, server: str, png: bytes) -> None:
     fields = {"prompt": PROMPT, "strength": "0.5", "seed": "7", "num_inference_steps": "6", "fit": "crop"}
     native = post(server, png, **fields).content
     answers = node.run("ways", server)
@@ -91,27 +89,25 @@ def kinds(node: Node, server: str) -> Any:
 
 
 class TestKinds:
-    def test_several_pictures_have_seeds_that_follow_each_other(self, kinds: Any, server: str, png: bytes) -> None:
+    def test_several_images_have_consecutive_seeds(self, kinds: Any, server: str, png: bytes) -> None:
         assert [datum["seed"] for datum in kinds["several"]["data"]] == [40, 41, 42]
         singles = [post(server, png, prompt=PROMPT, seed=str(seed)).content for seed in (40, 41, 42)]
         assert [data_of(datum) for datum in kinds["several"]["data"]] == singles
 
-    def test_the_format_is_the_one_that_was_asked_for(self, kinds: Any) -> None:
+    def test_result_has_the_requested_format(self, kinds: Any) -> None:
         (datum,) = kinds["webp"]["data"]
         assert (opened(data_of(datum)).format, kinds["webp"]["output_format"]) == ("WEBP", "webp")
 
-    def test_a_url_is_one_that_holds_the_picture(self, kinds: Any) -> None:
+    def test_url_is_a_data_url(self, kinds: Any) -> None:
         head, _, data = kinds["url"]["data"][0]["url"].partition(",")
         assert head == "data:image/jpeg;base64"
         assert opened(base64.b64decode(data)).size == (512, 512)
 
-    def test_a_variation_needs_no_prompt(self, kinds: Any) -> None:
+    def test_variation_needs_no_prompt(self, kinds: Any) -> None:
         assert [opened(data_of(datum)).size for datum in kinds["variation"]["data"]] == [(512, 512)] * 2
 
 
-def test_the_model_is_listed_and_found_by_its_name_and_by_those_it_is_given(
-    node: Node, start_server: StartServer
-) -> None:
+def test_model_is_listed_and_found_by_name_and_alias(node: Node, start_server: StartServer) -> None:
     with start_server(model_aliases="some/turbo") as url:
         seen = node.run("models", url)
     assert seen["listed"] == ["fake"]
@@ -129,7 +125,7 @@ def check(error: dict[str, Any], kind: str, status: int | None, code: str, param
 
 
 class TestErrors:
-    def test_what_cannot_be_honoured_is_refused_by_its_name(self, node: Node, server: str) -> None:
+    def test_unsupported_field_is_refused_by_its_name(self, node: Node, server: str) -> None:
         refused = node.run("refusals", server)
         assert len(refused) == 9
         for param, error in refused.items():
@@ -139,7 +135,7 @@ class TestErrors:
         assert "would run no" in refused["strength"]["message"]
         assert "Send one picture" in refused["image"]["message"]
 
-    def test_other_refusals_have_classes_of_their_own(self, node: Node, server: str) -> None:
+    def test_refusals_raise_their_own_classes(self, node: Node, server: str) -> None:
         seen = node.run("others", server)
         check(seen["picture"], "BadRequestError", 400, "unsupported_image_format", "image")
         check(seen["route"], "NotFoundError", 404, "not_found")
@@ -149,7 +145,7 @@ class TestErrors:
         check(seen["once"]["outcome"], "InternalServerError", 500, "inference_failed")
         assert [one["status"] for one in seen["once"]["tries"]] == [500]
 
-    def test_a_wrong_key_is_told_even_to_one_who_is_still_sending(
+    def test_wrong_key_is_reported_while_the_body_is_sent(
         self, node_with_a_large_picture: Node, start_server: StartServer
     ) -> None:
         with start_server(api_keys="right") as url:
@@ -158,7 +154,7 @@ class TestErrors:
             check(error, "AuthenticationError", 401, "invalid_api_key")
         assert opened(data_of(seen["right"]["data"][0])).size == (512, 512)
 
-    def test_a_picture_of_too_many_bytes_is_told_so_even_if_its_size_was_not(
+    def test_too_large_body_is_reported_without_a_content_length(
         self, node_with_a_large_picture: Node, start_server: StartServer
     ) -> None:
         with start_server(max_body_bytes=1_000_000) as url:
@@ -173,7 +169,7 @@ def streamed(node: Node, server: str) -> Any:
 
 
 class TestStream:
-    def test_previews_come_at_even_steps_and_then_the_picture(self, streamed: Any, server: str, png: bytes) -> None:
+    def test_previews_come_at_even_steps_and_then_the_image(self, streamed: Any, server: str, png: bytes) -> None:
         *partial, last = streamed["events"]
         assert [event["type"] for event in partial] == ["image_edit.partial_image"] * 2
         assert [event["partial_image_index"] for event in partial] == [0, 1]
@@ -185,12 +181,12 @@ class TestStream:
         )
         assert last["usage"]["total_tokens"] == 0
 
-    def test_what_fails_later_is_an_error_in_the_stream(self, streamed: Any) -> None:
+    def test_failure_during_the_stream_is_an_error_event(self, streamed: Any) -> None:
         begun = [event["type"] for event in streamed["begun"]]
         assert begun == ["image_edit.partial_image"] * 2, "not those of the second try once more"
         check(streamed["error"], "APIError", None, "inference_failed")
 
-    def test_a_caller_who_leaves_the_loop_ends_the_work(self, node: Node, start_server: StartServer) -> None:
+    def test_leaving_the_loop_ends_the_work(self, node: Node, start_server: StartServer) -> None:
         with start_server() as url, node.started("leaving", url) as process:
             eventually(lambda: sample(url, "img2img_jobs_on_board") == 1)
             eventually(lambda: sample(url, "img2img_jobs_on_board") == 0)
@@ -219,7 +215,7 @@ def held(url: str, png: bytes, key: str) -> Iterator[None]:
     ],
     ids=["full", "more than its share"],
 )
-def test_the_package_waits_for_as_long_as_it_is_told_and_tries_again_what_it_can_send_again(
+def test_package_waits_for_retry_after_and_retries(
     node: Node, start_server: StartServer, png: bytes, callers: list[str], kind: str, status: int, code: str
 ) -> None:
     with start_server(queue_size=1, api_keys="mine,another") as url, ExitStack() as places:
@@ -242,7 +238,7 @@ def test_the_package_waits_for_as_long_as_it_is_told_and_tries_again_what_it_can
     assert opened(data_of(seen["file"]["outcome"]["data"][0])).size == (512, 512)
 
 
-def test_a_page_of_a_listed_origin_may_send_what_the_package_sends(node: Node, start_server: StartServer) -> None:
+def test_listed_origin_may_send_the_package_s_headers(node: Node, start_server: StartServer) -> None:
     with start_server(cors_origins="https://friend.org") as url:
         (seen,) = node.run("page", url)
         question = {
@@ -259,7 +255,7 @@ def test_a_page_of_a_listed_origin_may_send_what_the_package_sends(node: Node, s
     assert all(name in exposed for name in ("x-request-id", "retry-after", "x-should-retry"))
 
 
-def test_the_lock_names_one_version_and_no_place_to_fetch_it_from() -> None:
+def test_lock_names_one_version_and_no_registry() -> None:
     wanted = json.loads((ROOT / "package.json").read_text())["dependencies"]
     text = (ROOT / "package-lock.json").read_text()
     packages = json.loads(text)["packages"]
