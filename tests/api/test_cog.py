@@ -153,7 +153,7 @@ def test_engine_error_is_a_failed_prediction(server: str, png: bytes) -> None:
         ({"input": {"image": "AAAA"}, "id": "\ud800"}, "id"),
     ],
 )
-def test_what_cannot_be_used_is_refused_in_its_shape(server: str, body: dict[str, Any], param: str) -> None:
+def test_unusable_input_is_refused_in_the_dialect_s_shape(server: str, body: dict[str, Any], param: str) -> None:
     answer = httpx2.post(f"{server}/predictions", content=json.dumps(body))
     (wrong,) = answer.json()["detail"]
     assert (answer.status_code, wrong["loc"]) == (422, ["body", *param.split(".")])

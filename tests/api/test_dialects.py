@@ -273,7 +273,7 @@ def test_tables_have_the_fields_that_are_sent_here_and_no_other(dialect: str) ->
 
 
 @pytest.mark.parametrize("dialect", ["OpenAI", "Stability AI", "Cog", "Hugging Face", "Vertex AI"])
-def test_the_fields_of_the_native_route_are_taken_too(url: str, dialect: str) -> None:
+def test_fields_of_the_native_route_are_accepted(url: str, dialect: str) -> None:
     # Of the very field that has another meaning there, its own table speaks.
     fields: dict[str, Any] = {"strength": "0.75", "num_inference_steps": "6", "fit": "crop", "output_format": "webp"}
     assert set(fields) < set(Img2ImgRequest.model_fields)

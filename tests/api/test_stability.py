@@ -80,7 +80,7 @@ def test_sd3_cfg_scale_is_guidance_scale(server: str, png: bytes) -> None:
         ({"guidance_scale": "21"}, 422, "guidance_scale: "),
     ],
 )
-def test_what_cannot_be_honoured_is_refused_in_its_shape(
+def test_unsupported_field_is_refused_in_the_dialect_s_shape(
     server: str, png: bytes, fields: dict[str, str], status: int, named: str
 ) -> None:
     answer = ask(server, png, **fields)

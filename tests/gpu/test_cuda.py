@@ -66,7 +66,7 @@ def test_float16_on_the_device_is_close_to_float32_on_the_cpu(half: SdxlDiffusio
         assert mean_difference(together(half, [each])[0], together(exact, [each])[0]) < 2
 
 
-def test_the_device_path_is_close_to_diffusers_on_the_same_device(half: SdxlDiffusion, tiny_checkpoint: Path) -> None:
+def test_device_path_is_close_to_diffusers_on_the_same_device(half: SdxlDiffusion, tiny_checkpoint: Path) -> None:
     pipe = StableDiffusionXLImg2ImgPipeline.from_pretrained(
         tiny_checkpoint, variant="fp16", dtype=torch.float16, add_watermarker=False
     ).to("cuda")
@@ -93,7 +93,7 @@ def test_nothing_between_admission_and_the_picture_waits_for_the_device(half: Sd
 
 
 @pytest.mark.parametrize("how", ["default", "max"])
-def test_a_compiled_model_is_close_to_the_plain_one(half: SdxlDiffusion, tiny_checkpoint: Path, how: str) -> None:
+def test_compiled_model_is_close_to_the_plain_one(half: SdxlDiffusion, tiny_checkpoint: Path, how: str) -> None:
     diffusion = load(Settings(model=str(tiny_checkpoint), compile=how), "cuda")
     for _ in range(3):
         # A graph is recorded at its second call and replayed from the third on.
@@ -101,7 +101,7 @@ def test_a_compiled_model_is_close_to_the_plain_one(half: SdxlDiffusion, tiny_ch
             assert mean_difference(compiled, plain) < 1
 
 
-def test_a_decode_that_overflows_is_repeated_in_float32(tiny_checkpoint: Path) -> None:
+def test_decode_that_overflows_is_repeated_in_float32(tiny_checkpoint: Path) -> None:
     diffusion = load(Settings(model=str(tiny_checkpoint)), "cuda")
     with torch.no_grad():
         diffusion.pipe.vae.decoder.conv_in.weight.mul_(60000)
@@ -170,7 +170,7 @@ def full_size() -> SdxlDiffusion:
     )
 
 
-def test_the_full_size_model_with_a_full_batch_fits_an_a10g() -> None:
+def test_full_size_model_with_a_full_batch_fits_an_a10g() -> None:
     torch.cuda.reset_peak_memory_stats()
     diffusion = full_size()
     states = [diffusion.admit(demo_job(f"j{i}")) for i in range(capacity("auto", "cuda", large=True))]

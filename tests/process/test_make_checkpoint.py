@@ -210,7 +210,7 @@ class TestTheTinyVae:
         assert pixels.isfinite().all()
         assert vae.config.scaling_factor == 1.0
 
-    def test_the_same_seed_gives_the_same_bytes(self, tmp_path: Path) -> None:
+    def test_same_seed_gives_the_same_bytes(self, tmp_path: Path) -> None:
         for folder, seed in (("a", 3), ("b", 3), ("c", 4)):
             write_tiny_vae(tmp_path / folder, seed)
         first, second, other = ((tmp_path / x / "diffusion_pytorch_model.safetensors").read_bytes() for x in "abc")

@@ -38,7 +38,7 @@ def test_processes_start_on_a_thread_and_not_on_the_event_loop(monkeypatch: pyte
     assert threading.get_ident() not in threads
 
 
-def test_a_start_that_is_cancelled_leaves_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cancelled_start_leaves_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[ChildProcess] = []
     begun, may_go = threading.Event(), threading.Event()
     start = ChildProcess.start
@@ -64,7 +64,7 @@ def test_a_start_that_is_cancelled_leaves_no_process(monkeypatch: pytest.MonkeyP
     asyncio.run(cancel())
 
 
-def test_a_start_that_is_cancelled_and_fails_raises_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cancelled_start_that_fails_raises_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
     begun, may_go = threading.Event(), threading.Event()
 
     def fail(*args: Any, **options: Any) -> ChildProcess:

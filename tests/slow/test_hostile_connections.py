@@ -33,7 +33,7 @@ def answered(target: Target) -> int:
 
 
 @pytest.mark.parametrize("said", [b"", b"GET /health/li", HEAD[:40], HEAD, HEAD + b"\x89PNG"], ids=range(5))
-def test_a_thousand_half_open_connections_hold_up_no_request(target: Target, said: bytes) -> None:
+def test_thousand_half_open_connections_hold_up_no_request(target: Target, said: bytes) -> None:
     before = target.descriptors()
     connections = [connect(target.url) for _ in range(1_000)]
     try:

@@ -10,7 +10,7 @@ from app.routes.webui.fields import parse_webui
 
 
 @pytest.mark.parametrize(("strength", "steps"), [(0.75, 4), (0.2, 5), (0.02, 50), (1.0, 4), (0.3334, 4)])
-def test_a_low_strength_gets_as_many_steps_as_it_needs_for_one(strength: float, steps: int) -> None:
+def test_low_strength_gets_enough_steps_for_one(strength: float, steps: int) -> None:
     asked = parse_webui({"init_images": [""], "denoising_strength": strength, "steps": 20}, "Euler a")
     assert asked.requests[0].num_inference_steps == steps
     assert asked.requests[0].steps_run >= 1
@@ -27,7 +27,7 @@ def test_a_low_strength_gets_as_many_steps_as_it_needs_for_one(strength: float, 
         ('Steps: 1, Model: "broken', {"Prompt": "", "Negative prompt": "", "Steps": "1", "Model": '"broken'}),
     ],
 )
-def test_the_notation_is_read_back(text: str, facts: dict[str, str]) -> None:
+def test_notation_is_read_back(text: str, facts: dict[str, str]) -> None:
     assert parse_infotext(text) == facts
 
 
