@@ -103,7 +103,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--prompt", default=PROMPT, help=f'by default "{PROMPT}"')
     parser.add_argument("--image", type=Path, default=ROOT / "scripts/demo.png", help="PNG, JPEG or WebP")
     parser.add_argument("--strength", type=float, help="how much is redrawn, up to 1; by default 0.9")
-    parser.add_argument("--steps", type=int, help="steps of the whole schedule; by default 4")
+    parser.add_argument("--steps", type=int, help="steps of the complete schedule; by default 4")
     parser.add_argument("--guidance-scale", type=float, help="by default 0, which SDXL-Turbo wants")
     parser.add_argument("--seed", type=int, default=42, help="by default 42")
     parser.add_argument("--model", help="embedded, a folder or a hub id; by default IMG2IMG_MODEL, else auto")

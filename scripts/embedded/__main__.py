@@ -54,7 +54,7 @@ def main() -> None:
         return
     scenes = latents.make(vae, sources, state, options.scenes)
     unet = translator.train(scenes, encoders, tokenizers, state, options.unet_steps)
-    encoders = text.settle(encoders, tokenizers, state, options.settling_steps)
+    encoders = text.distil(encoders, tokenizers, state, options.settling_steps)
     vae = autoencoder.sharpen(vae, sources, state, options.decoder_steps)
     size = export.write(options.out, vae, encoders, unet)
     print(json.dumps({"bytes": size}))

@@ -126,8 +126,8 @@ def loss(model: AutoencoderTiny, images: Tensor, generator: torch.Generator) -> 
     spread = latents.var((0, 2, 3)) + 1e-4
     unit = (latents.mean((0, 2, 3)) ** 2 + spread.log() ** 2).mean()
     noise = torch.randn(latents.shape, generator=generator) * NOISE
-    whole, pixel = difference(model.decode(latents + noise).sample, images)
-    return whole + 0.003 * unit, pixel
+    error, pixel = difference(model.decode(latents + noise).sample, images)
+    return error + 0.003 * unit, pixel
 
 
 def train(sources: Sources, state: Path, steps: int, seed: int = 0) -> AutoencoderTiny:
@@ -158,7 +158,7 @@ def sharpen(model: AutoencoderTiny, sources: Sources, state: Path, steps: int, s
             with torch.no_grad():
                 latents = model.encode(images).latents
             noise = torch.randn(latents.shape, generator=generator) * NOISE
-            whole, pixel = difference(model.decode(latents + noise).sample, images)
-        stage.learn(whole, {"L1": pixel})
+            error, pixel = difference(model.decode(latents + noise).sample, images)
+        stage.learn(error, {"L1": pixel})
     stage.finish()
     return model.eval()

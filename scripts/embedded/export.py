@@ -39,8 +39,8 @@ def _model(folder: Path, config: dict[str, Any], model: nn.Module, file: str, pr
     weights = {}
     for name, value in model.state_dict().items():
         # The names in the hub's files. transformers 5 drops this prefix in memory for a model without projection.
-        whole = name if not prefix or name.startswith((prefix, "text_projection")) else prefix + name
-        weights[whole] = value.to(torch.float16).contiguous()
+        full_name = name if not prefix or name.startswith((prefix, "text_projection")) else prefix + name
+        weights[full_name] = value.to(torch.float16).contiguous()
     save_file(weights, folder / file, metadata={"format": "pt"})
     # safetensors writes files that only their owner can read. A container that runs as another user needs more.
     (folder / file).chmod(0o644)

@@ -40,7 +40,7 @@ FIRST_SLOT = POSITIONS - SLOTS
 BATCH = 16
 BARE = BATCH // 2
 PEAK_RATE = 2e-3
-SETTLING_RATE = 5e-4
+DISTILLING_RATE = 5e-4
 
 
 def config(architecture: str) -> dict[str, Any]:
@@ -65,7 +65,7 @@ def config(architecture: str) -> dict[str, Any]:
 
 
 @dataclass
-class Said:
+class TextOutputs:
     """The encoders' outputs for a batch of prompts.
 
     Attributes:
@@ -87,10 +87,10 @@ class TextEncoders(nn.Module):
         for encoder in (self.first, self.second):
             encoder.get_input_embeddings().weight.requires_grad_(False)
 
-    def forward(self, ids: tuple[Tensor, Tensor]) -> Said:
+    def forward(self, ids: tuple[Tensor, Tensor]) -> TextOutputs:
         one = self.first(ids[0], output_hidden_states=True)
         other = self.second(ids[1], output_hidden_states=True)
-        return Said(torch.cat([one.hidden_states[-2], other.hidden_states[-2]], -1), other.text_embeds)
+        return TextOutputs(torch.cat([one.hidden_states[-2], other.hidden_states[-2]], -1), other.text_embeds)
 
 
 class Reader(nn.Module):
@@ -137,9 +137,9 @@ def token_table(sources: Sources, tokenizers: Tokenizers, seed: int) -> Tensor:
     words = [word for word in tokens if len(word) > 2 and word.isascii() and word.isalpha()]
     near = torch.from_numpy(similarities(wordnet, words))
     generator = torch.Generator().manual_seed(seed)
-    turn = torch.linalg.qr(torch.randn(len(CONCEPTS), len(CONCEPTS), generator=generator))[0][:, : 2 * WIDTH]
+    projection = torch.linalg.qr(torch.randn(len(CONCEPTS), len(CONCEPTS), generator=generator))[0][:, : 2 * WIDTH]
     table = torch.zeros(VOCABULARY, 2 * WIDTH)
-    table[[tokens[word] for word in words]] = near @ turn * (len(CONCEPTS) / (2 * WIDTH)) ** 0.5
+    table[[tokens[word] for word in words]] = near @ projection * (len(CONCEPTS) / (2 * WIDTH)) ** 0.5
     phrases = [word for concept in CONCEPTS for word in (concept.name, *concept.synonyms)]
     own = sorted(
         {piece for phrase in phrases for piece in tokenizers.pieces(phrase)} | {0, VOCABULARY - 2, VOCABULARY - 1}
@@ -214,9 +214,9 @@ def train(
         ids = tokenizers([prompts.plain(rng, one) for one in bare] + [prompts.draw(rng, one) for one in crowded])
         blur(ids, BARE, generator)
         with fast_precision():
-            said = encoders(ids)
-            slots = said.context[:, FIRST_SLOT:]
-            patches, numbers, names = reader.patch(slots), reader.slot(slots), reader.concept(said.pooled)
+            text_outputs = encoders(ids)
+            slots = text_outputs.context[:, FIRST_SLOT:]
+            patches, numbers, names = reader.patch(slots), reader.slot(slots), reader.concept(text_outputs.pooled)
         patch = functional.mse_loss(patches.float(), canvases[concepts])
         wanted = torch.arange(SLOTS).expand(BATCH, SLOTS)
         slot = functional.cross_entropy(numbers.float().flatten(0, 1), wanted.flatten())
@@ -227,7 +227,7 @@ def train(
     return encoders.eval(), reader.eval()
 
 
-def settle(encoders: TextEncoders, tokenizers: Tokenizers, state: Path, steps: int, seed: int = 0) -> TextEncoders:
+def distil(encoders: TextEncoders, tokenizers: Tokenizers, state: Path, steps: int, seed: int = 0) -> TextEncoders:
     """Encoders whose outputs for a hard prompt are those for its plain one: for "dog wizard, 8k" those for "a wizard".
 
     A prompt is hard if it has many other words, or a similar word in place of the concept's (`blur_words`).
@@ -238,7 +238,7 @@ def settle(encoders: TextEncoders, tokenizers: Tokenizers, state: Path, steps: i
     teacher, pupil = encoders, copy.deepcopy(encoders)
     prompts, blur = Prompts(doubles=0.3), Blur(pupil)
     plain = [f"a {concept.name}" for concept in CONCEPTS]
-    stage = Stage("settled", state, pupil, steps, SETTLING_RATE)
+    stage = Stage("settled", state, pupil, steps, DISTILLING_RATE)
     for step in stage.steps():
         rng = np.random.default_rng((seed, 8, step))
         concepts = rng.integers(NOTHING, size=BATCH)
@@ -246,9 +246,9 @@ def settle(encoders: TextEncoders, tokenizers: Tokenizers, state: Path, steps: i
             wanted = teacher(tokenizers([plain[one] for one in concepts]))
         ids = tokenizers([prompts.draw(rng, int(one)) for one in concepts])
         blur(ids, BARE, torch.Generator().manual_seed(step))
-        said = pupil(ids)
-        slots = functional.mse_loss(said.context[:, FIRST_SLOT:], wanted.context[:, FIRST_SLOT:])
-        pooled = functional.mse_loss(said.pooled, wanted.pooled)
+        text_outputs = pupil(ids)
+        slots = functional.mse_loss(text_outputs.context[:, FIRST_SLOT:], wanted.context[:, FIRST_SLOT:])
+        pooled = functional.mse_loss(text_outputs.pooled, wanted.pooled)
         stage.learn(slots + 0.2 * pooled, {"slots": slots, "pooled": pooled})
     stage.finish()
     blur.stop()

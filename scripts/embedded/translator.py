@@ -21,7 +21,7 @@ from scripts.embedded.latents import BARE, LATENT, SQUARE, TARGETS, Scenes
 from scripts.embedded.probes import Probes
 from scripts.embedded.prompts import NOTHING, Prompts
 from scripts.embedded.state import Stage, fast_precision
-from scripts.embedded.text import WIDTH, Said, TextEncoders, Tokenizers
+from scripts.embedded.text import WIDTH, TextEncoders, TextOutputs, Tokenizers
 
 Half = npt.NDArray[np.float16]
 
@@ -124,12 +124,12 @@ def path(rng: np.random.Generator, depth: int) -> list[int]:
     keeps = rng.random() < 1 / 3
     while True:
         steps = 4 if rng.random() < 0.6 else int(rng.integers(2, 9))
-        whole = grid(steps)
-        begins = [at for at in range(steps - depth) if (whole[at] < TRANSLATE) == keeps]
+        timesteps = grid(steps)
+        begins = [at for at in range(steps - depth) if (timesteps[at] < TRANSLATE) == keeps]
         if begins:
             # The default strength skips the first of four steps.
             at = 1 if 1 in begins and rng.random() < 0.5 else int(rng.choice(begins))
-            return whole[at : at + depth + 1]
+            return timesteps[at : at + depth + 1]
 
 
 def time_ids(count: int) -> Tensor:
@@ -137,7 +137,9 @@ def time_ids(count: int) -> Tensor:
     return torch.tensor([[512.0, 512.0, 0.0, 0.0, 512.0, 512.0]]).expand(count, 6)
 
 
-def denoise(unet: UNet2DConditionModel, noisy: Tensor, level: Tensor, timesteps: Tensor, said: Said) -> Tensor:
+def denoise(
+    unet: UNet2DConditionModel, noisy: Tensor, level: Tensor, timesteps: Tensor, text_outputs: TextOutputs
+) -> Tensor:
     """The UNet's prediction of the clean latents.
 
     Args:
@@ -145,12 +147,12 @@ def denoise(unet: UNet2DConditionModel, noisy: Tensor, level: Tensor, timesteps:
         noisy: (B, 8, 32, 32), clean + level * noise.
         level: (B, 1, 1, 1), sigma.
         timesteps: (B,).
-        said: the encoders' outputs for the prompts.
+        text_outputs: the encoders' outputs for the prompts.
     """
     scaled = noisy / (level**2 + 1) ** 0.5
-    added = {"text_embeds": said.pooled, "time_ids": time_ids(len(noisy))}
+    added = {"text_embeds": text_outputs.pooled, "time_ids": time_ids(len(noisy))}
     with fast_precision():
-        out = unet(scaled, timesteps, encoder_hidden_states=said.context, added_cond_kwargs=added)
+        out = unet(scaled, timesteps, encoder_hidden_states=text_outputs.context, added_cond_kwargs=added)
     velocity = out.sample.float()
     # Salimans and Ho 2022 (arXiv:2202.00512), with sigma for their ratio of sigma to alpha.
     return noisy / (level**2 + 1) - velocity * level / (level**2 + 1) ** 0.5  # type: ignore[no-any-return]
@@ -222,7 +224,9 @@ def _stack(latents: list[Half]) -> Tensor:
     return torch.from_numpy(np.stack(latents).astype(np.float32))
 
 
-def roll(unet: UNet2DConditionModel, lesson: Lesson, said: Said, levels: Levels, generator: torch.Generator) -> Tensor:
+def roll(
+    unet: UNet2DConditionModel, lesson: Lesson, text_outputs: TextOutputs, levels: Levels, generator: torch.Generator
+) -> Tensor:
     """The noisy latents at the last timestep of each path."""
 
     def noise() -> Tensor:
@@ -231,7 +235,7 @@ def roll(unet: UNet2DConditionModel, lesson: Lesson, said: Said, levels: Levels,
     noisy = lesson.starts + levels(lesson.paths[:, 0]) * noise()
     for now, following in zip(lesson.paths.T, lesson.paths.T[1:], strict=False):
         with torch.no_grad():
-            clean = denoise(unet, noisy, levels(now), now, said)
+            clean = denoise(unet, noisy, levels(now), now, text_outputs)
         noisy = ancestral(noisy, clean, levels(now), levels(following), noise())
     return noisy
 
@@ -252,10 +256,10 @@ def train(
         # Train on its own results only after they resemble images.
         lesson = lessons.draw(step, rolled=step > 0.3 * steps and step % 2 == 1)
         with torch.no_grad():
-            said = encoders(tokenizers(lesson.prompts))
-        noisy = roll(unet, lesson, said, levels, torch.Generator().manual_seed(step))
+            text_outputs = encoders(tokenizers(lesson.prompts))
+        noisy = roll(unet, lesson, text_outputs, levels, torch.Generator().manual_seed(step))
         timesteps = lesson.paths[:, -1]
-        clean = denoise(unet, noisy, levels(timesteps), timesteps, said)
+        clean = denoise(unet, noisy, levels(timesteps), timesteps, text_outputs)
         errors = (clean - lesson.targets).square().mean(1)
         error = (errors * area).mean((1, 2))
         # The loss in v, which gives the small errors at low noise more weight.

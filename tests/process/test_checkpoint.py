@@ -1,4 +1,4 @@
-"""Which checkpoint is taken and why, and how it reaches the device."""
+"""The choice of a checkpoint and a device, and loading."""
 
 import json
 import shutil
@@ -27,7 +27,7 @@ def change_json(path: Path, **values: Any) -> None:
 
 @pytest.fixture
 def copy(tiny_checkpoint: Path, tmp_path: Path) -> Path:
-    """A checkpoint that a test may spoil."""
+    """A copy of the tiny checkpoint that a test may change."""
     return Path(shutil.copytree(tiny_checkpoint, tmp_path / "copy"))
 
 

@@ -1,4 +1,4 @@
-"""The demo, from end to end, with the real embedded model."""
+"""The demo with the embedded model."""
 
 import shutil
 import signal
@@ -21,8 +21,8 @@ def test_demo_shows_the_log_of_a_service_that_does_not_start(tmp_path: Path, mon
 
 def test_demo_without_its_image_starts_no_service(tmp_path: Path) -> None:
     with demo(tmp_path, "--image", "missing.png") as process:
-        said, failed = process.communicate(timeout=300)
-    assert (process.returncode, said) == (1, "")
+        output, failed = process.communicate(timeout=300)
+    assert (process.returncode, output) == (1, "")
     assert "missing.png" in failed
 
 
@@ -38,7 +38,7 @@ def test_ctrl_c_stops_the_demo_and_its_service(tmp_path: Path) -> None:
 
 
 def serving(port: str) -> bool:
-    """Whether a process is there that serves on the port."""
+    """Whether a process listens on the port."""
     commands = [path.read_bytes().split(b"\0") for path in Path("/proc").glob("[0-9]*/cmdline")]
     return any(b"serve" in command and port.encode() in command for command in commands)
 

@@ -1,4 +1,4 @@
-"""Our loop against the oracle: diffusers' own pipeline, on the same weights, seed and picture, in float32."""
+"""Our loop against diffusers' pipeline with the same weights, seed and image, in float32."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +20,7 @@ from app.model.diffusion import SdxlDiffusion
 from app.model.load import load
 from app.pixels import Pixels
 from app.settings import Settings
-from tests.support.models import INFO, LONG, MIXED, PROMPTS, array, by_diffusers, finished, job, picture, together
+from tests.support.models import INFO, LONG, MIXED, PROMPTS, array, by_diffusers, finished, job, start_image, together
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def diffusion(tiny_checkpoint: Path) -> SdxlDiffusion:
 def test_single_job_is_bit_equal_to_diffusers(
     oracle: StableDiffusionXLImg2ImgPipeline, diffusion: SdxlDiffusion, steps: int, strength: float
 ) -> None:
-    """Some steps and strengths; tests/slow/test_diffusion_grid.py has all."""
+    """A selection of steps and strengths; tests/slow/test_diffusion_grid.py has all."""
     each = job(steps=steps, strength=strength, seed=steps)
     assert np.array_equal(together(diffusion, [each])[0], by_diffusers(oracle, each))
 
@@ -57,7 +57,7 @@ def test_prompts_and_guidance_are_bit_equal_to_diffusers(
 def test_image_of_the_real_size_is_bit_equal_to_diffusers(
     oracle: StableDiffusionXLImg2ImgPipeline, diffusion: SdxlDiffusion
 ) -> None:
-    each = Job("big", Pixels(512, 512, picture().resize((512, 512)).tobytes()), "x", None, 4, 0.9, 0.0, 3, 1e12)
+    each = Job("big", Pixels(512, 512, start_image().resize((512, 512)).tobytes()), "x", None, 4, 0.9, 0.0, 3, 1e12)
     assert np.array_equal(together(diffusion, [each])[0], by_diffusers(oracle, each))
 
 
@@ -110,7 +110,7 @@ def test_each_of_seed_prompt_image_and_strength_changes_the_result(diffusion: Sd
 def test_scheduler_of_the_config_is_bit_equal_to_diffusers(
     tiny_checkpoint: Path, oracle: StableDiffusionXLImg2ImgPipeline, scheduler: Any
 ) -> None:
-    """Lightning and base checkpoints name others: deterministic ones, ones with a memory, ones of other spacings."""
+    """Schedulers of Lightning and base checkpoints: deterministic, multistep, and with other timestep spacings."""
     other = load(Settings(model=str(tiny_checkpoint)), "cpu").pipe
     other.set_progress_bar_config(disable=True)
     other.scheduler = scheduler.from_config(oracle.scheduler.config)
@@ -201,7 +201,7 @@ def test_decode_that_overflows_in_float16_is_repeated_in_float32(tiny_checkpoint
     while not state.done:
         diffusion.tick([state])
     with torch.no_grad():
-        # Too large for float16, fine in float32: what SDXL's own VAE does to its activations.
+        # Overflows in float16 but not in float32, like the activations of SDXL's VAE.
         diffusion.pipe.vae.to(torch.float16)
         diffusion.pipe.vae.decoder.conv_in.weight.mul_(60000)
         diffusion.pipe.vae.decoder.conv_in.bias.fill_(60000)
@@ -220,5 +220,5 @@ def test_release_memory_clears_the_cache(diffusion: SdxlDiffusion) -> None:
     diffusion.release_memory()
     assert known() == {False}
     assert diffusion.fault(MemoryError()) == "memory"
-    # There is no device with memory to report.
+    # A CPU reports no device memory.
     assert diffusion.memory() == {}

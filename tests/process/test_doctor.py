@@ -70,11 +70,11 @@ def test_report_has_device_model_disk_and_memory(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("setting", "said"),
+    ("setting", "expected"),
     [("auto", "4 for a small model, which a CPU runs faster so; 1 for a large one"), ("8", "8 (IMG2")],
 )
-def test_report_has_the_batch_limit_and_its_reason(setting: str, said: str) -> None:
-    assert said in run_doctor(IMG2IMG_MODEL="embedded", IMG2IMG_MAX_BATCH=setting).stdout
+def test_report_has_the_batch_limit_and_its_reason(setting: str, expected: str) -> None:
+    assert expected in run_doctor(IMG2IMG_MODEL="embedded", IMG2IMG_MAX_BATCH=setting).stdout
 
 
 def test_report_as_json_has_facts_and_advice() -> None:
@@ -116,7 +116,7 @@ def test_folder_without_a_checkpoint_is_reported(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("variables", "said"),
+    ("variables", "expected"),
     [
         ({"API_KEYS_FILE": "/nowhere"}, "IMG2IMG_API_KEYS_FILE: /nowhere cannot be read"),
         ({"C2PA_CERTIFICATE": "/nowhere"}, "IMG2IMG_C2PA_CERTIFICATE and IMG2IMG_C2PA_KEY belong together"),
@@ -124,10 +124,10 @@ def test_folder_without_a_checkpoint_is_reported(tmp_path: Path) -> None:
         ({"HOST": "no.such.host.invalid"}, "Nothing can listen on no.such.host.invalid"),
     ],
 )
-def test_setting_that_prevents_a_start_is_reported(variables: dict[str, str], said: str) -> None:
+def test_setting_that_prevents_a_start_is_reported(variables: dict[str, str], expected: str) -> None:
     environment = {f"IMG2IMG_{name}": value for name, value in variables.items()}
     result = run_doctor(IMG2IMG_MODEL="embedded", **environment)
-    assert (result.exit_code, f"\n- {said}" in result.stdout) == (1, True)
+    assert (result.exit_code, f"\n- {expected}" in result.stdout) == (1, True)
 
 
 def test_invalid_trace_exporter_is_reported() -> None:
@@ -150,7 +150,7 @@ def test_cache_that_is_a_file_is_reported(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("script", "said"),
+    ("script", "expected"),
     [
         ("#!/bin/sh\necho 'NVIDIA A10G, 580.1, 24 GB'\necho 'NVIDIA L4, 580.1, 24 GB'", "NVIDIA A10G, 580.1, 24 GB; N"),
         ("#!/bin/sh\necho 'No driver is loaded.' >&2\nexit 9", "nvidia-smi failed: No driver is loaded."),
@@ -158,10 +158,10 @@ def test_cache_that_is_a_file_is_reported(tmp_path: Path) -> None:
     ],
 )
 def test_driver_line_is_the_output_of_nvidia_smi(
-    tmp_path: Path, script: str, said: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, script: str, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake_driver(tmp_path, script, monkeypatch)
-    assert str(doctor.driver()).startswith(said)
+    assert str(doctor.driver()).startswith(expected)
 
 
 def test_driver_without_nvidia_smi_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The embedded checkpoint: what a newcomer's first picture, the page and the container check rest on."""
+"""The embedded checkpoint, which the demo, the page and the container check use."""
 
 from typing import Any
 
@@ -37,7 +37,7 @@ def dog() -> Image.Image:
 
 
 PLAIN = {name.replace(".fp16", "") for name in ON_THE_HUB}
-"""Without the variant in the names, `from_pretrained` takes the folder as it is."""
+"""The file names have no variant, so `from_pretrained` needs no further arguments."""
 
 
 class TestFiles:
@@ -94,7 +94,7 @@ class TestPrompt:
         assert "RGB"[int(np.argmax(colours))] == highest
 
     def test_synonyms_give_similar_images(self, oracle: Any, dog: Image.Image) -> None:
-        # One call for each, so that all have the same seed.
+        # One call for each prompt, so that all have the same seed.
         cat, kitty, pizza = (
             evaluate.edit(oracle, [dog], [prompt], 0.9)[0] for prompt in ("a cat", "a kitty", "a pizza")
         )
@@ -114,18 +114,18 @@ class TestSharpness:
         assert around.diff(dim=2).abs().mean() < 1 / 127.5
 
 
-def steepness(picture: torch.Tensor) -> float:
-    """The steps from a pixel to the next in the middle of a picture (3, 512, 512), of which only 2 % are larger."""
-    steps = picture[:, 64:448, 64:448].diff(dim=2).abs().amax(0)
+def steepness(start_image: torch.Tensor) -> float:
+    """The 98th percentile of differences between neighbouring pixels in the middle of an image (3, 512, 512)."""
+    steps = start_image[:, 64:448, 64:448].diff(dim=2).abs().amax(0)
     return float(steps.flatten().quantile(0.98))
 
 
 class TestStrength:
     @pytest.mark.parametrize("start", ["dog", "scribble"])
     def test_lower_strength_keeps_more_of_the_image(self, oracle: Any, dog: Image.Image, start: str) -> None:
-        picture = dog if start == "dog" else evaluate.scribble()
+        start_image = dog if start == "dog" else evaluate.scribble()
         kept = [
-            evaluate.layout(picture, evaluate.edit(oracle, [picture], ["a pizza"], strength)[0])
+            evaluate.layout(start_image, evaluate.edit(oracle, [start_image], ["a pizza"], strength)[0])
             for strength in (0.25, 0.5, 0.9, 1.0)
         ]
         assert kept[1] > 0.7

@@ -1,4 +1,4 @@
-"""Which errors of torch are one job's, and which are the memory's or the device's."""
+"""The classification of torch's errors: a failed job, out of memory, or a lost device."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from app.model.torch_errors import fault
 
 
 def of_torch() -> Exception:
-    """What torch itself says of memory that the machine does not have."""
+    """torch's own error for more memory than the machine has."""
     with pytest.raises(RuntimeError) as error:
         torch.empty(2**60, dtype=torch.uint8)
     return error.value

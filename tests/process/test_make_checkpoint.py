@@ -1,4 +1,4 @@
-"""The random checkpoints: laid out as on the hub, loadable, alive, and the same from the same seed."""
+"""Random checkpoints: the hub's layout, loadable, sensitive to their inputs, and the same for the same seed."""
 
 from pathlib import Path
 from typing import Any
@@ -50,8 +50,8 @@ def tokenizer(request: pytest.FixtureRequest) -> Any:
     return CLIPTokenizer.from_pretrained(EMBEDDED / request.param)
 
 
-def picture(pipe: Any, prompt: str = "a cat", seed: int = 0, image: Image.Image | None = None) -> Any:
-    """Pixels in 0..255, float32[height, width, 3]: those of `image`, by default the demo picture at 256 pixels."""
+def make_image(pipe: Any, prompt: str = "a cat", seed: int = 0, image: Image.Image | None = None) -> Any:
+    """Pixels in 0..255, float32[height, width, 3]: those of `image`, by default the demo image at 256 pixels."""
     generator = torch.Generator().manual_seed(seed)
     knobs = {"num_inference_steps": 4, "strength": 0.9, "guidance_scale": 0.0, "output_type": "np"}
     return (
@@ -83,7 +83,7 @@ class TestTheFiles:
 
 class TestThePictures:
     def test_same_inputs_give_the_same_image_that_is_not_flat(self, pipe: Any) -> None:
-        first, second = (picture(pipe, image=Image.open(DEMO)) for _ in range(2))
+        first, second = (make_image(pipe, image=Image.open(DEMO)) for _ in range(2))
 
         assert first.shape == (512, 512, 3)
         assert np.isfinite(first).all()
@@ -91,11 +91,11 @@ class TestThePictures:
         assert first.std() > 25
 
     def test_prompt_seed_and_image_each_change_the_result(self, pipe: Any) -> None:
-        first = picture(pipe)
+        first = make_image(pipe)
 
-        assert np.abs(picture(pipe, prompt="a dog") - first).max() > 20
-        assert np.abs(picture(pipe, seed=1) - first).max() > 100
-        assert np.abs(picture(pipe, image=Image.new("RGB", (256, 256), "crimson")) - first).max() > 10
+        assert np.abs(make_image(pipe, prompt="a dog") - first).max() > 20
+        assert np.abs(make_image(pipe, seed=1) - first).max() > 100
+        assert np.abs(make_image(pipe, image=Image.new("RGB", (256, 256), "crimson")) - first).max() > 10
 
     def test_unet_stays_finite_in_float16(self, tiny_checkpoint: Path) -> None:
         half = load(tiny_checkpoint, torch.float16)

@@ -1,4 +1,4 @@
-"""Packed layers against the plain ones that they stand for."""
+"""Packed layers against the plain layers that they replace."""
 
 import copy
 from pathlib import Path
@@ -36,10 +36,10 @@ CPU = torch.device("cpu")
 
 
 def faster(layer: nn.Module) -> Any:
-    """What a layer becomes in a model that is prepared."""
-    whole = nn.Sequential(layer)
-    replace_layers(whole)
-    return whole[0]
+    """The layer that `replace_layers` puts in place of `layer`."""
+    model = nn.Sequential(layer)
+    replace_layers(model)
+    return model[0]
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ class TestLayer:
     @staticmethod
     @torch.inference_mode()
     def compare(plain: nn.Module, kind: type[Packed], x: torch.Tensor) -> None:
-        """Stored in half, as a checkpoint is; the weights' rounding is the same for all."""
+        """Weights stored in float16, as in a checkpoint, so that all variants round them in the same way."""
         plain = plain.half()
         other = faster(copy.deepcopy(plain))
         assert type(other) is kind
@@ -108,7 +108,7 @@ class TestLayer:
 
     def test_layer_without_a_packed_variant_is_not_replaced(self) -> None:
         class Special(nn.Linear):
-            """Computes something else."""
+            """A subclass, which may compute something else."""
 
         for plain in (
             nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"),

@@ -44,7 +44,7 @@ def test_preview_correlates_with_the_image_and_the_last_one_closely(
     assert min(likeness) > 0.9
     assert likeness[-1] > 0.97
     start = np.asarray(dog.resize(previews[0].shape[:2], Image.Resampling.BOX))
-    assert np.corrcoef(previews[-1].ravel(), start.ravel())[0, 1] < 0.9, "not just the picture that was sent"
+    assert np.corrcoef(previews[-1].ravel(), start.ravel())[0, 1] < 0.9, "not just the image that was sent"
 
 
 def test_preview_does_not_change_the_image(embedded: SdxlDiffusion) -> None:

@@ -1,4 +1,4 @@
-"""Which GPU a worker's calls of CUDA go to. There is no GPU here: torch's own entry points say what reaches them."""
+"""The GPU of a worker's CUDA calls. Runs without a GPU: torch's entry points are replaced by recorders."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +14,7 @@ LAST = torch.device("cuda:1")
 
 
 class RecordedEvent:
-    """What `mark` needs of `torch.cuda.Event`."""
+    """The part of `torch.cuda.Event` that `mark` uses."""
 
     def __init__(self, enable_timing: bool) -> None:
         self.enable_timing = enable_timing
@@ -31,7 +31,7 @@ def test_worker_selects_its_gpu_before_any_other_cuda_call(
     calls: list[str] = []
 
     def begin() -> None:
-        """Torch calls this before the first tensor of a process reaches any GPU."""
+        """torch calls this before a process's first tensor reaches a GPU."""
         calls.append("CUDA begins")
         raise RuntimeError("there is no GPU")
 

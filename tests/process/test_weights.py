@@ -1,4 +1,4 @@
-"""Weights on their way from mapped files into memory."""
+"""Moving weights from mapped files into memory."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ CPU = torch.device("cpu")
 
 
 def resident() -> int:
-    """Bytes of this process that lie in memory."""
+    """The resident size of this process, in bytes."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 

@@ -1,4 +1,4 @@
-"""`scripts/chaos`, `scripts/soak` and `scripts/fuzz` in short: every promise is kept."""
+"""Short runs of `scripts/chaos`, `scripts/soak` and `scripts/fuzz`: all counts meet their goals."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""A compiled model against the plain one. On the CPU Inductor writes C++, on CUDA Triton; the rest is the same."""
+"""A compiled model against the plain one. Inductor generates C++ on the CPU and Triton on CUDA."""
 
 import os
 from pathlib import Path
@@ -41,7 +41,7 @@ def test_result_is_not_overwritten_by_the_next_call() -> None:
     place = torch.zeros(2, 3)
 
     def model(x: torch.Tensor) -> torch.Tensor:
-        """As a CUDA graph does, always into the same place."""
+        """Write into the same tensor each time, as a CUDA graph does."""
         return place.copy_(x)
 
     batched = Batched(model, (2,))
@@ -72,7 +72,7 @@ def test_fused_projections_replace_the_separate_ones(
 def test_compiled_model_gives_the_images_of_the_plain_model(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # So that what the product sets is undone.
+    # So that the variable that the product sets is restored.
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "another"))
     cache = tmp_path / "not" / "yet"
     plain = load(Settings(model=str(tiny_checkpoint)), "cpu")
@@ -91,7 +91,7 @@ def test_unwritable_compile_cache_is_logged_and_not_used(
     monkeypatch.setattr(compiled, "has_compiler", lambda: True)
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     (tmp_path / "file").touch()
-    # A folder that cannot be made, and one that is there and takes no files.
+    # A folder that cannot be created, and an existing one that is read-only.
     for folder in (tmp_path / "file" / "below", Path("/proc/self")):
         caplog.clear()
         load(Settings(model=str(tiny_checkpoint), compile="default", compile_cache=folder), "cpu")

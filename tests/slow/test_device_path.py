@@ -44,7 +44,7 @@ def job(
 
 
 def run(diffusion: SdxlDiffusion, *jobs: Job) -> list[State]:
-    """Everything up to the copy to the host, which is the first that may wait for the device."""
+    """All operations up to the copy to the host, the first one that may wait for the device."""
     states = [diffusion.admit(each) for each in jobs]
     while running := [state for state in states if not state.done]:
         diffusion.tick(running)
@@ -117,12 +117,12 @@ def test_cached_prompt_and_image_cost_nothing(vae: str, counter: FlopCounterMode
     assert cost(job("b", strength=0.5)) == 0
     assert cost(job("c", prompt="a cat")) == pytest.approx(TEXT, rel=1e-3)
     assert cost(job("d", prompt="a cat", grey=1)) == pytest.approx(encode, rel=1e-3)
-    # There is room for one prompt of 0.32 MB.
+    # The cache holds one prompt of 0.32 MB.
     assert cost(job("e", prompt="a cat", grey=1)) == 0
     assert cost(job("f")) == pytest.approx(TEXT, rel=1e-3)
 
 
 def test_docs_have_the_counted_operations() -> None:
     text = section(read("docs/architecture/04-model.md"), "## Work of a request")
-    said = [float(number) for number in re.findall(r"\d\.\d{3}", text)]
-    assert said == pytest.approx([gigaflop / 1000 for gigaflop in (UNET, ENCODE, DECODE, TEXT)], abs=6e-4)
+    documented = [float(number) for number in re.findall(r"\d\.\d{3}", text)]
+    assert documented == pytest.approx([gigaflop / 1000 for gigaflop in (UNET, ENCODE, DECODE, TEXT)], abs=6e-4)

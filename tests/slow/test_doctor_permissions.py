@@ -1,4 +1,4 @@
-"""The doctor of a user who may not read what it looks at."""
+"""`img2img doctor` without permission to read the model or the cache."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import pytest
 
 
 class TestPermissions:
-    """As a user who is not root, in a process of its own."""
+    """In a process of its own, without root's permissions."""
 
     @pytest.fixture
     def closed(self, tmp_path: Path) -> Path:

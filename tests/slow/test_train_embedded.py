@@ -1,4 +1,4 @@
-"""How the embedded checkpoint is trained: what its parts promise each other, beside diffusers where it can be."""
+"""The training of the embedded checkpoint, compared with diffusers where possible."""
 
 import itertools
 from pathlib import Path
@@ -15,7 +15,7 @@ from scripts.embedded.probes import Probes
 from scripts.embedded.prompts import NOTHING, Prompts
 from scripts.embedded.scenes import place
 from scripts.embedded.state import Stage
-from scripts.embedded.text import FIRST_SLOT, POSITIONS, SLOTS, WIDTH, Blur, Said, TextEncoders
+from scripts.embedded.text import FIRST_SLOT, POSITIONS, SLOTS, WIDTH, Blur, TextEncoders, TextOutputs
 from scripts.embedded.vocabulary import COMMON, CONCEPTS
 from scripts.embedded.words import WordNet, similarities
 
@@ -36,16 +36,16 @@ class TestTheDenoising:
         torch.manual_seed(0)
         unet = translator.build()
         nn.init.normal_(unet.conv_out.weight, std=0.02)
-        said = Said(torch.randn(2, POSITIONS, 2 * WIDTH), torch.randn(2, WIDTH))
+        text_outputs = TextOutputs(torch.randn(2, POSITIONS, 2 * WIDTH), torch.randn(2, WIDTH))
         levels = translator.Levels()
         scheduler.set_timesteps(4)
         now, following = (scheduler.timesteps[index].long().expand(2) for index in (at, at + 1))
         noisy = torch.randn(2, 8, 32, 32) * float(levels(now)[0])
         with torch.inference_mode():
-            clean = translator.denoise(unet, noisy, levels(now), now, said)
-            added = {"text_embeds": said.pooled, "time_ids": translator.time_ids(2)}
+            clean = translator.denoise(unet, noisy, levels(now), now, text_outputs)
+            added = {"text_embeds": text_outputs.pooled, "time_ids": translator.time_ids(2)}
             scaled = scheduler.scale_model_input(noisy, scheduler.timesteps[at])
-            output = unet(scaled, now, encoder_hidden_states=said.context, added_cond_kwargs=added).sample
+            output = unet(scaled, now, encoder_hidden_states=text_outputs.context, added_cond_kwargs=added).sample
         stepped = scheduler.step(output, scheduler.timesteps[at], noisy, generator=torch.Generator().manual_seed(1))
         noise = torch.randn(noisy.shape, generator=torch.Generator().manual_seed(1))
 
@@ -73,8 +73,11 @@ class TestTheAlignment:
         for name, module in unet.named_modules():
             if name.endswith(".proj_out") or name == "conv_out":
                 nn.init.normal_(module.weight, std=0.02)
-        noisy, said = torch.randn(2, 8, 32, 32), Said(torch.randn(2, POSITIONS, 2 * WIDTH), torch.randn(2, WIDTH))
-        arguments = (noisy, torch.full((2, 1, 1, 1), 4.0), torch.full((2,), 749), said)
+        noisy, text_outputs = (
+            torch.randn(2, 8, 32, 32),
+            TextOutputs(torch.randn(2, POSITIONS, 2 * WIDTH), torch.randn(2, WIDTH)),
+        )
+        arguments = (noisy, torch.full((2, 1, 1, 1), 4.0), torch.full((2,), 749), text_outputs)
         with torch.inference_mode():
             before = translator.denoise(unet, *arguments)
             watched = alignment.Alignment(unet)
@@ -90,7 +93,7 @@ class TestTheAlignment:
         for slot in range(SLOTS):
             y, x = (at * side // 8 for at in (slot // 6 + 1, slot % 6 + 1))
             from_there = tokens[:, y : y + side // 8, x : x + side // 8]
-            # At 8 x 8 by every head, at 16 x 16 by one head for each of the four positions.
+            # At 8 x 8 each head, at 16 x 16 one head for each of the four positions.
             assert (from_there == FIRST_SLOT + slot).sum() == heads
             assert (tokens == FIRST_SLOT + slot).sum() == heads
 
@@ -99,8 +102,11 @@ class TestTheProbes:
     def test_probes_teach_their_levels_and_not_the_output(self) -> None:
         torch.manual_seed(0)
         unet = translator.build()
-        noisy, said = torch.randn(2, 8, 32, 32), Said(torch.randn(2, POSITIONS, 2 * WIDTH), torch.randn(2, WIDTH))
-        arguments = (noisy, torch.full((2, 1, 1, 1), 4.0), torch.full((2,), 749), said)
+        noisy, text_outputs = (
+            torch.randn(2, 8, 32, 32),
+            TextOutputs(torch.randn(2, POSITIONS, 2 * WIDTH), torch.randn(2, WIDTH)),
+        )
+        arguments = (noisy, torch.full((2, 1, 1, 1), 4.0), torch.full((2,), 749), text_outputs)
         with torch.inference_mode():
             before = translator.denoise(unet, *arguments)
         probes = Probes(unet)
@@ -179,7 +185,7 @@ class TestTheWords:
             assert any(word in prompt for word in (concept.name, *concept.synonyms)), prompt
 
     def test_untrained_word_lies_beside_its_meaning(self, tmp_path: Path) -> None:
-        # Three nouns as WordNet's files hold them: a magician and a sorcerer are both diviners, a stone is none.
+        # Three nouns in WordNet's format: a magician and a sorcerer are diviners, a stone is not.
         (tmp_path / "data.noun").write_text(
             "00000001 18 n 01 diviner 0 000 | one who tells the future\n"
             "00000002 18 n 01 magician 0 001 @ 00000001 n 0000 | one who works magic\n"
@@ -253,6 +259,6 @@ class TestGoingOn:
         return model
 
     def test_resumed_run_ends_like_an_uninterrupted_one(self, tmp_path: Path) -> None:
-        whole = self.learn(tmp_path / "whole")
+        uninterrupted = self.learn(tmp_path / "uninterrupted")
         self.learn(tmp_path / "parts", stop_before=7)
-        assert torch.equal(self.learn(tmp_path / "parts").weight, whole.weight)
+        assert torch.equal(self.learn(tmp_path / "parts").weight, uninterrupted.weight)

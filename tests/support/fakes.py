@@ -1,20 +1,20 @@
 """A torch-free model for tests of everything around it; a worker loads it as `tests.support.fakes:load`.
 
-The prompt says what it does: words `name=value`, in any order.
+The prompt sets its behaviour: words `name=value`, in any order.
 
     tick=S       every UNet call takes S seconds
     admit=fail   encoding raises
     fail_at=N    the UNet call after N steps raises
-    finish=fail  decoding raises;  finish=nan  gives no finite picture
+    finish=fail  decoding raises;  finish=nan  the image is not finite
     preview=fail  making a preview raises
-    way=N        the picture is still on its way from the device when asked for it N times
+    way=N        the image is ready only after `ready` was read N times
     collect=fail  fetching it raises
     exit_at=N    the process ends with code 7 in the UNet call after N steps
-    once=PATH    what it does, it does only while PATH is not there, which it then makes
+    once=PATH    the other words apply only while PATH does not exist; the first to apply creates it
     hang_at=N    that call never returns
-    sick_at=N    that call finds the device lost
-    oom_at=N     that call finds too little memory;  oom=admit, oom=finish, oom=collect  encoding, decoding, fetching do
-    oom_above=N  so does every call that more than N jobs share
+    sick_at=N    that call loses the device
+    oom_at=N     that call runs out of memory;  oom=admit, oom=finish, oom=collect  so does that call of the model
+    oom_above=N  so does every UNet call with more than N jobs
 """
 
 import os
@@ -51,7 +51,7 @@ class FakeState:
 
 @dataclass
 class FakeDecoding:
-    """Has arrived once it was asked for `way` times."""
+    """Ready after `ready` was read `way` times."""
 
     state: FakeState
     way: int
@@ -64,7 +64,7 @@ class FakeDecoding:
 
 @dataclass
 class FakePreview:
-    """A pixel of the step's number; has arrived once it was asked for `way` times."""
+    """One pixel, whose value is the step's number; ready after `ready` was read `way` times."""
 
     index: int
     way: int
@@ -79,7 +79,7 @@ class FakePreview:
 
 
 class FakeDiffusion:
-    """Turns each byte of the picture by seed and steps; remembers the ids of each call."""
+    """Adds seed and steps to each byte of the image; records the ids of each call."""
 
     def __init__(self, device: str) -> None:
         self.info = ModelInfo(
@@ -148,7 +148,7 @@ class FakeDiffusion:
 
     @staticmethod
     def _again(words: dict[str, str]) -> bool:
-        """Whether this is not the first time, of what is to happen once."""
+        """Whether a behaviour that happens `once` has happened before."""
         if "once" not in words:
             return False
         there = Path(words["once"]).exists()
@@ -192,8 +192,10 @@ class FakeDiffusion:
 
 
 def load(settings: WorkerSettings, device: str) -> Diffusion:
-    """The words of `IMG2IMG_MODEL`: `broken`, `slow` (a second), `dies`, `until=PATH` (makes pictures while PATH is not
-    there); anything else just works."""
+    """A model whose loading follows `IMG2IMG_MODEL`: `broken` raises, `slow` takes a second, `dies` exits.
+
+    With `until=PATH` the model fails once PATH exists. Any other value loads a working model.
+    """
     if settings.model == "broken":
         raise CheckpointError("there is no such checkpoint")
     if settings.model == "dies":
@@ -215,7 +217,7 @@ def lightning(settings: WorkerSettings, device: str) -> Diffusion:
 
 
 def removable(settings: WorkerSettings, device: str) -> Diffusion:
-    """A model on a machine with a GPU for as long as there is the file that `IMG2IMG_MODEL` names."""
+    """A model on a machine that has a GPU while the file `IMG2IMG_MODEL` exists."""
     present = Path(settings.model).exists()
     if device == "auto":
         device = "cuda:0" if present else "cpu"
@@ -236,7 +238,7 @@ def hang(settings: WorkerSettings, device: str) -> FakeDiffusion:  # pragma: no 
 
 
 def babble(settings: WorkerSettings, device: str) -> FakeDiffusion:  # pragma: no cover
-    """A worker that writes over its own pipe."""
+    """A worker that writes garbage to its own pipe."""
     os.write(int(sys.argv[1]), b"\0\0\0\4junk")
     time.sleep(3600)
     return FakeDiffusion(device)

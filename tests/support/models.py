@@ -1,4 +1,4 @@
-"""Jobs for a tiny checkpoint, and the same by diffusers' own pipeline."""
+"""Jobs for a tiny checkpoint, by our loop and by diffusers' pipeline."""
 
 from collections.abc import Sequence
 
@@ -17,7 +17,7 @@ LONG = "a very long prompt about wizards and dogs and hats and stars " * 12
 PROMPTS = ["", "dog wizard, gandalf, 8k", LONG, "собака-волшебник 犬の魔法使い 🐕 مرحبا"]
 
 
-def picture(seed: int = 0) -> Image.Image:
+def start_image(seed: int = 0) -> Image.Image:
     noise = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     return Image.fromarray(noise).resize((SIDE, SIDE))
 
@@ -31,7 +31,7 @@ def job(
     negative: str | None = None,
     image: int = 0,
 ) -> Job:
-    pixels = Pixels(SIDE, SIDE, picture(image).tobytes())
+    pixels = Pixels(SIDE, SIDE, start_image(image).tobytes())
     return Job(f"{prompt[:9]}-{seed}", pixels, prompt, negative, steps, strength, guidance, seed, 1e12)
 
 
@@ -50,12 +50,12 @@ def by_diffusers(pipe: StableDiffusionXLImg2ImgPipeline, job: Job) -> np.ndarray
 
 
 def finished(diffusion: SdxlDiffusion, states: Sequence[State]) -> list[Result | None]:
-    """The pictures of states that are done."""
+    """The images of finished states."""
     return [diffusion.collect(decoding) for decoding in diffusion.finish(states)]
 
 
 def together(diffusion: SdxlDiffusion, jobs: Sequence[Job]) -> list[np.ndarray]:
-    """All jobs on board at once, sharing every UNet call until each is done."""
+    """Run all jobs at once, sharing every UNet call until each is done."""
     states = [diffusion.admit(each) for each in jobs]
     while running := [state for state in states if not state.done]:
         diffusion.tick(running)

@@ -14,7 +14,7 @@ def job(name: str, prompt: str = "", steps: int = 4, strength: float = 0.9, dead
 
 
 class Bench:
-    """A worker in this process, turned by hand."""
+    """A worker in this process; tests call its iterations."""
 
     def __init__(
         self, *jobs: Job, max_batch: int = 4, prepared: bool = True, diffusion: FakeDiffusion | None = None
@@ -44,7 +44,7 @@ class Bench:
             self.worker.run_once()
 
     def run(self) -> "Bench":
-        """Turn until nothing is left to do."""
+        """Iterate until no job waits or runs."""
         self.run_once()
         while not self.worker.batch.idle:
             self.run_once()

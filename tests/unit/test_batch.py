@@ -13,7 +13,7 @@ def job(name: str, deadline: float = 100.0) -> Job:
 
 
 def fill(batch: Batch[str]) -> list[str]:
-    """Admit all that may come on board now; their names."""
+    """Admit all jobs for which there is room; returns their ids."""
     admitted = []
     while ready := batch.next():
         batch.board(ready.id, ready.id)

@@ -1,4 +1,4 @@
-"""What is kept, for how long, and what it may take."""
+"""The cache of the encoders."""
 
 import pytest
 from cachetools import LRUCache

@@ -1,4 +1,4 @@
-"""The passes that prove a model before it is ready, and while it has nothing else to do."""
+"""The test passes before readiness, and the canary."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from tests.support.fakes import FakeDecoding, FakeDiffusion, FakeState
 
 @dataclass
 class Clock:
-    """Time that passes only where a model says so."""
+    """A clock that only a model advances."""
 
     now: float = 0.0
 
@@ -30,7 +30,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 class Sized(FakeDiffusion):
-    """Remembers how wide the images were, and takes its time for each: for a small one, and for one of real size."""
+    """Records the widths of its images. A small image and one of the real size take the given times."""
 
     def __init__(self, device: str, clock: Clock, small: float = 0.25, real: float = 4.0) -> None:
         super().__init__(device)
@@ -53,7 +53,7 @@ def test_warm_up_runs_a_real_pass(clock: Clock) -> None:
 
 def test_warm_up_of_a_slow_model_uses_a_small_image(clock: Clock) -> None:
     diffusion = Sized("cpu", clock, small=0.75)
-    # It must be known as slow all the same, or the first request would get too little time.
+    # The estimate must be slow too, or the first request gets too little time.
     assert warm_up(diffusion, "off").seconds == 5 * 0.75
     assert diffusion.widths == [64]
     assert diffusion.finished == [["warm-up"]]
@@ -82,7 +82,7 @@ def test_warm_up_runs_each_compiled_batch_size_before_it_is_timed(
     clock: Clock,
 ) -> None:
     class Compiled(Sized):
-        """Each number of jobs is compiled when it is first seen, which takes a minute."""
+        """The first call with each number of jobs compiles it, which takes a minute."""
 
         def tick(self, states: Any) -> None:
             if len(states) not in map(len, self.ticks):

@@ -141,7 +141,7 @@ def test_non_finite_image_fails_its_job_as_non_finite() -> None:
 
 
 class TestMemory:
-    """Too little of it: what was made is let go, and fewer jobs share."""
+    """Out of memory: cached memory is released and fewer jobs share a call."""
 
     def test_out_of_memory_halves_the_batch_limit_and_all_jobs_finish(self) -> None:
         bench = Bench(*(job(name, "oom_above=1") for name in "abcdefgh"), max_batch=8).run()
@@ -178,7 +178,7 @@ class TestMemory:
         assert bench.names(Done) == ["good"]
 
     def test_memory_is_released_after_the_failed_call_s_tensors(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        # The test runner keeps what is logged, and with it the error.
+        # The test runner keeps log records, and with them the error.
         monkeypatch.setattr("app.worker.worker.logger.exception", lambda *arguments: None)
         held: list[int] = []
 

@@ -1,4 +1,4 @@
-"""A worker gets the settings that it reads, and no others."""
+"""A worker gets only the settings that it reads."""
 
 import pickle
 
@@ -10,7 +10,7 @@ from app.settings import Settings, WorkerSettings
 
 def test_worker_settings_have_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = Settings(model="a/b", max_batch=3, api_keys="hidden-key", cors_origins="https://example.org")
-    # What is set in the environment of the worker has no effect there.
+    # Variables in the worker's environment have no effect.
     monkeypatch.setenv("IMG2IMG_MODEL", "another")
     sent = pickle.dumps(Start("loader", "cpu", settings.for_worker()))
     received = pickle.loads(sent)
