@@ -24,7 +24,7 @@ from app.model.previews import Preview, Previews
 from app.model.schedulers import Stepper, create_stepper
 from app.model.torch_errors import fault
 from app.model.transfer import download, mark, passed, seconds_between, upload, wait
-from app.model.weights import MOST_THREADS, map_threads
+from app.model.weights import MAX_THREADS, map_threads
 from app.pixels import Pixels
 
 logger = logging.getLogger(__name__)
@@ -121,12 +121,12 @@ class SdxlDiffusion:
         self._predict = Batched(self._unet, compiled) if compiled else self._unet
 
     def pack_next_layers(self) -> bool:
-        """Pack up to `MOST_THREADS` layers (`app.model.packed`), which makes later calls faster.
+        """Pack up to `MAX_THREADS` layers (`app.model.packed`), which makes later calls faster.
 
         Returns:
             False if all layers were packed before.
         """
-        layers = list(islice(self._unpacked, MOST_THREADS))
+        layers = list(islice(self._unpacked, MAX_THREADS))
         try:
             with malloc.loading():
                 map_threads(Packed.pack, layers)

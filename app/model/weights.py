@@ -22,7 +22,7 @@ T = TypeVar("T")
 _STORED = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 
 
-MOST_THREADS = 8
+MAX_THREADS = 8
 """More threads gain nothing, and each holds a tensor of up to 60 MB while it casts it."""
 
 
@@ -61,7 +61,7 @@ def move_to_device(
 
 
 def map_threads(function: Callable[[T], None], items: Sequence[T]) -> None:
-    """Call a function of torch for each item, on up to `MOST_THREADS` threads with one torch thread each.
+    """Call a function of torch for each item, on up to `MAX_THREADS` threads with one torch thread each.
 
     While the kernel maps pages for a cast's output, the threads of the same cast wait for each other; separate casts do
     not.
@@ -69,7 +69,7 @@ def map_threads(function: Callable[[T], None], items: Sequence[T]) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with ThreadPoolExecutor(min(before, MOST_THREADS)) as pool:
+        with ThreadPoolExecutor(min(before, MAX_THREADS)) as pool:
             list(pool.map(function, items))
     finally:
         torch.set_num_threads(before)

@@ -42,6 +42,7 @@ GOOD = Facts(
 )
 CPU_MODEL = replace(MODEL, device="cpu", dtype="float32")
 CPU = replace(GOOD, model=CPU_MODEL)
+DAMAGED = replace(GOOD, model=replace(MODEL, files=Files(reason="config.json cannot be read", downloadable=True)))
 AWAY = replace(GOOD, model=replace(MODEL, files=Files(reason="Run `img2img download` first.", downloadable=True)))
 
 
@@ -221,6 +222,7 @@ def test_report_says_which_files_are_missing() -> None:
         (replace(GOOD, compiler=False), "IMG2IMG_COMPILE=default needs a C++ compiler, and there is none. Install g++"),
         (CPU, "IMG2IMG_COMPILE gains little on the CPU"),
         (AWAY, "`img2img download` does it ahead"),
+        (DAMAGED, "config.json cannot be read"),
         (replace(AWAY, cache_writable=False), "/cache cannot be written to: set IMG2IMG_HUB_CACHE"),
         (replace(AWAY, cache_free=1_000_000_000), "1.0 GB are free for /cache"),
     ],

@@ -28,7 +28,7 @@ from app.model.packed import (
     replace_layers,
     unpacked,
 )
-from app.model.weights import MOST_THREADS, move_to_device
+from app.model.weights import MAX_THREADS, move_to_device
 from app.settings import Settings
 from tests.support.models import MIXED, together
 
@@ -205,7 +205,7 @@ def test_large_checkpoint_is_packed_step_by_step_and_a_small_one_is_not(
     assert kinds_of_packed <= kinds(prepared)
     while before := waiting():
         assert prepared.pack_next_layers()
-        assert waiting() == max(0, before - MOST_THREADS)
+        assert waiting() == max(0, before - MAX_THREADS)
     assert not prepared.pack_next_layers()
     monkeypatch.setattr(module, "_LARGE_MODEL", 2**40)
     small = load(Settings(model=str(tiny_checkpoint)), "cpu")
