@@ -164,14 +164,14 @@ class SdxlDiffusion:
         generator = torch.Generator("cpu").manual_seed(job.seed)
         moments, image_cached = self.encoders.image(job.pixels)
         latents = self._sample_latents(moments, generator)
-        steps = create_stepper(self.pipe.scheduler, job.num_inference_steps, job.steps_run, latents, generator)
+        stepper = create_stepper(self.pipe.scheduler, job.num_inference_steps, job.steps_run, latents, generator)
         size = [job.pixels.height, job.pixels.width]
         time_ids = upload(torch.tensor([[*size, 0, 0, *size]] * len(embeds), dtype=embeds.dtype), self.device)
         marks.append(mark(self.device))
         return State(
             job=job,
-            stepper=steps,
-            latents=steps.add_noise(latents),
+            stepper=stepper,
+            latents=stepper.add_noise(latents),
             embeds=embeds,
             pooled=pooled,
             time_ids=time_ids,
