@@ -9,14 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from app.engine.engine import Engine
 from app.engine.liveness import LivenessLimits
 from app.errors import DeadlineExceeded
 from tests.support.engines import deaths, job, pid_of, running, until
-
-
-def sample(engine: Engine, name: str, **labels: str) -> float | None:
-    return engine.metrics.registry.get_sample_value(name, labels)
 
 
 class TestLiveness:

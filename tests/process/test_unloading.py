@@ -61,7 +61,7 @@ class TestUnloading:
 
     @pytest.mark.anyio
     async def test_only_as_many_workers_wake_as_the_jobs_need(self) -> None:
-        async with running(idle_unload_seconds=0.3, devices="cpu,cpu", max_batch=1) as engine:
+        async with running(idle_unload_seconds=1.0, devices="cpu,cpu", max_batch=1) as engine:
             first, second = engine.workers
             await until(lambda: first.asleep and second.asleep)
             await engine.run(job("one", seed=1))
