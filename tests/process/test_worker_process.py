@@ -29,7 +29,8 @@ async def test_supervisor_without_a_process_takes_and_returns_tickets() -> None:
         ticket = Ticket(job(), asyncio.get_running_loop().create_future(), None, 0.0)
         worker.send(ticket)
         worker.kill("test")
-        assert worker.pid is None
+        worker.lower_capacity(2)
+        assert (worker.pid, worker.capacity) == (None, 2)
         assert worker.withdraw(ticket)
         assert not worker.withdraw(ticket)
         ticket.refuse(EngineError("first"))
