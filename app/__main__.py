@@ -10,7 +10,7 @@ def main() -> None:
     except ModuleNotFoundError as error:
         sys.exit(
             f"The command img2img needs the module {error.name}, which is not installed. "
-            "Install the service: pip install 'sdxl-turbo-img2img[server]'"
+            "Install this package again with the extra server, in its checkout: pip install '.[server]'"
         )
     run()
 

@@ -162,7 +162,8 @@ class Edit:
     def pause(self, response: httpx2.Response) -> float:
         """Seconds after which to send a failed request again. Raises its error if that is of no use."""
         error = self._failure or read_refusal(response, self._session.base_url)
-        if error.status == 404:
+        # The service has this route, and takes POST there.
+        if error.status in (404, 405, 501):
             self._session.not_this_service()
         retryable = error.status in (429, 503) and response.headers.get("X-Should-Retry") != "false"
         if self._retries < 1 or not retryable or error.retry_after is None or error.retry_after > LONGEST_WAIT:

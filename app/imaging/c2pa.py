@@ -75,7 +75,7 @@ class Signer:
         except ImportError as error:
             raise Misconfigured(
                 "IMG2IMG_C2PA_CERTIFICATE: signing needs the package c2pa-python. Install the extra: "
-                "pip install 'sdxl-turbo-img2img[c2pa]', or build the image with EXTRA=c2pa."
+                "pip install '.[c2pa]' in the checkout, or build the image with EXTRA=c2pa."
             ) from error
         self._library = c2pa
         self._files = certificate, key

@@ -51,7 +51,7 @@ class Files:
         folder: where they are; empty if not all of them are there.
         vae: the VAE's name, or `checkpoint`; empty likewise.
         reason: why the files cannot be loaded; empty if they can.
-        downloadable: the missing files come from the hub, so the first start can download them.
+        downloadable: the missing files come from the hub, and the first start may download them.
     """
 
     folder: str = ""
@@ -98,7 +98,7 @@ def describe(settings: Settings) -> Description:
         dtype=str(resolve_dtype(settings.dtype, device)).removeprefix("torch."),
         batch=_batch_limit(settings, device),
         model=Model(model.name, model.reason),
-        files=_files(settings, device, downloadable=model.folder is None),
+        files=_files(settings, device, downloadable=model.folder is None and not settings.offline),
     )
 
 

@@ -42,9 +42,10 @@ class TestRefusals:
         ):
             ask(server.url)
 
-    def test_missing_route_is_another_program(self, ask: Ask) -> None:
+    @pytest.mark.parametrize("status", [404, 405, 501])
+    def test_missing_route_is_another_program(self, ask: Ask, status: int) -> None:
         with (
-            canned(Answer(404, b'{"detail": "Not Found"}')) as server,
+            canned(Answer(status, b'{"detail": "Not Found"}')) as server,
             pytest.raises(NoService, match="without a path"),
         ):
             ask(server.url)

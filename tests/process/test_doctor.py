@@ -93,6 +93,16 @@ def test_unknown_model_is_reported_and_fails() -> None:
     assert "\n- IMG2IMG_MODEL=nope is not a folder" in result.stdout
 
 
+def test_missing_files_are_a_problem_where_nothing_may_be_downloaded(tmp_path: Path) -> None:
+    model = {"IMG2IMG_MODEL": "example/turbo", "IMG2IMG_HUB_CACHE": str(tmp_path)}
+    online, offline = run_doctor(**model), run_doctor(**model, IMG2IMG_OFFLINE="1")
+    assert online.exit_code == 0
+    assert "The first start downloads the model" in online.stdout
+    assert offline.exit_code == 1
+    assert "\n- example/turbo is not completely on this disk" in offline.stdout
+    assert "The first start downloads" not in offline.stdout
+
+
 @pytest.mark.parametrize("devices", ["auto", "cuda:0"])
 @pytest.mark.usefixtures("old_driver")
 def test_old_driver_is_reported_with_the_message_of_torch_and_fails(devices: str) -> None:

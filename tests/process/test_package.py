@@ -15,8 +15,6 @@ from packaging.requirements import Requirement
 
 from tests.support.paths import ROOT
 
-NAME = "sdxl-turbo-img2img"
-
 PROGRAM = """
 import sys
 from pathlib import Path
@@ -123,5 +121,5 @@ def test_command_without_the_service_says_what_to_install(python: Path, tmp_path
     assert done.returncode == 1
     assert done.stderr == (
         "The command img2img needs the module typer, which is not installed. "
-        f"Install the service: pip install '{NAME}[server]'\n"
+        "Install this package again with the extra server, in its checkout: pip install '.[server]'\n"
     )

@@ -229,7 +229,7 @@ class TestWhatCannotSign:
         self, files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setitem(sys.modules, "c2pa", None)
-        assert "pip install 'sdxl-turbo-img2img[c2pa]'" in self.refused(*files)
+        assert "pip install '.[c2pa]'" in self.refused(*files)
 
     @pytest.mark.parametrize(
         "command", [["serve"], ["edit", "picture.png", "--prompt", "x", "--local", "--model", "embedded"]]
