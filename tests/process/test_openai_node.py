@@ -131,7 +131,7 @@ class TestErrors:
         for param, error in refused.items():
             check(error, "BadRequestError", 400, "invalid_parameter", param)
             assert error["type"] == "invalid_request_error"
-        assert "whole picture is redrawn" in refused["mask"]["message"]
+        assert "whole image is redrawn" in refused["mask"]["message"]
         assert "would run no" in refused["strength"]["message"]
         assert "Send one picture" in refused["image"]["message"]
 
