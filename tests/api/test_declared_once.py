@@ -27,6 +27,7 @@ from app.settings import Settings
 from app.web.openapi import EDIT_ERRORS
 from scripts.docs_pages.errors import classes
 from tests.support.canned import PICTURE, canned
+from tests.support.guards import fail_with
 from tests.support.paths import ROOT
 
 USED_BY_THE_SERVICE = {
@@ -190,23 +191,23 @@ def served_routes() -> list[Any]:
 
 class TestDeclaredOnce:
     def test_field_of_img2img_is_everywhere(self, tmp_path: Path) -> None:
-        assert list(missing_fields(Img2ImgRequest, tmp_path)) == []
+        fail_with(missing_fields(Img2ImgRequest, tmp_path))
 
     def test_setting_is_everywhere(self) -> None:
-        assert list(missing_settings(Settings.model_fields)) == []
+        fail_with(missing_settings(Settings.model_fields))
 
     def test_metric_is_everywhere(self) -> None:
-        assert list(missing_metrics(Metrics().render().decode())) == []
+        fail_with(missing_metrics(Metrics().render().decode()))
 
     def test_stage_is_everywhere(self) -> None:
         stages = ["receive", "decode", "queue", *Timings.__dataclass_fields__, *OutputFormat, "sign"]
-        assert list(missing_stages(stages, Metrics().render().decode())) == []
+        fail_with(missing_stages(stages, Metrics().render().decode()))
 
     def test_error_is_everywhere(self) -> None:
-        assert list(missing_errors(classes())) == []
+        fail_with(missing_errors(classes()))
 
     def test_route_is_everywhere(self) -> None:
-        assert list(missing_routes(served_routes(), create_app(Settings(devices="cpu")).openapi())) == []
+        fail_with(missing_routes(served_routes(), create_app(Settings(devices="cpu")).openapi()))
 
 
 class TestForgotten:
@@ -221,7 +222,7 @@ class TestForgotten:
             *("app/client/sync_client.py", "app/client/async_client.py", "app/cli/app.py", "app/routes/img2img.py"),
             *("app/engine/messages.py", "docs/parameters.md"),
         )
-        assert [place for place in places if not re.search(rf"^.*{re.escape(place)}.*$", found, re.MULTILINE)] == []
+        fail_with(f"No sentence names {place}." for place in places if place not in found)
         assert len(found.splitlines()) >= len(places)
 
     def test_new_setting_is_named_with_each_place(self) -> None:

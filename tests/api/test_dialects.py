@@ -17,6 +17,7 @@ from app.routes import stability
 from app.routes.cog import routes as cog
 from app.routes.openai.fields import _HINTS
 from app.routes.webui import fields
+from tests.support.guards import fail_with
 from tests.support.images import noise, saved
 from tests.support.pages import read, section, tables
 from tests.support.paths import ROOT
@@ -293,9 +294,11 @@ def test_fields_that_the_code_refuses_are_in_the_tables_of_refused_fields() -> N
         ("Stability AI", stability._UNSUPPORTED),
         ("Cog", cog._NEVER_SENT),
     ]
+    missing: list[tuple[str, str]] = []
     for dialect, names in lists:
         rows = documented(dialect)
-        assert [name for name in names if name not in rows or rows[name].meaning is not None] == []
+        missing += [(dialect, name) for name in names if name not in rows or rows[name].meaning is not None]
+    fail_with(f"{dialect}: no table of refused fields has '{name}'." for dialect, name in missing)
 
 
 def test_fields_that_the_code_ignores_are_described_as_without_effect() -> None:
@@ -304,9 +307,11 @@ def test_fields_that_the_code_ignores_are_described_as_without_effect() -> None:
         ("Cog", tuple(cog._NO_EFFECT)),
         ("AUTOMATIC1111", tuple(fields._OF_THE_SAMPLER)),
     ]
+    missing: list[tuple[str, str]] = []
     for dialect, names in lists:
         rows = documented(dialect)
-        assert [name for name in names if "no effect" not in str(rows[name].meaning).lower()] == []
+        missing += [(dialect, name) for name in names if "no effect" not in str(rows[name].meaning).lower()]
+    fail_with(f"{dialect}: the table does not say that '{name}' has no effect." for dialect, name in missing)
 
 
 def test_every_request_header_that_the_code_reads_has_its_row() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.guards import fail_with
 from tests.support.images import opened
 from tests.support.paths import ROOT
 
@@ -55,4 +56,4 @@ def test_example_saves_its_images(name: str, server: str, checkout: Path, reques
 
 def test_every_example_is_in_the_table_of_the_folder() -> None:
     text = (ROOT / "examples/README.md").read_text(encoding="utf-8")
-    assert [name for name in EXAMPLES if f"`{name}`" not in text] == []
+    fail_with(f"examples/README.md has no row for {name}." for name in EXAMPLES if f"`{name}`" not in text)

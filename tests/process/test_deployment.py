@@ -15,6 +15,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from app.settings import Settings
+from tests.support.guards import fail_with
 from tests.support.paths import ROOT
 
 SCRIPTS = [
@@ -92,7 +93,8 @@ class TestLockFiles:
         lines = [line for line in (ROOT / name).read_text().splitlines() if not line.startswith("#")]
         if name == "requirements-dev.lock":
             assert [lines.pop(0), lines.pop(0)] == ["-r requirements.lock", "-r requirements-c2pa.lock"]
-        assert [line for line in lines if not re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][0-9a-z.]*", line)] == []
+        pin = re.compile(r"[A-Za-z0-9._-]+==[0-9][0-9a-z.]*")
+        fail_with(f"{name}: '{line}' is no exact pin." for line in lines if not pin.fullmatch(line))
 
     def test_torch_pin_is_the_tested_release_for_any_platform(self) -> None:
         assert pins("requirements.lock")["torch"] == "2.13.0"

@@ -17,6 +17,7 @@ from app.routes import DIALECTS
 from app.settings import Settings
 from app.web.openapi import EXPOSED_HEADERS
 from scripts import demo
+from tests.support.guards import fail_with
 from tests.support.pages import PAGES, anchors, code_spans, links, read, section, shell_commands, tables
 from tests.support.paths import ROOT
 
@@ -40,7 +41,7 @@ class TestPages:
 
     @pytest.mark.parametrize("page", PAGES, ids=name_of)
     def test_page_links_lead_to_files_and_headings(self, page: Path) -> None:
-        assert [link for link in links(page) if not resolves(page, link)] == []
+        fail_with(f"{name_of(page)}: {link} leads nowhere." for link in links(page) if not resolves(page, link))
 
     def test_links_that_lead_nowhere_are_found(self) -> None:
         page = ROOT / "README.md"
@@ -57,18 +58,23 @@ class TestPages:
 
     def test_every_example_is_shown_on_a_page(self) -> None:
         shown = set(re.findall(r'^--8<-- "examples/(.+)"$', TEXT, re.MULTILINE))
-        assert shown == {path.name for path in (ROOT / "examples").iterdir()} - {"README.md"}
+        files = {path.name for path in (ROOT / "examples").iterdir()} - {"README.md"}
+        fail_with(
+            [f"No page shows examples/{name}." for name in sorted(files - shown)]
+            + [f"A page shows examples/{name}, which does not exist." for name in sorted(shown - files)]
+        )
 
     def test_paths_that_are_named_exist(self) -> None:
         pattern = r"(?:\.ci|app|scripts|tests|deploy|docs|examples)/[\w./-]*|[\w-]+\.(?:yml|toml|lock)|Dockerfile|\.env"
         named = {words[0] for span in code_spans(TEXT) if re.fullmatch(pattern, (words := span.split())[0])}
         named |= {word for words in shell_commands(TEXT) for word in words if re.match(r"(scripts|tests)/", word)}
         assert len(named) > 50
-        assert [path for path in sorted(named) if not (ROOT / path).exists()] == []
+        fail_with(f"A page names {path}, which does not exist." for path in sorted(named) if not (ROOT / path).exists())
 
     def test_variables_that_are_named_exist(self) -> None:
         known = {f"IMG2IMG_{name.upper()}" for name in Settings.model_fields} | {"IMG2IMG_URL", "IMG2IMG_API_KEY"}
-        assert set(re.findall(r"IMG2IMG_[A-Z]\w*", TEXT)) <= known
+        named = set(re.findall(r"IMG2IMG_[A-Z]\w*", TEXT))
+        fail_with(f"A page names {name}, but there is no such setting." for name in sorted(named - known))
 
 
 class TestTables:
@@ -78,8 +84,10 @@ class TestTables:
         served |= {f"{method} {r.path}" for r in own if isinstance(r, APIRoute) for method in r.methods or ()}
         rows = " ".join(row[0] for row in tables(read("docs/reference/http.md"))[0])
         named = re.findall(r"`((?:GET|POST|PUT) /\S*)`", rows)
-        assert [f"docs/reference/http.md has no row for {route}" for route in sorted(served - set(named))] == []
-        assert [f"docs/reference/http.md names {route}: there is none" for route in sorted(set(named) - served)] == []
+        fail_with(
+            [f"docs/reference/http.md has no row for {route}." for route in sorted(served - set(named))]
+            + [f"docs/reference/http.md names {route}: there is none." for route in sorted(set(named) - served)]
+        )
         assert len(named) == len(set(named))
 
     def test_figures_of_the_readme_are_those_of_the_benchmarks_page(self) -> None:
@@ -88,7 +96,11 @@ class TestTables:
 
     def test_exposed_headers_are_all_described(self) -> None:
         spans = code_spans(section(read("docs/reference/headers.md"), "# Headers"))
-        assert [header for header in EXPOSED_HEADERS if header not in spans] == []
+        fail_with(
+            f"docs/reference/headers.md does not describe {header}."
+            for header in EXPOSED_HEADERS
+            if header not in spans
+        )
 
     def test_strength_table_agrees_with_steps_run(self) -> None:
         refused, *rows = tables(section(read("docs/parameters.md"), "## Steps and strength"))[0]
