@@ -134,13 +134,16 @@ def _handle_errors(app: FastAPI, errors: ErrorResponses, dialects: Dialects) -> 
 
     @app.exception_handler(404)
     async def not_found(request: Request, error: HTTPException) -> Response:
-        hint = f"An image and a prompt go to POST {dialects.edit_path(request.url.path)}."
-        return errors.response(RouteNotFound(f"{_described(request, error)} {hint}"), request.scope)
+        message = f"{_described(request, error)} {_where_images_go(request, dialects)}"
+        return errors.response(RouteNotFound(message), request.scope)
 
     @app.exception_handler(405)
     async def method_not_allowed(request: Request, error: HTTPException) -> Response:
-        response = errors.response(MethodNotAllowed(_described(request, error)), request.scope)
-        response.headers.update(error.headers or {})
+        headers = error.headers or {}
+        methods = " or ".join(sorted(headers.get("Allow", "another method").split(", ")))
+        message = f"{_described(request, error)} Send {methods}. {_where_images_go(request, dialects)}"
+        response = errors.response(MethodNotAllowed(message), request.scope)
+        response.headers.update(headers)
         return response
 
     @app.exception_handler(RequestValidationError)
@@ -157,6 +160,10 @@ def _handle_errors(app: FastAPI, errors: ErrorResponses, dialects: Dialects) -> 
     async def unexpected(request: Request, error: Exception) -> Response:
         internal = ServiceError("Internal error. The log has more, under the request id.")
         return errors.response(internal, request.scope)
+
+
+def _where_images_go(request: Request, dialects: Dialects) -> str:
+    return f"An image and a prompt go to POST {dialects.edit_path(request.url.path)}."
 
 
 def _described(request: Request, error: HTTPException) -> str:

@@ -226,8 +226,20 @@ def test_request_id_is_kept_if_valid_and_replaced_if_not(server: str) -> None:
 def test_unknown_path_and_method_are_problems(server: str) -> None:
     problem(httpx2.get(f"{server}/nope"), 404, "not_found")
     response = httpx2.get(f"{server}/img2img")
-    problem(response, 405, "method_not_allowed")
+    assert problem(response, 405, "method_not_allowed") == (
+        "GET /img2img: Method Not Allowed. Send POST. An image and a prompt go to POST /img2img."
+    )
     assert response.headers["allow"] == "POST"
+    sentence = problem(httpx2.post(f"{server}/openapi.json"), 405, "method_not_allowed")
+    assert sentence.endswith("Send GET or HEAD. An image and a prompt go to POST /img2img.")
+
+
+def test_wrong_method_in_another_dialect_names_the_right_one_and_its_edit_path(server: str) -> None:
+    response = httpx2.get(f"{server}/v1/images/edits")
+    assert response.status_code == 405
+    assert response.json()["error"]["message"] == (
+        "GET /v1/images/edits: Method Not Allowed. Send POST. An image and a prompt go to POST /v1/images/edits."
+    )
 
 
 def test_description_has_every_field_and_error(server: str) -> None:
