@@ -157,7 +157,9 @@ def _started(content_type: str, max_files: int) -> _Parts:
     if options.get(b"charset", b"utf-8").lower() not in _CHARSETS:
         raise MalformedBody("The form's charset must be utf-8: leave it out of the Content-Type.")
     if not options.get(b"boundary"):
-        raise _incomplete()
+        raise MalformedBody(
+            "The Content-Type of the form has no boundary. Let the HTTP library set this header, which names one."
+        )
     try:
         return _Parts(options[b"boundary"], max_files)
     except FormParserError as error:

@@ -224,7 +224,9 @@ def test_prompt_as_a_file_is_refused(server: str) -> None:
 
 def test_form_without_a_boundary_is_refused(server: str) -> None:
     response = httpx2.post(f"{server}/img2img", content=b"x", headers={"Content-Type": "multipart/form-data"})
-    problem(response, 400, "malformed_body")
+    assert problem(response, 400, "malformed_body") == (
+        "The Content-Type of the form has no boundary. Let the HTTP library set this header, which names one."
+    )
 
 
 def test_incomplete_form_is_refused(server: str, png: bytes) -> None:
