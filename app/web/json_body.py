@@ -18,6 +18,8 @@ from app.web.offload import offload
 
 T = TypeVar("T")
 
+_JSON = "application/json"
+
 _MAX_PARTS = 50_000
 """Two prompts of nothing but commas have fewer; base64 has none."""
 
@@ -43,17 +45,23 @@ async def read_json(request: Request, parse: Callable[[dict[str, Any]], T]) -> T
         ClientDisconnect: the client has gone.
     """
     chunks = await read_chunks(request)
-    return await offload(sum(map(len, chunks)), _parse, chunks, parse)
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    return await offload(sum(map(len, chunks)), _parse, chunks, media_type, parse)
 
 
-def _parse(chunks: list[bytes], parse: Callable[[dict[str, Any]], T]) -> T:
+def _parse(chunks: list[bytes], media_type: str, parse: Callable[[dict[str, Any]], T]) -> T:
     data = b"".join(chunks)
     chunks.clear()
-    return parse(parse_json(data))
+    return parse(parse_json(data, media_type))
 
 
-def parse_json(data: bytes) -> dict[str, Any]:
-    """A JSON object. Raises `InvalidParameter` and `MalformedBody`, as `read_json`."""
+def parse_json(data: bytes, media_type: str = _JSON) -> dict[str, Any]:
+    """A JSON object. Raises `InvalidParameter` and `MalformedBody`, as `read_json`.
+
+    Args:
+        data: the body.
+        media_type: what its Content-Type says; read only for the error message.
+    """
     token = secrets.token_hex(8)
     rest, strings = _without_long_strings(data, token)
     if len(rest) > _MAX_BYTES:
@@ -65,10 +73,19 @@ def parse_json(data: bytes) -> dict[str, Any]:
     try:
         body = json.loads(rest, object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
-        raise MalformedBody("The body is not valid JSON.") from error
+        raise MalformedBody(f"{_not_json(data, media_type)} Send a JSON object, {{…}}, as {_JSON}.") from error
     if not isinstance(body, dict):
         raise MalformedBody("The body must be a JSON object: {…}.")
     return _restored(body, strings) if strings else body
+
+
+def _not_json(data: bytes, media_type: str) -> str:
+    """What came instead of JSON."""
+    if not data.strip():
+        return "The body is empty."
+    if media_type == _JSON:
+        return "The body is not valid JSON."
+    return f"The body is not valid JSON; its Content-Type is {media_type[:64] or 'missing'}."
 
 
 def _without_long_strings(data: bytes, token: str) -> tuple[bytes, dict[str, str]]:

@@ -313,3 +313,8 @@ def test_body_that_is_not_an_object_is_refused(server: str) -> None:
     for body in (b"[]", b"{", b""):
         answer = httpx2.post(f"{server}/sdapi/v1/img2img", content=body)
         assert (answer.status_code, answer.json()["error"]) == (400, "malformed_body")
+    form = httpx2.post(f"{server}/sdapi/v1/img2img", data={"prompt": "x"})
+    assert form.json()["detail"] == (
+        "The body is not valid JSON; its Content-Type is application/x-www-form-urlencoded. "
+        "Send a JSON object, {…}, as application/json."
+    )

@@ -97,6 +97,24 @@ def test_broken_json_with_long_base64_is_malformed(data: str) -> None:
         parse_json(data.encode())
 
 
+@pytest.mark.parametrize(
+    ("data", "media_type", "came"),
+    [
+        (b"", "", "The body is empty."),
+        (b" \r\n", "application/json", "The body is empty."),
+        (b"{", "application/json", "The body is not valid JSON."),
+        (b"{", "", "The body is not valid JSON; its Content-Type is missing."),
+        (b"a=b", "application/x-www-form-urlencoded", "its Content-Type is application/x-www-form-urlencoded."),
+        (b"--x", "x" * 100, f"its Content-Type is {'x' * 64}."),
+    ],
+    ids=["empty", "white space", "broken", "no type", "form", "long type"],
+)
+def test_body_that_is_no_json_is_named_with_its_type(data: bytes, media_type: str, came: str) -> None:
+    with pytest.raises(MalformedBody) as caught:
+        parse_json(data, media_type)
+    assert caught.value.message.endswith(f"{came} Send a JSON object, {{…}}, as application/json.")
+
+
 def test_long_base64_alone_is_no_object() -> None:
     with pytest.raises(MalformedBody, match="must be a JSON object"):
         parse_json(f'"{LONG}"'.encode())
