@@ -237,8 +237,12 @@ class Service:
         if count > most:
             raise InvalidParameter(f"{param}: {count} images at once are more than may wait here: {most}.", param=param)
 
-    def check_model(self, name: str | None) -> None:
+    def check_model(self, name: str | None, in_path: bool = False) -> None:
         """Check the model's name in a request.
+
+        Args:
+            name: None if the request has none.
+            in_path: whether the name is a part of the path, which cannot be left out.
 
         Raises:
             ModelNotFound: it is neither the model's name nor one of `IMG2IMG_MODEL_ALIASES`.
@@ -247,9 +251,10 @@ class Service:
         if name is None or name in aliases or (name and "*" in aliases):
             return
         if name not in (self.model_name, self._model_id):
+            instead = f"Put '{self.model_name}' in the path" if in_path else f"Leave it out, send '{self.model_name}'"
             raise ModelNotFound(
-                f"There is no model '{name[:64]}' here. Leave it out, send '{self.model_name}', or have the service "
-                "take other names by IMG2IMG_MODEL_ALIASES.",
+                f"There is no model '{name[:64]}' here. {instead}, or have the service take other names by "
+                "IMG2IMG_MODEL_ALIASES.",
                 param="model",
             )
 

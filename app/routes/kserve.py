@@ -89,7 +89,7 @@ async def ready(request: Request, response: Response) -> KServeReady:
 async def model_ready(request: Request, response: Response, name: str) -> KServeModelReady:
     """Of the model, which is the only one."""
     service = service_of(request)
-    service.check_model(name)
+    service.check_model(name, in_path=True)
     is_ready = service.status == "ready"
     response.status_code = 200 if is_ready else 503
     return KServeModelReady(name=name, ready=is_ready)
@@ -98,7 +98,7 @@ async def model_ready(request: Request, response: Response, name: str) -> KServe
 @router.get("/v2/models/{name}", summary="Metadata of the model", dependencies=KEYS, responses=_ERRORS)
 async def model(request: Request, name: str) -> KServeModelMetadata:
     """It takes no tensors: images go to `/img2img`."""
-    service_of(request).check_model(name)
+    service_of(request).check_model(name, in_path=True)
     return KServeModelMetadata(name=name)
 
 

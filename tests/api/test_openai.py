@@ -239,8 +239,11 @@ def test_model_is_listed_and_found_by_name_and_alias(
     (model,) = client.models.list()
     assert client.models.retrieve(model.id).id == model.id
     assert client.images.edit(image=png, prompt=PROMPT, model=model.id).data
-    for ask in (lambda: client.models.retrieve("gpt-image-1"), lambda: _edit(client, png, "gpt-image-1")):
-        with pytest.raises(openai.NotFoundError) as caught:
+    for ask, advice in (
+        (lambda: client.models.retrieve("gpt-image-1"), f"Put '{model.id}' in the path, or"),
+        (lambda: _edit(client, png, "gpt-image-1"), f"Leave it out, send '{model.id}', or"),
+    ):
+        with pytest.raises(openai.NotFoundError, match=advice) as caught:
             ask()
         assert caught.value.code == "model_not_found"
     for aliases, name in (("gpt-image-1, dall-e-2 ,", "dall-e-2"), (" * ", "whatever")):

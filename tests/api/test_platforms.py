@@ -35,7 +35,7 @@ class TestKServe:
         assert get(f"/models/{name}/ready") == {"name": name, "ready": True}
         answer = httpx2.get(f"{server}/v2/models/other/ready")
         assert (answer.status_code, list(answer.json())) == (404, ["error"])
-        assert "no model 'other'" in answer.json()["error"]
+        assert "no model 'other' here. Put 'fake' in the path, or" in answer.json()["error"]
         answer = httpx2.post(f"{server}/v2/models/{name}/infer", json={"inputs": []})
         assert (answer.status_code, list(answer.json())) == (404, ["error"])
         assert "POST /img2img" in answer.json()["error"]

@@ -174,7 +174,7 @@ async def models(request: Request) -> OpenAIModelList:
 async def model(request: Request, name: str) -> OpenAIModel:
     """By its name, or one that requests may give for it."""
     service = service_of(request)
-    service.check_model(name)
+    service.check_model(name, in_path=True)
     return OpenAIModel(id=name, created=service.started)
 
 
