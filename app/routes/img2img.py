@@ -19,7 +19,7 @@ from app.web.base64_files import data_url, decode_base64
 from app.web.bodies import read_body
 from app.web.dialects import Dialect
 from app.web.disconnect import unless_disconnected
-from app.web.fields import boolean, mapping, unique
+from app.web.fields import boolean, mapping, names, unique
 from app.web.forms import AS_FILE, read_form
 from app.web.json_body import read_json
 from app.web.negotiation import IMAGE_TYPES, best_format, prefers
@@ -101,8 +101,8 @@ async def img2img(request: Request) -> Response:
     a preview to each `step`, as a data: URL.
     """
     call = request_info(request)
-    upload, fields = await _read(request)
-    asked = parse_request(fields, (*UploadFields.model_fields, "target_size"))
+    upload, fields, besides = await _read(request)
+    asked = parse_request(fields, besides)
     service = service_of(request)
     accept = request.headers.get("accept") or "*/*"
     as_events = prefers(accept, EVENTS, IMAGE_TYPES)
@@ -141,8 +141,8 @@ async def _events(
                     yield Event("picture", body, last=True)
 
 
-async def _read(request: Request) -> tuple[Upload, dict[str, Any]]:
-    """The image and the fields of a body of any kind; fields may be in the query, too."""
+async def _read(request: Request) -> tuple[Upload, dict[str, Any], tuple[str, ...]]:
+    """The image, the fields and the further names of fields of a body of any kind; fields may be in the query, too."""
     query = request.query_params.multi_items()
     try:
         unquote_to_bytes(request.scope["query_string"]).decode()
@@ -156,14 +156,14 @@ async def _read(request: Request) -> tuple[Upload, dict[str, Any]]:
         upload, fields = Upload(files["image"]), unique([*query, *parts.items()])
         if "prompt" not in fields:
             raise InvalidParameter("Send a text field 'prompt'; it may be empty.", param="prompt")
-        return upload, fields
+        return upload, fields, names(UploadFields)
     if media_type == "application/json":
         image, fields = await read_json(request, parse_hugging_face)
         said = {name: value for name, value in fields.items() if value is not None}
-        return Upload(image), {"prompt": "", **unique([*query, *said.items()])}
+        return Upload(image), {"prompt": "", **unique([*query, *said.items()])}, ("target_size",)
     # Hugging Face's client sends bytes without a type.
     if media_type.startswith("image/") or media_type in _RAW:
-        return Upload(await read_body(request)), {"prompt": "", **unique(query)}
+        return Upload(await read_body(request)), {"prompt": "", **unique(query)}, ()
     raise UnsupportedMediaType(
         f"Content-Type {media_type[:64]} is not taken here. Send multipart/form-data with a file 'image' "
         "and a text 'prompt', or a raw image/png, image/jpeg or image/webp body, or application/json."

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from tests.support.http import post, problem
+from tests.support.pages import read, tables
 from tests.support.servers import StartServer
 
 
@@ -163,6 +164,19 @@ def test_too_few_steps_are_refused_with_advice(server: str, png: bytes) -> None:
 )
 def test_invalid_field_is_named(server: str, png: bytes, fields: dict[str, Any], param: str) -> None:
     problem(post(server, png, **fields), 422, "invalid_parameter", param)
+
+
+def test_unknown_field_lists_the_fields_of_the_docs(server: str, png: bytes) -> None:
+    documented = [row[0].strip("`") for row in tables(read("docs/parameters.md"))[0]]
+    body = {"inputs": base64.b64encode(png).decode(), "parameters": {"qqqq": 1}}
+    answers = {
+        ("image",): post(server, png, qqqq="1"),
+        ("target_size",): httpx2.post(f"{server}/img2img", json=body),
+        (): httpx2.post(f"{server}/img2img?qqqq=1", content=png, headers={"Content-Type": "image/png"}),
+    }
+    for besides, answer in answers.items():
+        _, _, known = problem(answer, 422, "invalid_parameter", "qqqq").partition("Known fields: ")
+        assert sorted(known.removesuffix(".").split(", ")) == sorted({*documented} - {"image"} | {*besides})
 
 
 def test_query_not_in_utf_8_is_refused(server: str, png: bytes) -> None:
