@@ -2,6 +2,7 @@
 
 import ast
 import importlib.metadata
+import itertools
 import os
 import re
 import shutil
@@ -40,6 +41,21 @@ def pins(name: str) -> dict[str, str]:
     return {
         canonicalize_name(package): version for package, _, version in (line.partition("==") for line in requirements)
     }
+
+
+def header(script: Path) -> str:
+    """The comment that a script begins with."""
+    lines = itertools.takewhile(lambda line: line.startswith("# "), script.read_text().splitlines()[1:])
+    return "".join(f"{line[2:]}\n" for line in lines)
+
+
+def program_of(script: Path) -> Path | None:
+    """The Python program that a script ends in, if it reads the script's options."""
+    found = re.search(r'^exec \S+python"? (?:-m (scripts\S+)|"\$root/(\S+)") "\$@"$', script.read_text(), re.MULTILINE)
+    if found is None:
+        return None
+    path = ROOT / (found[2] or found[1].replace(".", "/"))
+    return path / "__main__.py" if path.is_dir() else path.with_suffix(".py")
 
 
 def declared(lock: str) -> list[Requirement]:
@@ -136,16 +152,21 @@ class TestScripts:
             checked = subprocess.run([interpreter, "-n", str(path)], capture_output=True, text=True)
             assert (checked.returncode, checked.stderr) == (0, "")
 
-    @pytest.mark.parametrize(
-        "name", ["setup", "lock", "test", "check", "docs", "fix", "test-container", "container/base-image"]
-    )
-    def test_help_is_shown_at_once_from_any_directory(self, name: str, tmp_path: Path) -> None:
-        shown = subprocess.run(
-            [ROOT / "scripts" / name, "--help"], cwd=tmp_path, env={"PATH": os.defpath}, capture_output=True, text=True
+    @pytest.mark.parametrize("path", SCRIPTS[1:], ids=lambda path: path.name)
+    def test_help_is_shown_at_once_from_any_directory(self, path: Path, tmp_path: Path) -> None:
+        environment = {"PATH": os.defpath}
+        shown = subprocess.run([path, "--help"], cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert (shown.returncode, shown.stdout, shown.stderr) == (0, header(path), "")
+
+    def test_help_names_every_option_of_the_program(self) -> None:
+        programs = {path: program for path in SCRIPTS[1:] if (program := program_of(path))}
+        assert len(programs) >= 8
+        fail_with(
+            f"scripts/{path.name} --help does not name {option} of {program.relative_to(ROOT)}."
+            for path, program in programs.items()
+            for option in re.findall(r'add_argument\(\s*"(--[\w-]+)"', program.read_text())
+            if f"{option} " not in header(path)
         )
-        assert shown.returncode == 0
-        assert shown.stdout.strip()
-        assert shown.stderr == ""
 
     def test_setup_installs_once_and_again_when_a_lock_file_changes(self, tmp_path: Path) -> None:
         (tmp_path / "scripts").mkdir()
@@ -174,10 +195,11 @@ class TestScripts:
         assert installed("--runtime") == ["requirements.lock", "."]
         assert installed() == ["requirements-dev.lock", "."]
 
-    def test_setup_refuses_an_unknown_option(self) -> None:
-        refused = subprocess.run([ROOT / "scripts/setup", "--dev"], capture_output=True, text=True)
+    @pytest.mark.parametrize("name", ["setup", "check", "docs", "fix", "lock", "audit", "sbom", "fuzz"])
+    def test_unknown_option_is_refused(self, name: str) -> None:
+        refused = subprocess.run([ROOT / "scripts" / name, "--dev"], capture_output=True, text=True)
         assert (refused.returncode, refused.stdout) == (2, "")
-        assert "there is no option --dev" in refused.stderr
+        assert refused.stderr == f"scripts/{name}: there is no option --dev; see scripts/{name} --help.\n"
 
     def test_setup_refuses_a_missing_python_with_a_sentence(self, tmp_path: Path) -> None:
         (tmp_path / "scripts").mkdir()
