@@ -139,11 +139,11 @@ def _handle_errors(app: FastAPI, errors: ErrorResponses, dialects: Dialects) -> 
 
     @app.exception_handler(405)
     async def method_not_allowed(request: Request, error: HTTPException) -> Response:
-        headers = error.headers or {}
-        methods = " or ".join(sorted(headers.get("Allow", "another method").split(", ")))
+        answered = error.headers or {}
+        methods = " or ".join(sorted(answered.get("Allow", "another method").split(", ")))
         message = f"{_described(request, error)} Send {methods}. {_where_images_go(request, dialects)}"
         response = errors.response(MethodNotAllowed(message), request.scope)
-        response.headers.update(headers)
+        response.headers.update(answered)
         return response
 
     @app.exception_handler(RequestValidationError)
