@@ -21,6 +21,7 @@ from app.errors import (
     RouteNotFound,
     ServiceError,
 )
+from app.field_errors import invalid_field
 from app.imaging import c2pa
 from app.imaging.c2pa import Signer
 from app.observability import tracing
@@ -150,7 +151,7 @@ def _handle_errors(app: FastAPI, errors: ErrorResponses, dialects: Dialects) -> 
     async def invalid_parameter(request: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
         name = str(first["loc"][-1])
-        return errors.response(InvalidParameter(f"{name}: {first['msg']}.", param=name), request.scope)
+        return errors.response(InvalidParameter(invalid_field(name, first), param=name), request.scope)
 
     @app.exception_handler(ClientDisconnect)
     async def client_disconnect(request: Request, error: ClientDisconnect) -> Response:

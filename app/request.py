@@ -12,6 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic_core import PydanticCustomError
 
 from app.errors import InvalidParameter
+from app.field_errors import invalid_field
 from app.pixels import Fit, OutputFormat
 
 MAX_STEPS = 50
@@ -28,7 +29,7 @@ def _integer(value: Any) -> int:
         return int(value)
     if isinstance(value, int) and not isinstance(value, bool):
         return value
-    raise PydanticCustomError("integer", "must be a whole number, like 4")
+    raise PydanticCustomError("integer", "a whole number, like 4")
 
 
 def _number(value: Any) -> float:
@@ -40,7 +41,7 @@ def _number(value: Any) -> float:
         with suppress(OverflowError):
             if math.isfinite(value):
                 return float(value)
-    raise PydanticCustomError("number", "must be a finite decimal number, like 0.9")
+    raise PydanticCustomError("number", "a finite decimal number, like 0.9")
 
 
 Integer = Annotated[int, BeforeValidator(_integer)]
@@ -161,12 +162,12 @@ def parse_request(
     try:
         return Img2ImgRequest.model_validate({name: value for name, value in fields.items() if value is not None})
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
+        first = error.errors(include_url=False)[0]
         if first["type"] == "too_few_steps":
             raise InvalidParameter(first["msg"], param="strength") from None
         field = str(first["loc"][0])
         name = (names or {}).get(field, field)
-        raise InvalidParameter(f"{name}: {first['msg']}.", param=name) from None
+        raise InvalidParameter(invalid_field(name, first), param=name) from None
 
 
 def with_consecutive_seeds(request: Img2ImgRequest, count: int) -> tuple[Img2ImgRequest, ...]:
