@@ -219,6 +219,10 @@ def test_pixels_of_another_length_are_refused() -> None:
         Pixels(8, 8, b"")
 
 
+def test_pixels_are_shown_without_their_bytes() -> None:
+    assert repr(Pixels(8, 8, bytes(192))) == "Pixels(8, 8)"
+
+
 @pytest.mark.anyio
 async def test_cancelled_job_makes_room_and_is_not_finished() -> None:
     async with running(max_batch=1) as engine:

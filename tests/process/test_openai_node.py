@@ -133,7 +133,7 @@ class TestErrors:
             assert error["type"] == "invalid_request_error"
         assert "whole image is redrawn" in refused["mask"]["message"]
         assert "would run no" in refused["strength"]["message"]
-        assert "Send one picture" in refused["image"]["message"]
+        assert "Send one image" in refused["image"]["message"]
 
     def test_refusals_raise_their_own_classes(self, node: Node, server: str) -> None:
         seen = node.run("others", server)
