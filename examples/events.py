@@ -1,4 +1,4 @@
-"""Server-sent events: the place in the queue, each step with a preview, and the image."""
+"""Server-sent events: the place in the queue, each step, the previews, and the image."""
 
 import base64
 import json
@@ -23,7 +23,8 @@ for line in response.iter_lines(decode_unicode=True):
         if name == "waiting":
             print(f"{data['ahead']} requests are ahead")
         elif name == "step":
-            print(f"step {data['step']} of {data['steps']}")
+            what = "preview of step" if "preview" in data else "step"
+            print(f"{what} {data['step']} of {data['steps']}")
         elif name == "error":
             raise SystemExit(data["detail"])
         elif name == "picture":

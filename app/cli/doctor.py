@@ -144,7 +144,7 @@ def _about_speed(facts: Facts, model: Description) -> Iterator[str]:
     if model.model.embedded:
         yield "The embedded model is small and draws icons only: IMG2IMG_MODEL=stabilityai/sdxl-turbo draws anything."
     elif not cuda:
-        yield "A full-size model takes a minute and more for each image on the CPU: use a CUDA GPU."
+        yield "A full-size model takes most of a minute for each image on the CPU: use a CUDA GPU."
     if not model.model.embedded and facts.memory < ENOUGH_MEMORY:
         yield f"{_gb(facts.memory)} of memory may be too little to load a full-size model: 16 GB is enough."
     if cuda and dtype == "float32":

@@ -219,7 +219,7 @@ def test_report_says_which_files_are_missing() -> None:
         (replace(CPU, devices_setting="cpu"), "auto takes the GPU"),
         (replace(CPU, model=replace(CPU_MODEL, cuda_build="none")), "built without CUDA"),
         (CPU, "torch finds no GPU"),
-        (CPU, "a minute and more for each image"),
+        (CPU, "most of a minute for each image"),
         (replace(CPU, memory=8_000_000_000), "8.0 GB of memory may be too little"),
         (replace(CPU, model=replace(MODEL, device="cpu")), "float16 on the CPU is slow"),
         (
