@@ -24,7 +24,7 @@ class Upload:
 
 @dataclass(frozen=True, slots=True)
 class RequestInfo:
-    """A request besides its parameters.
+    """The context of a request.
 
     Attributes:
         request_id: names it in the log.

@@ -92,7 +92,8 @@ def create_app(
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         service_of_app = open_service(settings, metrics, loader, on_failure, signer)
-        async with tracing.exporting(), refreshing(keys.refresh), service_of_app as service:
+        refreshed = [keys.refresh] if settings.api_keys_file else []
+        async with tracing.exporting(), refreshing(*refreshed), service_of_app as service:
             app.state.service = service
             yield
 

@@ -142,13 +142,13 @@ def smallest_steps(strength: float) -> int | None:
 
 
 def parse_request(
-    fields: Mapping[str, Any], besides: Iterable[str] = (), names: Mapping[str, str] | None = None
+    fields: Mapping[str, Any], other_names: Iterable[str] = (), names: Mapping[str, str] | None = None
 ) -> Img2ImgRequest:
     """A request from fields, as text (forms, queries) or JSON values.
 
     Args:
         fields: by the names of `Img2ImgRequest`.
-        besides: further names that the dialect takes: a misspelled field is compared with them, too.
+        other_names: further fields of the dialect; a misspelled name is compared with them too.
         names: what the dialect calls fields that have another name here; errors say that.
 
     Raises:
@@ -158,7 +158,7 @@ def parse_request(
     if unknown:
         # Shortened first: the search for similar names is slow for long ones.
         name = unknown[0][:64]
-        raise InvalidParameter(_unknown_field(name, (*Img2ImgRequest.model_fields, *besides)), param=name)
+        raise InvalidParameter(_unknown_field(name, (*Img2ImgRequest.model_fields, *other_names)), param=name)
     try:
         return Img2ImgRequest.model_validate({name: value for name, value in fields.items() if value is not None})
     except ValidationError as error:

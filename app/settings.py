@@ -60,7 +60,7 @@ class WorkerSettings(BaseSettings):
 
     model_config = SettingsConfigDict(
         env_prefix=_PREFIX,
-        # Compose files and shells write an unset variable so.
+        # Compose files and shells set a variable to an empty text to leave it unset.
         env_ignore_empty=True,
         frozen=True,
         extra="forbid",

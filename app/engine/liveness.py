@@ -33,7 +33,7 @@ _SILENT_ROUNDS = 4
 """Silence counts only after this many times the duration of the jobs' single pass."""
 
 _HANGING_ROUNDS = 20
-"""Likewise, for a hang."""
+"""A worker hangs only after this many times the duration of the jobs' single pass."""
 
 
 class Liveness:
@@ -86,12 +86,14 @@ class Liveness:
         self._last_message_at = time.monotonic()
         self._canary_sent_at = 0.0
 
+    @property
     def canary_due(self) -> bool:
-        """Whether an idle worker is to be sent a canary now; it counts as sent."""
-        due = not self._canary_sent_at and (self._reply_pending or self.silence > self._limits.canary)
-        if due:
-            self._canary_sent_at = time.monotonic()
-        return due
+        """Whether an idle worker needs a canary now."""
+        return not self._canary_sent_at and (self._reply_pending or self.silence > self._limits.canary)
+
+    def canary_sent(self) -> None:
+        """The worker has the canary's limit to answer from now on."""
+        self._canary_sent_at = time.monotonic()
 
     def canary_missed(self) -> float:
         """Seconds for which a canary has had no answer, if that is too long; else 0."""

@@ -230,7 +230,7 @@ class WorkerSupervisor:
 
         Args:
             tick_timeout: seconds of silence that a worker with jobs may take at most.
-            load_timeout: likewise, while it loads.
+            load_timeout: seconds of silence that a worker may take while it loads.
         """
         if not self._process or self.state is WorkerState.UNLOADING:
             return
@@ -240,7 +240,8 @@ class WorkerSupervisor:
         elif self.tickets:
             self._last_busy_at = time.monotonic()
             silence = self._liveness.hangs(tick_timeout)
-        elif self._liveness.canary_due():
+        elif self._liveness.canary_due:
+            self._liveness.canary_sent()
             self._send(Canary())
             return
         else:

@@ -79,7 +79,7 @@ def _confine(memory: int) -> None:  # pragma: no cover  a process so confined ca
         score.write("900")
 
 
-def _limit_time() -> None:  # pragma: no cover  likewise
+def _limit_time() -> None:  # pragma: no cover  a confined process writes no report
     """Allow `CPU_SECONDS` more of processor time, after which the kernel ends the process."""
     used = time.process_time()
     resource.setrlimit(resource.RLIMIT_CPU, (int(used) + 1 + CPU_SECONDS, resource.RLIM_INFINITY))
@@ -90,5 +90,5 @@ def _receive(connection: socket.socket, length: int) -> bytes:
     return connection.recv(length, socket.MSG_WAITALL) if length else b""
 
 
-if __name__ == "__main__":  # pragma: no cover  likewise
+if __name__ == "__main__":  # pragma: no cover  a confined process writes no report
     main(int(sys.argv[1]), int(sys.argv[2]))

@@ -30,7 +30,7 @@ def encode(width: int, height: int, rgb: bytes, text: PngInfo, helper: Executor)
 
     Args:
         width: of the image, in pixels.
-        height: likewise, at least 2.
+        height: of the image, in pixels; at least 2.
         rgb: `uint8[height, width, 3]`, row by row without padding.
         text: the text chunks, which stand before the pixels.
         helper: deflates the lower half; must not be the executor that this runs on.

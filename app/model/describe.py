@@ -49,7 +49,7 @@ class Files:
 
     Attributes:
         folder: where they are; empty if not all of them are there.
-        vae: the VAE's name, or `checkpoint`; empty likewise.
+        vae: the VAE's name, or `checkpoint`; empty if not all files are there.
         reason: why the files cannot be loaded; empty if they can.
         downloadable: the missing files come from the hub, and the first start may download them.
     """

@@ -101,8 +101,8 @@ async def img2img(request: Request) -> Response:
     a preview to each `step`, as a data: URL.
     """
     call = request_info(request)
-    upload, fields, besides = await _read(request)
-    asked = parse_request(fields, besides)
+    upload, fields, other_names = await _read(request)
+    asked = parse_request(fields, other_names)
     service = service_of(request)
     accept = request.headers.get("accept") or "*/*"
     as_events = prefers(accept, EVENTS, IMAGE_TYPES)

@@ -29,7 +29,7 @@ router = APIRouter(
 
 
 class Sd3Fields(BaseModel):
-    """Fields of a form besides those of `/img2img`."""
+    """Fields of a form in addition to those of `/img2img`."""
 
     image: bytes = Field(description="A PNG, JPEG or WebP file.")
     mode: Literal["image-to-image"] = Field(description="The only mode that is served.")

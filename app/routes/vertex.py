@@ -34,7 +34,7 @@ class VertexEncodedImage(BaseModel):
 
 
 class VertexInstanceFields(BaseModel):
-    """Fields of an instance besides those of `/img2img`, and those with another default."""
+    """Fields of an instance in addition to those of `/img2img`, and those with another default."""
 
     image: str | VertexEncodedImage = Field(
         description="A PNG, JPEG or WebP file as base64, or an object that holds it."

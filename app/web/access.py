@@ -29,7 +29,7 @@ class AccessControl:
     Args:
         app: the next ASGI app.
         keys: if there are none, every request passes.
-        origins: may send requests besides the service's own origin, as browsers write them.
+        origins: further origins that may send requests, as browsers write them; the service's own always may.
         errors: answers the requests that are refused.
         open_paths: can be read without a key.
     """

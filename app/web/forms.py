@@ -1,4 +1,4 @@
-"""Forms (`multipart/form-data`, RFC 7578), parsed while they arrive: the body is not held besides its parts."""
+"""Forms (`multipart/form-data`, RFC 7578), parsed while they arrive: only the parts are held, never the whole body."""
 
 from io import BytesIO
 

@@ -1,4 +1,4 @@
-"""What routes read of a request besides its body."""
+"""Reads a request's headers and query."""
 
 from typing import Annotated
 

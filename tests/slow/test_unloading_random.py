@@ -2,7 +2,6 @@
 
 import asyncio
 import random
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,25 +11,19 @@ from app.engine.messages import Job
 from app.observability.metrics import Metrics
 from app.pixels import Pixels
 from app.settings import Settings
-from tests.support.virtual_time import PretendProcess, VirtualTime
+from tests.support.virtual_time import PretendProcess, VirtualTime, pretend_workers
 
 
 def test_no_request_is_lost_at_10_000_random_times_around_unloading(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     loop, draw = VirtualTime(), random.Random(0)
-    clock = SimpleNamespace(monotonic=loop.time)
-    monkeypatch.setattr("app.engine.supervisor.time", clock)
-    monkeypatch.setattr("app.engine.liveness.time", clock)
-    monkeypatch.setattr("app.engine.engine.time", clock)
 
-    class Spawner:
-        @staticmethod
-        async def spawn(start: Any) -> PretendProcess:
-            await asyncio.sleep(draw.uniform(0, 0.5))
-            return PretendProcess(draw)
+    async def spawn(start: Any) -> PretendProcess:
+        await asyncio.sleep(draw.uniform(0, 0.5))
+        return PretendProcess(draw)
 
-    monkeypatch.setattr("app.engine.supervisor.WorkerProcess", Spawner)
+    pretend_workers(monkeypatch, loop, spawn)
     PretendProcess.started = 0
     idle = 5.0
 

@@ -3,8 +3,11 @@
 import asyncio
 import random
 import selectors
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from types import SimpleNamespace
 from typing import Any
+
+import pytest
 
 from app.engine.messages import Done, Job, ModelInfo, Ready, Result, Started
 from app.pixels import Pixels
@@ -72,3 +75,13 @@ class PretendProcess:
         self.close()
         await asyncio.sleep(self.draw.uniform(0, 1))
         return 0
+
+
+def pretend_workers(
+    monkeypatch: pytest.MonkeyPatch, loop: VirtualTime, spawn: Callable[[Any], Awaitable[PretendProcess]]
+) -> None:
+    """Let the engine read the clock of `loop`, and start its workers by `spawn`."""
+    clock = SimpleNamespace(monotonic=loop.time)
+    for module in ("engine", "liveness", "supervisor"):
+        monkeypatch.setattr(f"app.engine.{module}.time", clock)
+    monkeypatch.setattr("app.engine.supervisor.WorkerProcess", SimpleNamespace(spawn=spawn))

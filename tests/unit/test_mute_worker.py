@@ -2,7 +2,6 @@
 
 import asyncio
 import random
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +12,7 @@ from app.observability.metrics import Metrics
 from app.pixels import Pixels
 from app.settings import Settings
 from tests.support.engines import deaths, pid_of, until
-from tests.support.virtual_time import PretendProcess, VirtualTime
+from tests.support.virtual_time import PretendProcess, VirtualTime, pretend_workers
 
 
 class MuteProcess(PretendProcess):
@@ -25,19 +24,13 @@ class MuteProcess(PretendProcess):
 
 @pytest.mark.parametrize("busy", [False, True], ids=["idle", "with a job"])
 def test_mute_worker_is_killed_in_time_under_the_default_settings(monkeypatch: pytest.MonkeyPatch, busy: bool) -> None:
-    """Idle: within the ten seconds that the README promises. With a job: long before the job's deadline."""
+    """Idle: within the ten seconds that `LivenessLimits` promises. With a job: long before the job's deadline."""
     loop, draw, settings = VirtualTime(), random.Random(0), Settings(devices="cpu")
-    clock = SimpleNamespace(monotonic=loop.time)
-    monkeypatch.setattr("app.engine.supervisor.time", clock)
-    monkeypatch.setattr("app.engine.liveness.time", clock)
-    monkeypatch.setattr("app.engine.engine.time", clock)
 
-    class Spawner:
-        @staticmethod
-        async def spawn(start: Any) -> MuteProcess:
-            return MuteProcess(draw)
+    async def spawn(start: Any) -> MuteProcess:
+        return MuteProcess(draw)
 
-    monkeypatch.setattr("app.engine.supervisor.WorkerProcess", Spawner)
+    pretend_workers(monkeypatch, loop, spawn)
 
     async def seconds_until_killed() -> float:
         engine = Engine(settings, Metrics(), "pretended:load", lambda failure: None)

@@ -33,7 +33,7 @@ class CogHints(BaseModel):
 
 
 class CogInput(BaseModel):
-    """Fields of `input` besides those of `/img2img`, and those with another default."""
+    """Fields of `input` in addition to those of `/img2img`, and those with another default."""
 
     image: str = Field(description="A PNG, JPEG or WebP file as a data: URL or as base64.")
     prompt: str = Field("", max_length=MAX_PROMPT_LENGTH, description="What the image should become.")

@@ -11,7 +11,7 @@ from app.web.openapi import NO_EFFECT
 
 
 class EditFields(BaseModel):
-    """Fields of a form besides those of `/img2img`."""
+    """Fields of a form in addition to those of `/img2img`."""
 
     image: bytes = Field(description="One PNG, JPEG or WebP file. SDKs call it `image[]` or `image[0]`, too.")
     model: str | None = Field(None, description="The model's name, or one of `IMG2IMG_MODEL_ALIASES`; else 404.")
