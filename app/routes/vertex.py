@@ -18,7 +18,7 @@ from app.service import Service
 from app.web.base64_files import base64_text, decode_base64
 from app.web.dialects import Dialect, SettingRoute
 from app.web.disconnect import gather_or_cancel, unless_disconnected
-from app.web.fields import names, prefix_param
+from app.web.fields import default, names, prefix_param
 from app.web.json_body import read_json
 from app.web.openapi import KEYS, error_responses, image_headers, json_body, object_schema
 from app.web.problems import Problem
@@ -67,13 +67,13 @@ class VertexPredictions(BaseModel):
 _IMAGE_NAMES = names(VertexEncodedImage)
 _INSTANCE = object_schema(Img2ImgRequest, VertexInstanceFields)
 _PARAMETERS = object_schema(Img2ImgRequest, VertexInstanceFields, without=("image",))
-_BODY = object_schema(
-    VertexInstances,
-    instances={"type": "array", "minItems": 1, "maxItems": 16, "items": _INSTANCE},
-    parameters={**_PARAMETERS, "required": []},
-)
 _MAX_INSTANCES = next(
     one.max_length for one in VertexInstances.model_fields["instances"].metadata if isinstance(one, MaxLen)
+)
+_BODY = object_schema(
+    VertexInstances,
+    instances={"type": "array", "minItems": 1, "maxItems": _MAX_INSTANCES, "items": _INSTANCE},
+    parameters={**_PARAMETERS, "required": []},
 )
 
 
@@ -120,13 +120,13 @@ def parse_instances(body: dict[str, Any]) -> list[tuple[Upload, Img2ImgRequest]]
 
 
 def _instance_of(index: int) -> AbstractContextManager[None]:
-    """Has errors of fields name the instance, counted from 0 as in JSON."""
+    """Name the instance in the errors of its fields, counted from 0 as in JSON."""
     where = f"instances[{index}]"
     return prefix_param(where, f"{where}: ")
 
 
 def _instance(instance: dict[str, Any], shared: dict[str, Any]) -> tuple[Upload, Img2ImgRequest]:
-    defaults = {name: VertexInstanceFields.model_fields[name].default for name in ("prompt", "output_format")}
+    defaults = {name: default(VertexInstanceFields, name) for name in ("prompt", "output_format")}
     fields = {**defaults, **shared, **instance}
     image = fields.pop("image", None)
     if isinstance(image, dict):

@@ -10,13 +10,13 @@ _PIECE = 2**20
 """Decoded in 2 ms. In between, other threads can run."""
 
 _LAST = 4096
-"""At least so many characters are decoded at the end in one piece, since the padding is there."""
+"""The last piece has at least this many characters, since the padding is at the end."""
 
 _ADVICE = "Send the bytes of the image as base64, or as a URL like data:image/png;base64,…"
 
 
 def decode_base64(text: str, param: str) -> bytes:
-    """Plain base64, in lines or not, or the same in a data URL. Raises `InvalidImage` if it is neither."""
+    """Decode base64, in lines or not, or a data URL of it. Raises `InvalidImage` for another text."""
     if is_data_url(text):
         head, comma, text = text.partition(",")
         if not comma or not head.lower().endswith(";base64"):
@@ -42,7 +42,7 @@ def _decode(text: str) -> bytes:
 
 
 def is_data_url(text: str) -> bool:
-    """Whether it begins like one."""
+    """Whether a text begins like a data URL."""
     return text[:5].lower() == "data:"
 
 

@@ -22,8 +22,13 @@ def names(*models: Model) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for model in models for name in model.model_fields))
 
 
+def default(model: Model, name: str) -> Any:
+    """The value of a field that is absent."""
+    return model.model_fields[name].default
+
+
 def bounds(model: Model, name: str) -> tuple[float, float | None]:
-    """The least and the most that a field can be. Every number has a least one."""
+    """The minimum and the maximum of a number field. Each has a minimum."""
     metadata = model.model_fields[name].metadata
     most = next((one.le for one in metadata if isinstance(one, Le)), None)
     least = next(one.ge for one in metadata if isinstance(one, Ge))
@@ -36,15 +41,14 @@ def choices(model: Model, name: str) -> tuple[Any, ...]:
 
 
 def integer(fields: Mapping[str, Any], model: Model, name: str) -> int:
-    """A whole number, as JSON or text. Raises `InvalidParameter` if it is none, or out of its bounds."""
+    """A whole number, as JSON or text. Raises `InvalidParameter` for another value, or one out of bounds."""
     least, most = bounds(model, name)
-    return parse_integer(
-        fields.get(name, model.model_fields[name].default), name, int(least), None if most is None else int(most)
-    )
+    value = fields.get(name, default(model, name))
+    return parse_integer(value, name, int(least), None if most is None else int(most))
 
 
 def parse_integer(value: Any, name: str, least: int, most: int | None = None) -> int:
-    """A whole number, as JSON or text. Raises `InvalidParameter` if it is none, or out of its bounds."""
+    """A whole number, as JSON or text. Raises `InvalidParameter` for another value, or one out of bounds."""
     try:
         number = _INTEGER.validate_python(value)
     except ValidationError:
@@ -56,10 +60,10 @@ def parse_integer(value: Any, name: str, least: int, most: int | None = None) ->
 
 
 def number(fields: Mapping[str, Any], model: Model, name: str) -> float:
-    """A decimal number, as JSON or text. Raises `InvalidParameter` if it is none, or out of its bounds."""
+    """A decimal number, as JSON or text. Raises `InvalidParameter` for another value, or one out of bounds."""
     least, most = bounds(model, name)
     try:
-        value = _NUMBER.validate_python(fields.get(name, model.model_fields[name].default))
+        value = _NUMBER.validate_python(fields.get(name, default(model, name)))
     except ValidationError:
         value = least - 1
     if value < least or (most is not None and value > most):
@@ -68,9 +72,9 @@ def number(fields: Mapping[str, Any], model: Model, name: str) -> float:
 
 
 def choice(fields: Mapping[str, Any], model: Model, name: str) -> Any:
-    """One of the values of a `Literal`. Raises `InvalidParameter` if it is another one."""
+    """One of the values of a `Literal`. Raises `InvalidParameter` for another value."""
     allowed = choices(model, name)
-    value = fields.get(name, model.model_fields[name].default)
+    value = fields.get(name, default(model, name))
     if value not in allowed:
         raise InvalidParameter(f"{name} can be {' or '.join(allowed)} here, and nothing else.", param=name)
     return value
@@ -104,7 +108,7 @@ def unique(items: Iterable[tuple[str, Any]]) -> dict[str, Any]:
 
 @contextmanager
 def prefix_param(where: str, message_prefix: str = "") -> Iterator[None]:
-    """Turns the error of a field into that of a field inside another one: `input.seed`."""
+    """Raise errors of a field as those of a field inside another one: `input.seed`."""
     try:
         yield
     except ServiceError as error:

@@ -45,7 +45,7 @@ from app.web.base64_files import data_url, decode_base64, is_data_url
 from app.web.dialects import Dialect
 from app.web.disconnect import unless_disconnected
 from app.web.error_responses import ErrorResponses
-from app.web.fields import names, prefix_param
+from app.web.fields import default, names, prefix_param
 from app.web.json_body import read_json
 from app.web.negotiation import prefers
 from app.web.offload import offload
@@ -252,7 +252,7 @@ def parse_prediction(body: Mapping[str, Any]) -> tuple[Upload, Img2ImgRequest]:
     fields = body.get("input")
     if not isinstance(fields, dict):
         raise InvalidParameter('Send {"input": {"image": "data:…", "prompt": "…"}}.', param="input")
-    defaults = {name: CogInput.model_fields[name].default for name in ("prompt", "output_format")}
+    defaults = {name: default(CogInput, name) for name in ("prompt", "output_format")}
     fields = {**defaults, **fields}
     image = fields.pop("image", None)
     with prefix_param("input"):

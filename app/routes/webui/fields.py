@@ -10,7 +10,7 @@ from app.pixels import IMAGE_SIZE, Fit, OutputFormat
 from app.request import MAX_STEPS, Img2ImgRequest, parse_request, smallest_steps, with_consecutive_seeds
 from app.routes.webui.models import TURBO_STEPS, WebUIFields, WebUISampler
 from app.web.base64_files import decode_base64
-from app.web.fields import boolean, integer, mapping, number, parse_integer
+from app.web.fields import boolean, default, integer, mapping, number, parse_integer
 
 _ALIASES = {"Euler a": ("k_euler_a", "k_euler_ancestral"), "Euler": ("k_euler",)}
 """Further names of the web UI's samplers."""
@@ -85,7 +85,7 @@ def parse_webui(body: Mapping[str, Any], sampler: str) -> EditRequest:
     """
     body = {name: value for name, value in body.items() if value is not None}
     _refuse_unsupported(body)
-    mode = body.get("resize_mode", _default("resize_mode"))
+    mode = body.get("resize_mode", default(WebUIFields, "resize_mode"))
     fit = _FITS.get(mode) if isinstance(mode, int) else None
     if fit is None:
         raise InvalidParameter("resize_mode can be 0 (stretch), 1 (crop) or 2 (fill) here.", param="resize_mode")
@@ -115,7 +115,7 @@ def parse_webui(body: Mapping[str, Any], sampler: str) -> EditRequest:
         taken={
             "prompt": request.prompt,
             "negative_prompt": request.negative_prompt or "",
-            "seed": body.get("seed", _default("seed")),
+            "seed": body.get("seed", default(WebUIFields, "seed")),
             "batch_size": size,
             "n_iter": rounds,
             "width": IMAGE_SIZE,
@@ -126,12 +126,8 @@ def parse_webui(body: Mapping[str, Any], sampler: str) -> EditRequest:
         clamped={name: pair for name, pair in values.items() if pair[0] != pair[1]},
         sampler=sampler,
         model=str(mapping(body, "override_settings").get("sd_model_checkpoint") or "") or None,
-        send_images=boolean(body.get("send_images", _default("send_images")), "send_images"),
+        send_images=boolean(body.get("send_images", default(WebUIFields, "send_images")), "send_images"),
     )
-
-
-def _default(name: str) -> Any:
-    return WebUIFields.model_fields[name].default
 
 
 def _sampler(body: Mapping[str, Any], sampler: str) -> dict[str, tuple[Any, Any]]:
