@@ -95,10 +95,10 @@ _RAW = ("application/octet-stream", "application/x-image", "")
 async def img2img(request: Request) -> Response:
     """Takes the image as `multipart/form-data`, as a raw body, or as base64 in Hugging Face's JSON.
 
-    The answer is the image itself; the seed in `X-Seed` makes it again. The request header `X-Request-Timeout` is the
-    number of seconds that you will wait. With `Accept: text/event-stream` the answer is events: `waiting` with the
-    number of requests `ahead`, `step` with `step` and `steps`, and `picture`. The request header `X-Previews: 1` adds
-    a preview to each `step`, as a data: URL.
+    The response is the image itself; the seed in `X-Seed` makes it again. The request header `X-Request-Timeout` is the
+    number of seconds that you will wait. With `Accept: text/event-stream` the response is events: `waiting` with the
+    number of requests `ahead`, `step` with `step` and `steps`, and `picture`. With `X-Previews: 1` each step but the
+    last has a second `step` event, with a `preview` as a data: URL.
     """
     call = request_info(request)
     upload, fields, other_names = await _read(request)
@@ -142,7 +142,7 @@ async def _events(
 
 
 async def _read(request: Request) -> tuple[Upload, dict[str, Any], tuple[str, ...]]:
-    """The image, the fields and the further names of fields of a body of any kind; fields may be in the query, too."""
+    """The image, the fields and the names of further fields of a body of any kind. Fields may be in the query too."""
     query = request.query_params.multi_items()
     try:
         unquote_to_bytes(request.scope["query_string"]).decode()
@@ -159,8 +159,8 @@ async def _read(request: Request) -> tuple[Upload, dict[str, Any], tuple[str, ..
         return upload, fields, names(UploadFields)
     if media_type == "application/json":
         image, fields = await read_json(request, parse_hugging_face)
-        said = {name: value for name, value in fields.items() if value is not None}
-        return Upload(image), {"prompt": "", **unique([*query, *said.items()])}, ("target_size",)
+        present = {name: value for name, value in fields.items() if value is not None}
+        return Upload(image), {"prompt": "", **unique([*query, *present.items()])}, ("target_size",)
     # Hugging Face's client sends bytes without a type.
     if media_type.startswith("image/") or media_type in _RAW:
         return Upload(await read_body(request)), {"prompt": "", **unique(query)}, ()
