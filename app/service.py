@@ -205,7 +205,7 @@ class Service:
     @property
     def model(self) -> dict[str, str] | None:
         """What the workers loaded, and the device; None before that."""
-        return asdict(self._engine.info) if self._engine.info else None
+        return self._engine.info.shown() if self._engine.info else None
 
     @property
     def model_name(self) -> str:

@@ -5,7 +5,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 from app.engine.admission import CODEC_ROWS, Admission
@@ -278,7 +278,7 @@ class Engine:
         match message:
             case Ready():
                 worker.loaded(message)
-                facts = {**asdict(message.info), "compile": self.settings.compile}
+                facts = {**message.info.shown(), "compile": self.settings.compile}
                 self.metrics.model.labels(facts.pop("device")).info(facts)
                 if not self.admission.seconds_per_row:
                     self.admission.measured(1, message.pass_seconds)

@@ -4,7 +4,7 @@ The engine sends a `Job`. The worker answers with `Started`, a `Progress` for ea
 All times are seconds. A deadline is a reading of `time.monotonic()`, which is the same in every process on Linux.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 from app.pixels import Pixels
@@ -103,9 +103,10 @@ class Canary:
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """The loaded model, as shown in the log, `/health/ready` and `/metrics`.
+    """The loaded model.
 
-    `reason` says why this model was chosen. `scheduler` is its diffusers class name.
+    `reason` says why this model was chosen. `scheduler` is its diffusers class name. `model_setting` and `vae_setting`
+    are values of `IMG2IMG_MODEL` and `IMG2IMG_VAE` that select exactly these files; empty if the settings do already.
     """
 
     model: str
@@ -115,6 +116,14 @@ class ModelInfo:
     dtype: str
     reason: str
     scheduler: str
+    model_setting: str = ""
+    vae_setting: str = ""
+
+    def shown(self) -> dict[str, str]:
+        """The fields that `/health/ready` and `/metrics` show."""
+        facts = asdict(self)
+        del facts["model_setting"], facts["vae_setting"]
+        return facts
 
 
 @dataclass(frozen=True, slots=True)

@@ -182,20 +182,24 @@ class WorkerSupervisor:
         self._enter(WorkerState.STOPPED)
 
     def loaded(self, message: Ready) -> None:
-        """The worker has loaded and takes jobs. Each later worker has to run on the device that this one found.
-
-        Whatever else is `auto` (model, VAE, dtype) follows from the device.
-        """
+        """The worker has loaded and takes jobs. Each later worker has to load the same onto the same device."""
         self._enter(WorkerState.READY)
-        self.info = message.info
-        if self.device == "auto":
-            self.device = message.info.device
-            self.start = replace(self.start, device=self.device)
+        self._freeze(message)
         self.capacity = message.capacity
         self._last_busy_at = time.monotonic()
         self.start_seconds = self._last_busy_at - self._started_at
         self._liveness.loaded(message.canary_seconds, message.pass_seconds * message.capacity)
         self._metrics.batch_limit.labels(message.info.device).set(message.capacity)
+
+    def _freeze(self, message: Ready) -> None:
+        """Replace what is `auto`, or may change on the hub, by what was found. A later worker chooses nothing anew."""
+        info = message.info
+        self.info = replace(info, reason=self.info.reason) if self.info else info
+        if self.device == "auto":
+            self.device = info.device
+        found = {"model": info.model_setting, "vae": info.vae_setting, "dtype": info.dtype}
+        update = {**{name: value for name, value in found.items() if value}, "max_batch": message.capacity}
+        self.start = replace(self.start, device=self.device, settings=self.start.settings.model_copy(update=update))
 
     def lower_capacity(self, capacity: int) -> None:
         """The device has memory for this many jobs at once; that holds for later workers too."""

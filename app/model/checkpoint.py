@@ -46,5 +46,7 @@ def fetch(settings: WorkerSettings, device: str) -> Checkpoint:
         dtype=str(dtype).removeprefix("torch."),
         reason=model.reason + (f"; {vae.reason}" if vae else ""),
         scheduler=hub.class_name(folder, "scheduler"),
+        model_setting=model.setting(folder),
+        vae_setting=vae.setting(vae_folder) if vae and vae_folder else "checkpoint",
     )
     return Checkpoint(folder, vae_folder, info)

@@ -39,6 +39,15 @@ class Source:
             return "embedded"
         return str(self.folder) if self.folder else self.hub_id
 
+    def setting(self, fetched: Path) -> str:
+        """The value of a setting that selects the same files again. `fetched` is what `fetch` returned.
+
+        The hub client names the folder of a snapshot after its commit.
+        """
+        if self.folder == EMBEDDED:
+            return "embedded"
+        return str(self.folder.absolute()) if self.folder else f"{self.hub_id}@{fetched.name}"
+
     def fetch(self, select: Callable[[list[str]], list[str]], settings: WorkerSettings) -> Path:
         """The folder with the files that `select` chooses from a list of paths. Missing files are downloaded.
 

@@ -56,6 +56,16 @@ def test_known_repository_is_pinned_to_a_commit(revision: str) -> None:
     assert int(revision, 16)
 
 
+def test_setting_of_a_source_selects_the_same_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "models" / "turbo").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert sources.resolve_model("auto", "cpu").setting(EMBEDDED) == "embedded"
+    relative = sources.resolve_model("models/turbo", "cpu")
+    # A relative path is formed like a hub id once its folder is gone.
+    assert relative.setting(Path("models/turbo")) == str(tmp_path / "models" / "turbo")
+    assert sources.resolve_model(TURBO, "cpu").setting(tmp_path / "snapshots" / "abc") == f"{TURBO}@abc"
+
+
 def test_revision_in_the_model_setting_is_used() -> None:
     source = sources.resolve_model(f"{TURBO}@{'a' * 40}", "cpu")
     assert (source.hub_id, source.revision) == (TURBO, "a" * 40)

@@ -75,6 +75,7 @@ def test_cuda_downloads_the_float16_files_and_the_fixed_vae(fetch: Fetch) -> Non
         name.rpartition("/")[2] for name in files_of(folder) | files_of(vae)
     }
     assert (info.model, info.revision, info.vae) == (TURBO, hub.PINS[TURBO], FP16_VAE)
+    assert (info.model_setting, info.vae_setting) == (f"{TURBO}@{hub.PINS[TURBO]}", f"{FP16_VAE}@{hub.PINS[FP16_VAE]}")
     assert "overflows in float16" in info.reason
 
 
@@ -177,6 +178,15 @@ def test_unpinned_repository_is_loaded_with_a_warning(
     asked = fetch.hub.requests
     fetch("cpu", model="example/lightning")
     assert fetch.hub.requests == asked
+
+
+def test_unpinned_repository_is_found_again_at_its_commit(fetch: Fetch, tiny_checkpoint: Path) -> None:
+    fetch.hub.add("example/lightning", "a" * 40, files_of(tiny_checkpoint))
+    first = fetch("cpu", model="example/lightning")
+    assert (first.info.model_setting, first.info.vae_setting) == (f"example/lightning@{'a' * 40}", "checkpoint")
+    fetch.hub.add("example/lightning", "b" * 40, files_of(tiny_checkpoint))
+    again = fetch("cpu", model=first.info.model_setting, vae=first.info.vae_setting)
+    assert (again.folder, again.info.model_setting) == (first.folder, first.info.model_setting)
 
 
 @pytest.mark.parametrize(

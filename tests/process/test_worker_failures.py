@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,25 @@ class TestMemoryAndDevice:
 
 
 class TestDevice:
+    @pytest.mark.anyio
+    async def test_later_worker_loads_what_the_first_one_chose(self) -> None:
+        async with running("tests.support.fakes:chosen", devices="auto") as engine:
+            await until(lambda: engine.ready)
+            first, pid, capacity = engine.info, pid_of(engine), engine.workers[0].capacity
+            assert first is not None
+            assert (first.device, first.reason, capacity) == ("cuda:1", "auto, auto", pid)
+            os.kill(pid, signal.SIGKILL)
+            await until(lambda: deaths(engine, "exit") and engine.ready)
+            later = engine.info
+            assert pid_of(engine) != pid
+            assert later is not None
+            assert later == replace(first, scheduler=later.scheduler)
+            assert later.model_setting == f"owner/name@chosen by {pid}"
+            assert later.vae_setting == f"owner/vae@chosen by {pid}"
+            assert later.dtype == f"chosen by {pid}"
+            assert engine.workers[0].capacity == capacity
+            assert set(later.shown()) == {"model", "revision", "vae", "device", "dtype", "reason", "scheduler"}
+
     @pytest.mark.anyio
     async def test_lost_gpu_ends_the_engine_and_is_not_replaced_by_the_cpu(
         self, tmp_path: Path, caplog: pytest.LogCaptureFixture

@@ -226,6 +226,26 @@ def removable(settings: WorkerSettings, device: str) -> Diffusion:
     return FakeDiffusion(device)
 
 
+def chosen(settings: WorkerSettings, device: str) -> Diffusion:
+    """A model whose `auto` means something else for every process; `reason` shows the settings that it was given."""
+    pid = os.getpid()
+    auto = f"chosen by {pid}"
+    diffusion = FakeDiffusion("cuda:1" if device == "auto" else device)
+    diffusion.max_jobs = pid if settings.max_batch == "auto" else settings.max_batch
+    diffusion.info = ModelInfo(
+        model="owner/name",
+        revision="main",
+        vae="owner/vae",
+        device=diffusion.info.device,
+        dtype=auto if settings.dtype == "auto" else settings.dtype,
+        reason=f"{settings.model}, {settings.vae}",
+        scheduler=auto,
+        model_setting=f"owner/name@{auto}" if settings.model == "auto" else settings.model,
+        vae_setting=f"owner/vae@{auto}" if settings.vae == "auto" else settings.vae,
+    )
+    return diffusion
+
+
 def each(settings: WorkerSettings, device: str) -> Diffusion:
     """A model on a device of its own."""
     return FakeDiffusion(f"{device}:{os.getpid()}")
