@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.drivers import OLD_DRIVER
+from tests.support.drivers import OLD_DRIVER, OLD_VERSION
 from tests.support.hub import HUB_PORT
 from tests.support.paths import ROOT
 
@@ -167,7 +167,10 @@ def old_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         raise RuntimeError(f"{OLD_DRIVER}\nCompile with `TORCH_USE_CUDA_DSA`.")
 
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr("app.model.devices.DRIVER_FILE", tmp_path / "no-nvidiactl")
+    version = tmp_path / "driver-version"
+    version.write_text(f"NVRM version: NVIDIA UNIX x86_64 Kernel Module  {OLD_VERSION}  Sat Aug 19 01:15:15 UTC 2023\n")
+    monkeypatch.setattr("app.model.gpus.VERSION_FILE", version)
+    monkeypatch.setattr("app.model.gpus.CONTROL_FILE", tmp_path / "no-nvidiactl")
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)

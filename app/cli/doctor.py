@@ -13,7 +13,7 @@ from app.errors import CheckpointError, Misconfigured
 from app.main import create_app
 from app.model import hub
 from app.model.compiled import ADVICE, has_compiler
-from app.model.describe import BatchLimit, Description, Files, Gpu, describe
+from app.model.describe import BatchLimit, Cuda, Description, Files, Gpu, describe, describe_cuda
 from app.observability import otel_env
 from app.settings import Settings, unknown_variables
 
@@ -38,6 +38,7 @@ class Facts:
     devices_setting: str
     compile_setting: str
     compiler: bool
+    cuda: Cuda
     model: Description | None
     problems: tuple[str, ...]
     unknown: tuple[str, ...]
@@ -68,6 +69,7 @@ def gather(settings: Settings) -> Facts:
         devices_setting=settings.devices,
         compile_setting=settings.compile,
         compiler=has_compiler(),
+        cuda=describe_cuda(),
         model=model,
         problems=tuple(problems),
         unknown=tuple(unknown_variables(os.environ)),
@@ -120,23 +122,27 @@ def advise(facts: Facts) -> list[str]:
     model = facts.model
     advice = [*facts.problems, *facts.unknown]
     if model is None or not model.on_cuda:
-        advice.append(_why_no_cuda(facts))
+        advice += _why_no_cuda(facts)
     if model:
         advice += _about_speed(facts, model)
         advice += _about_files(facts, model.files)
     return advice
 
 
-def _why_no_cuda(facts: Facts) -> str:
+def _why_no_cuda(facts: Facts) -> Iterator[str]:
     if facts.visible_devices in ("", "none", "void"):
-        return "NVIDIA_VISIBLE_DEVICES hides every GPU from this container: start it with --gpus all."
-    if facts.driver is None:
-        return "There is no NVIDIA driver here (no nvidia-smi): images can be made on the CPU only."
-    if facts.devices_setting.startswith("cpu"):
-        return "IMG2IMG_DEVICES names the CPU, though there is an NVIDIA driver: auto takes the GPU."
-    if facts.model and facts.model.cuda_build == "none":
-        return "There is an NVIDIA driver, but this torch is built without CUDA: install its CUDA build."
-    return "There is an NVIDIA driver, but torch finds no GPU: the driver may be too old, or the GPU hidden or broken."
+        yield "NVIDIA_VISIBLE_DEVICES hides every GPU from this container: start it with --gpus all."
+    elif facts.driver is None and facts.cuda.driver:
+        yield f"The host has NVIDIA driver {facts.cuda.driver}: start this container with --gpus all to use its GPUs."
+    elif facts.driver is None:
+        yield "There is no NVIDIA driver here (no nvidia-smi): images can be made on the CPU only."
+    elif facts.devices_setting.startswith("cpu"):
+        yield "IMG2IMG_DEVICES names the CPU, though there is an NVIDIA driver: auto takes the GPU."
+    elif facts.cuda.build == "none":
+        yield "There is an NVIDIA driver, but this torch is built without CUDA: install its CUDA build."
+    elif facts.model:
+        # Without a model, the problems say what is wrong with the GPU.
+        yield "There is an NVIDIA driver, but torch finds no GPU: CUDA_VISIBLE_DEVICES may hide it."
 
 
 def _about_speed(facts: Facts, model: Description) -> Iterator[str]:
@@ -178,8 +184,9 @@ def _about_files(facts: Facts, files: Files) -> Iterator[str]:
 def render(facts: Facts, advice: list[str]) -> str:
     """The report as text: a line for each fact, then the advice."""
     lines = {
-        **_model_lines(facts.model),
-        "driver": facts.driver or "none (no nvidia-smi)",
+        **_model_lines(facts),
+        "driver": facts.driver
+        or (f"{facts.cuda.driver} (no nvidia-smi)" if facts.cuda.driver else "none (no nvidia-smi)"),
         "NVIDIA_VISIBLE_DEVICES": facts.visible_devices or "not set",
         "CPU cores": str(facts.cores),
         "memory": _gb(facts.memory),
@@ -192,17 +199,21 @@ def render(facts: Facts, advice: list[str]) -> str:
 
 def as_dict(facts: Facts, advice: list[str]) -> dict[str, Any]:
     """The report as JSON values. `model` has the lines of the text report."""
-    return {**asdict(facts), "model": _model_lines(facts.model), "advice": advice}
+    return {**asdict(facts), "model": _model_lines(facts), "advice": advice}
 
 
-def _model_lines(model: Description | None) -> dict[str, str]:
+def _model_lines(facts: Facts) -> dict[str, str]:
+    cuda, model = facts.cuda, facts.model
+    lines = {
+        "torch": cuda.torch,
+        "CUDA build": " ".join([cuda.build, *([f"({', '.join(cuda.architectures)})"] if cuda.architectures else [])]),
+        **{f"cuda:{index}": _gpu_line(gpu) for index, gpu in enumerate(cuda.gpus)},
+    }
     if model is None:
-        return {}
+        return lines
     files = model.files
     return {
-        "torch": model.torch,
-        "CUDA build": model.cuda_build,
-        **{f"cuda:{index}": _gpu_line(gpu) for index, gpu in enumerate(model.gpus)},
+        **lines,
         "device": model.device,
         "dtype": model.dtype,
         "batch": _batch_line(model.batch),
@@ -215,7 +226,7 @@ def _model_lines(model: Description | None) -> dict[str, str]:
 def _gpu_line(gpu: Gpu) -> str:
     if gpu.reason:
         return f"cannot be used: {gpu.reason}"
-    return f"{gpu.name}, {gpu.free / 1e9:.1f} of {_gb(gpu.total)} free"
+    return f"{gpu.name}, compute capability {gpu.capability}, {gpu.free / 1e9:.1f} of {_gb(gpu.total)} free"
 
 
 def _batch_line(batch: BatchLimit) -> str:

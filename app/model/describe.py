@@ -7,19 +7,43 @@ import torch
 from app.errors import CheckpointError
 from app.model import checkpoint
 from app.model.batch_limit import capacity
-from app.model.devices import first_line, resolve_device, resolve_dtype
+from app.model.devices import resolve_device, resolve_dtype
+from app.model.gpus import driver_version, gpu_problem
 from app.model.sources import resolve_model
 from app.settings import Settings
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """A CUDA device. `free` and `total` memory are in bytes. `reason` says why it cannot be used; empty if it can."""
+    """A CUDA device. `free` and `total` memory are in bytes. `capability` is its compute capability, such as `8.6`.
+
+    `reason` says why it cannot be used; empty if it can.
+    """
 
     name: str = ""
     free: int = 0
     total: int = 0
+    capability: str = ""
     reason: str = ""
+
+
+@dataclass(frozen=True)
+class Cuda:
+    """What torch and the NVIDIA driver are, and the GPUs.
+
+    Attributes:
+        torch: the version of torch.
+        build: the CUDA version that torch is built for, or `none`.
+        architectures: the GPU architectures that it is built for; empty if there is no usable GPU.
+        driver: the version of the loaded NVIDIA driver; empty if it is not known.
+        gpus: in the order of their indices; empty if torch can use none at all.
+    """
+
+    torch: str
+    build: str
+    architectures: tuple[str, ...] = ()
+    driver: str = ""
+    gpus: tuple[Gpu, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -62,15 +86,8 @@ class Files:
 
 @dataclass(frozen=True, kw_only=True)
 class Description:
-    """Versions, devices and the selected model.
+    """The selected device and model. `device` is `cpu` or `cuda:N`, and `dtype` is torch's name without `torch.`."""
 
-    `cuda_build` is the CUDA version that torch is built for, or `none`. `gpus` is in the order of their indices.
-    `device` is `cpu` or `cuda:N`, and `dtype` is torch's name without `torch.`.
-    """
-
-    torch: str
-    cuda_build: str
-    gpus: tuple[Gpu, ...]
     device: str
     dtype: str
     batch: BatchLimit
@@ -82,18 +99,27 @@ class Description:
         return self.device.startswith("cuda")
 
 
+def describe_cuda() -> Cuda:
+    """Describe torch's build, the driver and each GPU. Raises nothing, whatever state they are in."""
+    usable = torch.cuda.is_available()
+    return Cuda(
+        torch=torch.__version__,
+        build=torch.version.cuda or "none",
+        architectures=tuple(torch.cuda.get_arch_list()) if usable else (),
+        driver=driver_version(),
+        gpus=tuple(map(_gpu, range(torch.cuda.device_count()))) if usable else (),
+    )
+
+
 def describe(settings: Settings) -> Description:
     """Describe the model on the first of the settings' devices.
 
     Raises:
-        CheckpointError: the device cannot be used, or `IMG2IMG_MODEL` selects no checkpoint.
+        CheckpointError: one of the devices cannot be used, or `IMG2IMG_MODEL` selects no checkpoint.
     """
-    device = resolve_device(settings.devices.split(",")[0])
+    device, *_ = [resolve_device(name) for name in settings.devices.split(",")]
     model = resolve_model(settings.model, device)
     return Description(
-        torch=torch.__version__,
-        cuda_build=torch.version.cuda or "none",
-        gpus=tuple(map(_gpu, range(torch.cuda.device_count()))) if torch.cuda.is_available() else (),
         device=device,
         dtype=str(resolve_dtype(settings.dtype, device)).removeprefix("torch."),
         batch=_batch_limit(settings, device),
@@ -103,11 +129,11 @@ def describe(settings: Settings) -> Description:
 
 
 def _gpu(index: int) -> Gpu:
-    try:
-        free, total = torch.cuda.mem_get_info(index)
-        return Gpu(torch.cuda.get_device_properties(index).name, free, total)
-    except RuntimeError as error:
-        return Gpu(reason=first_line(error))
+    if problem := gpu_problem(index):
+        return Gpu(reason=problem)
+    free, total = torch.cuda.mem_get_info(index)
+    properties = torch.cuda.get_device_properties(index)
+    return Gpu(properties.name, free, total, f"{properties.major}.{properties.minor}")
 
 
 def _batch_limit(settings: Settings, device: str) -> BatchLimit:

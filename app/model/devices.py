@@ -1,15 +1,9 @@
 """The device and dtype that a model runs on."""
 
-import os
-from pathlib import Path
-
 import torch
 
 from app.errors import CheckpointError
-
-DRIVER_FILE = Path("/dev/nvidiactl")
-"""Exists where NVIDIA's driver is loaded, and in a container that has been given GPUs."""
-
+from app.model import gpus
 
 _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -24,48 +18,20 @@ def resolve_device(device: str) -> str:
     """
     if device == "cpu":
         return device
-    usable = torch.cuda.is_available()
-    if device == "auto":
-        if not usable and torch.version.cuda and _shows_gpu():
-            raise CheckpointError(f"torch cannot use the NVIDIA GPU of this machine: {_why_unusable()}")
-        return "cuda:0" if usable else "cpu"
-    if not usable:
-        raise CheckpointError(f"torch cannot use {device}: {_why_unusable()}")
-    index, count = torch.device(device).index or 0, torch.cuda.device_count()
+    named = "the NVIDIA GPU of this machine" if device == "auto" else device
+    if not torch.cuda.is_available():
+        if device == "auto" and not (torch.version.cuda and gpus.shows_gpu()):
+            return "cpu"
+        raise CheckpointError(f"torch cannot use {named}: {gpus.cuda_problem()}")
+    index, count = 0 if device == "auto" else torch.device(device).index or 0, torch.cuda.device_count()
     if index >= count:
         raise CheckpointError(
             f"torch finds no {device} among {count} CUDA devices. Check `nvidia-smi` and the container runtime, or set "
             "IMG2IMG_DEVICES to devices that exist."
         )
+    if problem := gpus.gpu_problem(index):
+        raise CheckpointError(f"torch cannot use {named}: {problem}")
     return f"cuda:{index}"
-
-
-def _shows_gpu() -> bool:
-    """Whether the driver shows a GPU to this process and `CUDA_VISIBLE_DEVICES` does not hide all of them."""
-    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
-        return False
-    # torch counts with NVML, which also lists GPUs that CUDA cannot use.
-    return DRIVER_FILE.exists() or torch.cuda.device_count() > 0
-
-
-def first_line(error: Exception) -> str:
-    """The message of a CUDA error without torch's advice on debugging."""
-    return str(error).partition("\n")[0]
-
-
-def _why_unusable() -> str:
-    """The message of torch, which names the version of a driver that is too old, and what to do."""
-    try:
-        torch.cuda.init()  # type: ignore[no-untyped-call]
-        reason = "it gives no reason."
-    except (RuntimeError, AssertionError) as error:
-        reason = first_line(error).rstrip(".") + "."
-    if torch.version.cuda is None:
-        return f"{reason} Install torch's CUDA build, or set IMG2IMG_DEVICES=cpu."
-    return (
-        f"{reason} torch is built for CUDA {torch.version.cuda}. Check `nvidia-smi` and the container runtime, upgrade "
-        "the driver (CUDA 13 needs 580 or later), or set IMG2IMG_DEVICES=cpu."
-    )
 
 
 def resolve_dtype(name: str, device: str) -> torch.dtype:

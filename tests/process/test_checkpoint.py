@@ -3,7 +3,6 @@
 import json
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,13 +11,12 @@ from diffusers import AutoencoderTiny
 
 from app.errors import CheckpointError
 from app.model import devices, sources
-from app.model.describe import Gpu, _batch_limit, describe
+from app.model.describe import _batch_limit, describe
 from app.model.hub import PINS
 from app.model.load import load
 from app.model.sources import EMBEDDED, FP16_VAE, TURBO
 from app.settings import Settings
 from scripts.make_checkpoint import vae_config, write_tiny_vae
-from tests.support.drivers import OLD_DRIVER
 
 
 def change_json(path: Path, **values: Any) -> None:
@@ -113,77 +111,6 @@ def test_auto_dtype_follows_the_device() -> None:
     assert devices.resolve_dtype("bfloat16", "cpu") == torch.bfloat16
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_auto_device_without_cuda_is_cpu_and_cuda_is_refused() -> None:
-    assert devices.resolve_device("auto") == devices.resolve_device("cpu") == "cpu"
-    for name in ("cuda", "cuda:3"):
-        with pytest.raises(CheckpointError, match=f"^torch cannot use {name}: .*IMG2IMG_DEVICES=cpu"):
-            devices.resolve_device(name)
-
-
-@pytest.mark.parametrize("device", ["auto", "cuda", "cuda:0"])
-@pytest.mark.usefixtures("old_driver")
-def test_gpu_with_an_old_driver_is_refused_with_the_message_of_torch(device: str) -> None:
-    with pytest.raises(CheckpointError) as refused:
-        devices.resolve_device(device)
-    named = "the NVIDIA GPU of this machine" if device == "auto" else device
-    assert str(refused.value) == (
-        f"torch cannot use {named}: {OLD_DRIVER} torch is built for CUDA 13.0. Check `nvidia-smi` and the container "
-        "runtime, upgrade the driver (CUDA 13 needs 580 or later), or set IMG2IMG_DEVICES=cpu."
-    )
-
-
-@pytest.mark.usefixtures("old_driver")
-def test_load_on_auto_with_an_unusable_gpu_fails() -> None:
-    with pytest.raises(CheckpointError, match="580 or later"):
-        load(Settings(), "auto")
-
-
-@pytest.mark.usefixtures("old_driver")
-def test_driver_file_alone_counts_as_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    assert devices.resolve_device("auto") == "cpu"
-    (tmp_path / "no-nvidiactl").touch()
-    with pytest.raises(CheckpointError, match="torch cannot use the NVIDIA GPU"):
-        devices.resolve_device("auto")
-
-
-@pytest.mark.usefixtures("old_driver")
-def test_cpu_device_ignores_an_unusable_gpu() -> None:
-    assert devices.resolve_device("cpu") == "cpu"
-
-
-@pytest.mark.parametrize("hidden", ["", "-1"])
-@pytest.mark.usefixtures("old_driver")
-def test_auto_device_with_hidden_gpus_is_cpu(hidden: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
-    assert devices.resolve_device("auto") == "cpu"
-
-
-@pytest.mark.usefixtures("old_driver")
-def test_auto_device_with_torch_built_without_cuda_is_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.version, "cuda", None)
-    assert devices.resolve_device("auto") == "cpu"
-    with pytest.raises(CheckpointError, match="Install torch's CUDA build, or set IMG2IMG_DEVICES=cpu"):
-        devices.resolve_device("cuda")
-
-
-@pytest.mark.usefixtures("old_driver")
-def test_unusable_gpu_without_a_reason_is_refused_with_advice(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "init", lambda: None)
-    with pytest.raises(CheckpointError, match=r"cuda:0: it gives no reason\. torch is built for CUDA 13\.0"):
-        devices.resolve_device("cuda:0")
-
-
-def test_usable_gpu_is_selected_by_its_index(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    resolved = [devices.resolve_device(name) for name in ("auto", "cuda", "cuda:1")]
-    assert resolved == ["cuda:0", "cuda:0", "cuda:1"]
-    with pytest.raises(CheckpointError, match="torch finds no cuda:2 among 2 CUDA devices"):
-        devices.resolve_device("cuda:2")
-
-
 def test_loaded_checkpoint_has_its_model_info(tiny_checkpoint: Path) -> None:
     diffusion = load_folder(tiny_checkpoint)
     info = diffusion.info
@@ -270,23 +197,6 @@ def test_description_has_device_model_and_files(tmp_path: Path) -> None:
     assert (missing.files.folder, missing.files.vae, missing.files.downloadable) == ("", "", True)
     assert "img2img download" in missing.files.reason
     assert not missing.model.embedded
-
-
-def test_description_has_each_gpu_or_its_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    def memory(index: int) -> tuple[int, int]:
-        if index == 1:
-            raise RuntimeError("CUDA error: unknown error\nCompile with `TORCH_USE_CUDA_DSA`.")
-        return 20_000_000_000, 24_000_000_000
-
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(name="NVIDIA A10G"))
-    monkeypatch.setattr(torch.cuda, "mem_get_info", memory)
-    facts = describe(Settings(devices="cpu"))
-    assert facts.gpus == (
-        Gpu("NVIDIA A10G", 20_000_000_000, 24_000_000_000),
-        Gpu(reason="CUDA error: unknown error"),
-    )
 
 
 def test_batch_limit_on_a_gpu_is_the_same_for_all_models() -> None:

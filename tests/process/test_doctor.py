@@ -11,13 +11,17 @@ from typer.testing import CliRunner
 
 from app.cli import app, doctor
 from app.cli.doctor import Facts
-from app.model.describe import BatchLimit, Description, Files, Gpu, Model
-from tests.support.drivers import OLD_DRIVER
+from app.model.describe import BatchLimit, Cuda, Description, Files, Gpu, Model
+from tests.support.drivers import OLD_DRIVER, OLD_VERSION
 
-MODEL = Description(
+CUDA = Cuda(
     torch="2.13.0",
-    cuda_build="13.0",
-    gpus=(Gpu("NVIDIA A10G", 20_000_000_000, 24_000_000_000), Gpu(reason="CUDA error")),
+    build="13.0",
+    architectures=("sm_75", "sm_86"),
+    driver="580.1",
+    gpus=(Gpu("NVIDIA A10G", 20_000_000_000, 24_000_000_000, "8.6"), Gpu(reason="CUDA error")),
+)
+MODEL = Description(
     device="cuda:0",
     dtype="float16",
     batch=BatchLimit(4, 4, "max_batch is auto"),
@@ -29,6 +33,7 @@ GOOD = Facts(
     devices_setting="auto",
     compile_setting="default",
     compiler=True,
+    cuda=CUDA,
     model=MODEL,
     problems=(),
     unknown=(),
@@ -109,7 +114,19 @@ def test_old_driver_is_reported_with_the_message_of_torch_and_fails(devices: str
     result = run_doctor(IMG2IMG_DEVICES=devices)
     assert (result.exit_code, result.exception.__class__) == (1, SystemExit)
     assert OLD_DRIVER in result.stdout
-    assert "580 or later" in result.stdout
+    assert f"needs driver 580 or later; the driver is {OLD_VERSION}" in result.stdout
+    assert re.search(r"^CUDA build +13\.0$", result.stdout, re.MULTILINE)
+
+
+def test_old_driver_gets_its_reason_and_no_guess() -> None:
+    facts = replace(GOOD, model=None, problems=("torch cannot use cuda:0: why",))
+    assert doctor.advise(facts) == ["torch cannot use cuda:0: why"]
+
+
+def test_device_after_the_first_that_does_not_exist_is_reported() -> None:
+    result = run_doctor(IMG2IMG_DEVICES="cpu,cuda:7", IMG2IMG_MODEL="embedded")
+    assert result.exit_code == 1
+    assert "\n- torch cannot use cuda:7: " in result.stdout
 
 
 @pytest.mark.usefixtures("old_driver")
@@ -194,8 +211,8 @@ def test_good_machine_gets_no_advice() -> None:
     report = doctor.render(GOOD, [])
     assert "All is well." in report
     for name, value in (
-        ("CUDA build", "13.0"),
-        ("cuda:0", "NVIDIA A10G, 20.0 of 24.0 GB free"),
+        ("CUDA build", "13.0 (sm_75, sm_86)"),
+        ("cuda:0", "NVIDIA A10G, compute capability 8.6, 20.0 of 24.0 GB free"),
         ("cuda:1", "cannot be used: CUDA error"),
         ("batch", "4 (max_batch is auto)"),
         ("model", "stabilityai/sdxl-turbo (model is auto)"),
@@ -215,9 +232,10 @@ def test_report_says_which_files_are_missing() -> None:
     ("facts", "sentence"),
     [
         (replace(CPU, visible_devices="void"), "start it with --gpus all"),
-        (replace(CPU, driver=None), "no NVIDIA driver here"),
+        (replace(CPU, driver=None), "The host has NVIDIA driver 580.1: start this container with --gpus all"),
+        (replace(CPU, driver=None, cuda=replace(CUDA, driver="")), "no NVIDIA driver here"),
         (replace(CPU, devices_setting="cpu"), "auto takes the GPU"),
-        (replace(CPU, model=replace(CPU_MODEL, cuda_build="none")), "built without CUDA"),
+        (replace(CPU, cuda=replace(CUDA, build="none")), "built without CUDA"),
         (CPU, "torch finds no GPU"),
         (CPU, "most of a minute for each image"),
         (replace(CPU, memory=8_000_000_000), "8.0 GB of memory may be too little"),
@@ -242,8 +260,9 @@ def test_slow_or_failing_setup_gets_advice(facts: Facts, sentence: str) -> None:
 
 
 def test_read_only_cache_is_reported(tmp_path: Path) -> None:
-    facts = replace(GOOD, cache_writable=False, driver=None, visible_devices=None)
+    facts = replace(GOOD, cache_writable=False, driver=None, visible_devices=None, cuda=replace(CUDA, driver=""))
     report = doctor.render(facts, [])
     assert "/cache, 90.0 GB free, read-only" in report
     assert "none (no nvidia-smi)" in report
+    assert "580.1 (no nvidia-smi)" in doctor.render(replace(GOOD, driver=None), [])
     assert "not set" in report
