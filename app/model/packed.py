@@ -1,8 +1,8 @@
 """Layers of a large model on the CPU whose weights are packed: reordered once into oneDNN's blocked layout.
 
 torch has oneDNN reorder a plain weight in every call. For SDXL's 1280 channels at 16x16 that takes half as long as the
-convolution. A packed weight takes the same memory. Sums are in another order, so results differ from a plain layer's in
-the last bits. `scripts/bench --case full` measures the gain.
+convolution. A packed weight takes the same memory. This holds for float32 and bfloat16. Sums are in another
+order, so results differ from a plain layer's in the last bits. `scripts/bench --case full` measures the gain.
 
 Packing takes longer than everything else between a start and the first image, so it is done later, layer by layer.
 Until `pack`, a layer keeps its stored weight and casts it in each call.
@@ -31,16 +31,18 @@ _ROWS = 256
 
 
 class Packed(nn.Module, ABC):
-    """A float32 layer whose weight is stored or packed. Its bias is an ordinary parameter.
+    """A layer whose weight is stored or packed. Its bias is an ordinary parameter.
 
     Args:
         weight: the stored weight, in any floating-point dtype.
         bias: the bias, or None.
+        dtype: the dtype of inputs and of the packed weight: float32, or bfloat16 where oneDNN has it.
     """
 
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype) -> None:
         super().__init__()
         self.bias = bias
+        self.dtype = dtype
         self.elements = weight.numel()
         # Not parameters: `stored` must keep its dtype, and a packed tensor is opaque and can be neither moved nor cast.
         self.stored: torch.Tensor | None = weight.detach()
@@ -49,7 +51,7 @@ class Packed(nn.Module, ABC):
     def pack(self) -> None:
         """Pack the weight and free the stored one; no effect if it is packed."""
         if self.stored is not None:
-            self.packed = self._reorder(self.stored.float())
+            self.packed = self._reorder(self.stored)
             release_pages(self.stored)
             self.stored = None
 
@@ -72,7 +74,7 @@ class PackedLinear(Packed):
     """`nn.Linear`, for `[..., in_features]`."""
 
     def _reorder(self, weight: torch.Tensor) -> torch.Tensor:
-        reordered: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS)
+        reordered: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.to(self.dtype), _ROWS)
         return reordered
 
     def _plain(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -86,12 +88,13 @@ class PackedLinear(Packed):
 class PackedConv2d(Packed):
     """`nn.Conv2d` with zero padding, for `[n, c, h, w]`; its output is in channels-last memory order."""
 
-    def __init__(self, layer: nn.Conv2d) -> None:
-        super().__init__(layer.weight, layer.bias)
+    def __init__(self, layer: nn.Conv2d, dtype: torch.dtype) -> None:
+        super().__init__(layer.weight, layer.bias, dtype)
         padding, stride, dilation = (tuple(map(int, pair)) for pair in (layer.padding, layer.stride, layer.dilation))
         self._geometry = padding, stride, dilation, layer.groups
 
     def _reorder(self, weight: torch.Tensor) -> torch.Tensor:
+        weight = weight.to(self.dtype)
         reordered: torch.Tensor = torch.ops.mkldnn._reorder_convolution_weight(weight, *self._geometry, [])
         return reordered
 
@@ -128,7 +131,7 @@ class PackedUpsample(Packed):
 
     def _reorder(self, weight: torch.Tensor) -> torch.Tensor:
         sums = torch.tensor(self._SUMS)
-        summed = torch.einsum("yh,xw,oihw->ioyx", sums, sums, weight).contiguous()
+        summed = torch.einsum("yh,xw,oihw->ioyx", sums, sums, weight.float()).to(self.dtype).contiguous()
         reordered: torch.Tensor = torch.ops.mkldnn._reorder_convolution_transpose_weight(summed, *self._GEOMETRY, [])
         return reordered
 
@@ -153,7 +156,8 @@ def _channels_last(x: torch.Tensor) -> torch.Tensor:
 class StoredLinear(nn.Module):
     """`nn.Linear` that keeps its stored weight and casts it in each call, with the same results.
 
-    For the text encoders, which have a quarter of SDXL's weights and encode each prompt once: this halves their memory.
+    For the text encoders, which have a quarter of SDXL's weights and encode each prompt once: this halves their memory
+    in float32. In bfloat16 it would save nothing.
     """
 
     def __init__(self, layer: nn.Linear) -> None:
@@ -218,16 +222,30 @@ def is_large(model: nn.Module) -> bool:
 
 
 def can_pack(model: nn.Module, device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether to pack a model: it is large, runs on the CPU in float32, and torch has oneDNN."""
-    supported = device.type == "cpu" and dtype == torch.float32 and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    return supported and is_large(model)
+    """Whether to pack a model: it is large, runs on the CPU, and oneDNN has the dtype here."""
+    return device.type == "cpu" and has_kernels(dtype) and is_large(model)
 
 
-def replace_layers(model: nn.Module) -> None:
-    """Replace the layers and blocks of a model that have a faster variant; `unpacked` lists the layers to pack."""
+def has_kernels(dtype: torch.dtype) -> bool:
+    """Whether oneDNN packs weights of a dtype on this CPU.
+
+    float16 is left out: SDXL's values exceed its range, and most CPUs compute with it in float32.
+    """
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def replace_layers(model: nn.Module, dtype: torch.dtype) -> None:
+    """Replace the layers and blocks of a model that have a faster variant; `unpacked` lists the layers to pack.
+
+    Args:
+        model: the model, with its weights as stored.
+        dtype: the dtype that the model will compute in.
+    """
     for parent in list(model.modules()):
         for name, child in parent.named_children():
-            setattr(parent, name, _packed_variant(child))
+            setattr(parent, name, _packed_variant(child, dtype))
 
 
 def unpacked(*models: nn.Module) -> Iterator[Packed]:
@@ -246,19 +264,19 @@ def _layers(*models: nn.Module) -> Iterator[Packed]:
     return (layer for model in models for layer in model.modules() if isinstance(layer, Packed))
 
 
-def _packed_variant(layer: nn.Module) -> nn.Module:
+def _packed_variant(layer: nn.Module, dtype: torch.dtype) -> nn.Module:
     """The faster variant of a layer; the layer itself if there is none or it would gain nothing."""
     if InplaceResnetBlock.matches(layer):
         return InplaceResnetBlock(layer)
     if PackedUpsample.matches(layer):
         inner = _convolution(layer)
-        return PackedUpsample(inner.weight, inner.bias) if inner.weight.numel() >= _LARGE_WEIGHT else layer
+        return PackedUpsample(inner.weight, inner.bias, dtype) if inner.weight.numel() >= _LARGE_WEIGHT else layer
     if isinstance(layer, (nn.Linear, nn.Conv2d)) and layer.weight.numel() >= _LARGE_WEIGHT:
         # Exact types: subclasses may compute something else.
         if type(layer) is nn.Linear:
-            return PackedLinear(layer.weight, layer.bias)
+            return PackedLinear(layer.weight, layer.bias, dtype)
         if type(layer) is nn.Conv2d and layer.padding_mode == "zeros" and not isinstance(layer.padding, str):
-            return PackedConv2d(layer)
+            return PackedConv2d(layer, dtype)
     return layer
 
 

@@ -102,8 +102,9 @@ def _move_parts(
     vae_dtype = torch.float32 if dtype == torch.float16 and pipe.vae.config.force_upcast else dtype
     packs = may_pack and can_pack(pipe.unet, device, dtype)
     if packs:
-        for model in (pipe.unet, pipe.vae):
-            replace_layers(model)
+        replace_layers(pipe.unet, dtype)
+        replace_layers(pipe.vae, vae_dtype)
+    if packs and dtype == torch.float32:
         for encoder in (pipe.text_encoder, pipe.text_encoder_2):
             keep_stored(encoder)
     change = channels_last if packs or device.type == "cuda" else None

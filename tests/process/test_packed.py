@@ -9,9 +9,11 @@ import pytest
 import torch
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.upsampling import Upsample2D
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from app.engine.messages import Job
 from app.model import packed as module
 from app.model.diffusion import SdxlDiffusion
 from app.model.load import load
@@ -24,21 +26,32 @@ from app.model.packed import (
     StoredLinear,
     can_pack,
     channels_last,
+    has_kernels,
     keep_stored,
     replace_layers,
     unpacked,
 )
 from app.model.weights import MAX_THREADS, move_to_device
+from app.pixels import IMAGE_SIZE, Pixels
 from app.settings import Settings
 from tests.support.models import MIXED, together
 
 CPU = torch.device("cpu")
+DEMO = Path(__file__).parents[2] / "scripts" / "demo.png"
 
 
-def faster(layer: nn.Module) -> Any:
+DTYPES = [
+    torch.float32,
+    pytest.param(
+        torch.bfloat16, marks=pytest.mark.skipif(not has_kernels(torch.bfloat16), reason="oneDNN has no bfloat16 here")
+    ),
+]
+
+
+def faster(layer: nn.Module, dtype: torch.dtype = torch.float32) -> Any:
     """The layer that `replace_layers` puts in place of `layer`."""
     model = nn.Sequential(layer)
-    replace_layers(model)
+    replace_layers(model, dtype)
     return model[0]
 
 
@@ -48,12 +61,13 @@ def all_are_large(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("all_are_large")
-class TestLayer:
+@pytest.mark.parametrize("dtype", DTYPES)
+class TestPackedLayer:
     @pytest.mark.parametrize("rows", [(1,), (77,), (2, 256), (3, 1000)])
     @pytest.mark.parametrize("bias", [True, False])
-    def test_packed_linear_matches_the_plain_layer(self, rows: tuple[int, ...], bias: bool) -> None:
+    def test_packed_linear_matches_the_plain_layer(self, rows: tuple[int, ...], bias: bool, dtype: torch.dtype) -> None:
         plain = nn.Linear(48, 80, bias=bias)
-        self.compare(plain, PackedLinear, torch.randn(*rows, 48))
+        self.compare(plain, PackedLinear, torch.randn(*rows, 48), dtype)
 
     @pytest.mark.parametrize("groups", [1, 4])
     @pytest.mark.parametrize(
@@ -61,19 +75,52 @@ class TestLayer:
     )
     @pytest.mark.parametrize("shape", [(1, 8, 8), (2, 17, 5)])
     def test_packed_convolution_matches_the_plain_layer(
-        self, shape: tuple[int, int, int], kernel: int, stride: int, padding: int, dilation: int, groups: int
+        self,
+        shape: tuple[int, int, int],
+        kernel: int,
+        stride: int,
+        padding: int,
+        dilation: int,
+        groups: int,
+        dtype: torch.dtype,
     ) -> None:
         n, height, width = shape
         plain = nn.Conv2d(16, 32, kernel, stride, padding, dilation, groups)
-        self.compare(plain, PackedConv2d, torch.randn(n, 16, height, width))
+        self.compare(plain, PackedConv2d, torch.randn(n, 16, height, width), dtype)
 
     @pytest.mark.parametrize("name", ["conv", "Conv2d_0"])
     @pytest.mark.parametrize("shape", [(1, 8, 8), (2, 17, 5)])
-    def test_packed_upsample_matches_the_plain_block(self, shape: tuple[int, int, int], name: str) -> None:
+    def test_packed_upsample_matches_the_plain_block(
+        self, shape: tuple[int, int, int], name: str, dtype: torch.dtype
+    ) -> None:
         n, height, width = shape
         plain = Upsample2D(16, use_conv=True, out_channels=32, name=name)
-        self.compare(plain, PackedUpsample, torch.randn(n, 16, height, width))
+        self.compare(plain, PackedUpsample, torch.randn(n, 16, height, width), dtype)
 
+    @staticmethod
+    @torch.inference_mode()
+    def compare(plain: nn.Module, kind: type[Packed], x: torch.Tensor, dtype: torch.dtype) -> None:
+        """Weights stored in float16, as in a checkpoint. The plain layer computes in float32."""
+        plain = plain.half()
+        other = faster(copy.deepcopy(plain), dtype)
+        assert type(other) is kind
+        plain.float()
+        other.to(dtype)
+        rtol, atol = (1e-4, 1e-5) if dtype == torch.float32 else (2**-6, 2**-6)
+        assert other.stored is not None
+        assert other.stored.dtype == torch.float16
+        wanted = plain(x)
+        torch.testing.assert_close(other(x.to(dtype)).float(), wanted, rtol=rtol, atol=atol)
+        assert list(unpacked(other)) == [other]
+        other.pack()
+        torch.testing.assert_close(other(x.to(dtype)).float(), wanted, rtol=rtol, atol=atol)
+        assert other.stored is None
+        assert not list(unpacked(other))
+        other.pack()
+
+
+@pytest.mark.usefixtures("all_are_large")
+class TestReplacement:
     def test_packed_upsample_refuses_another_output_size(self) -> None:
         with pytest.raises(ValueError, match="multiples of 32"):
             faster(Upsample2D(8, use_conv=True))(torch.randn(1, 8, 4, 4), (7, 7))
@@ -85,26 +132,6 @@ class TestLayer:
     def test_other_upsample_blocks_are_not_replaced(self, how: dict[str, Any]) -> None:
         plain = Upsample2D(8, **{"use_conv": True, **how})
         assert faster(plain) is plain
-
-    @staticmethod
-    @torch.inference_mode()
-    def compare(plain: nn.Module, kind: type[Packed], x: torch.Tensor) -> None:
-        """Weights stored in float16, as in a checkpoint, so that all variants round them in the same way."""
-        plain = plain.half()
-        other = faster(copy.deepcopy(plain))
-        assert type(other) is kind
-        for each in (plain, other):
-            each.float()
-        assert other.stored is not None
-        assert other.stored.dtype == torch.float16
-        wanted = plain(x)
-        torch.testing.assert_close(other(x), wanted, rtol=1e-4, atol=1e-5)
-        assert list(unpacked(other)) == [other]
-        other.pack()
-        torch.testing.assert_close(other(x), wanted, rtol=1e-4, atol=1e-5)
-        assert other.stored is None
-        assert not list(unpacked(other))
-        other.pack()
 
     def test_layer_without_a_packed_variant_is_not_replaced(self) -> None:
         class Special(nn.Linear):
@@ -163,13 +190,16 @@ def test_small_layer_is_not_replaced() -> None:
     assert type(faster(nn.Linear(1024, 1024))) is PackedLinear
 
 
-def test_only_a_large_float32_model_on_the_cpu_is_packed() -> None:
+def test_only_a_large_model_on_the_cpu_is_packed(monkeypatch: pytest.MonkeyPatch) -> None:
     with torch.device("meta"):
         small, large = nn.Linear(1000, 1000), nn.Linear(20_000, 10_000)
     assert can_pack(large, CPU, torch.float32)
     assert not can_pack(small, CPU, torch.float32)
-    assert not can_pack(large, CPU, torch.bfloat16)
+    assert not can_pack(large, CPU, torch.float16)
     assert not can_pack(large, torch.device("cuda:0"), torch.float32)
+    assert can_pack(large, CPU, torch.bfloat16) == torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert not can_pack(large, CPU, torch.float32)
 
 
 @pytest.fixture
@@ -189,6 +219,29 @@ def test_image_differs_by_at_most_one_at_any_stage_of_packing(
     for each in MIXED:
         (ours,), (theirs,) = together(prepared, [each]), together(plain, [each])
         assert np.abs(ours - theirs).max() <= 1
+
+
+@pytest.mark.skipif(not has_kernels(torch.bfloat16), reason="oneDNN has no bfloat16 here")
+@pytest.mark.usefixtures("all_are_large")
+def test_packed_bfloat16_image_is_within_35_db_of_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = load(Settings(model="embedded", dtype="float32"), "cpu")
+    monkeypatch.setattr(module, "_LARGE_MODEL", 1)
+    fast = load(Settings(model="embedded", dtype="bfloat16"), "cpu")
+    while fast.pack_next_layers():
+        pass
+    with Image.open(DEMO) as demo:
+        pixels = Pixels(IMAGE_SIZE, IMAGE_SIZE, demo.convert("RGB").tobytes())
+    for seed, (prompt, strength, guidance) in enumerate(
+        [("a wizard", 0.5, 0.0), ("a red apple", 0.9, 0.0), ("a tree", 0.9, 3.0)]
+    ):
+        job = Job("a", pixels, prompt, None, 4, strength, guidance, seed, float("inf"))
+        (wanted,), (image,) = together(plain, [job]), together(fast, [job])
+        assert psnr(image, wanted) >= 35
+
+
+def psnr(image: np.ndarray, wanted: np.ndarray) -> float:
+    """The peak signal-to-noise ratio of 8-bit values, in dB."""
+    return float(10 * np.log10(255**2 / np.mean((image - wanted) ** 2)))
 
 
 def test_large_checkpoint_is_packed_step_by_step_and_a_small_one_is_not(
@@ -239,7 +292,7 @@ def test_weights_of_any_stored_dtype_are_packed(tmp_path: Path, dtype: torch.dty
     plain = nn.Linear(512, 512).to(dtype)
     save_file(dict(plain.state_dict()), tmp_path / "layer.safetensors")
     weights = load_file(tmp_path / "layer.safetensors")
-    layer = PackedLinear(weights["weight"], weights["bias"].float())
+    layer = PackedLinear(weights["weight"], weights["bias"].float(), torch.float32)
     layer.pack()
     x = torch.randn(3, 512)
     torch.testing.assert_close(layer(x), plain.float()(x), rtol=1e-4, atol=1e-5)
