@@ -215,7 +215,7 @@ def _model_lines(facts: Facts) -> dict[str, str]:
     return {
         **lines,
         "device": model.device,
-        "dtype": model.dtype,
+        "dtype": f"{model.dtype} ({model.dtype_reason})",
         "batch": _batch_line(model.batch),
         "model": f"{model.model.name} ({model.model.reason})",
         **({"VAE": files.vae} if files.vae else {}),

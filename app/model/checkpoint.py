@@ -14,7 +14,10 @@ from app.settings import WorkerSettings
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint on disk. `vae_folder` is None if the checkpoint's own VAE is used."""
+    """A checkpoint on disk. `vae_folder` is None if the checkpoint's own VAE is used.
+
+    The dtype of `info` is `auto` if `app.model.cpu_probe` has to choose it.
+    """
 
     folder: Path
     vae_folder: Path | None
@@ -43,7 +46,7 @@ def fetch(settings: WorkerSettings, device: str) -> Checkpoint:
         revision=model.revision,
         vae=vae.name if vae else "checkpoint",
         device=device,
-        dtype=str(dtype).removeprefix("torch."),
+        dtype=str(dtype).removeprefix("torch.") if dtype else "auto",
         reason=model.reason + (f"; {vae.reason}" if vae else ""),
         scheduler=hub.class_name(folder, "scheduler"),
         model_setting=model.setting(folder),

@@ -1,6 +1,7 @@
 """The model that the settings select on this machine, as data. Loads no weights and downloads nothing."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -9,6 +10,7 @@ from app.model import checkpoint
 from app.model.batch_limit import capacity
 from app.model.devices import resolve_device, resolve_dtype
 from app.model.gpus import driver_version, gpu_problem
+from app.model.hub import read_json
 from app.model.sources import resolve_model
 from app.settings import Settings
 
@@ -86,10 +88,14 @@ class Files:
 
 @dataclass(frozen=True, kw_only=True)
 class Description:
-    """The selected device and model. `device` is `cpu` or `cuda:N`, and `dtype` is torch's name without `torch.`."""
+    """The selected device and model.
+
+    `device` is `cpu` or `cuda:N`. `dtype` is torch's name without `torch.`, and `dtype_reason` says why it is that.
+    """
 
     device: str
     dtype: str
+    dtype_reason: str
     batch: BatchLimit
     model: Model
     files: Files
@@ -119,13 +125,36 @@ def describe(settings: Settings) -> Description:
     """
     device, *_ = [resolve_device(name) for name in settings.devices.split(",")]
     model = resolve_model(settings.model, device)
+    files = _files(settings, device, downloadable=model.folder is None and not settings.offline)
+    dtype, dtype_reason = _dtype(settings, device, files.folder)
     return Description(
         device=device,
-        dtype=str(resolve_dtype(settings.dtype, device)).removeprefix("torch."),
+        dtype=str(dtype).removeprefix("torch."),
+        dtype_reason=dtype_reason,
         batch=_batch_limit(settings, device),
         model=Model(model.name, model.reason),
-        files=_files(settings, device, downloadable=model.folder is None and not settings.offline),
+        files=files,
     )
+
+
+def _dtype(settings: Settings, device: str, folder: str) -> tuple[torch.dtype, str]:
+    """The dtype and its reason. `folder` is the checkpoint's, or empty if not all of its files are there."""
+    if dtype := resolve_dtype(settings.dtype, device):
+        return dtype, "dtype is auto, on CUDA" if settings.dtype == "auto" else "IMG2IMG_DTYPE is set"
+    if not folder:
+        return torch.float32, "the first start measures whether a large model is faster in bfloat16"
+    # diffusers takes seconds to import, and only this needs it.
+    from diffusers import UNet2DConditionModel
+
+    from app.model.cpu_probe import choose_dtype
+
+    config = read_json(Path(folder) / "unet" / "config.json")
+    try:
+        with torch.device("meta"):
+            unet = UNet2DConditionModel.from_config(config)
+    except (ValueError, TypeError, ZeroDivisionError) as error:
+        raise CheckpointError(f"{folder}/unet/config.json cannot be used: {error}") from error
+    return choose_dtype(unet)
 
 
 def _gpu(index: int) -> Gpu:

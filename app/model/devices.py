@@ -34,8 +34,8 @@ def resolve_device(device: str) -> str:
     return f"cuda:{index}"
 
 
-def resolve_dtype(name: str, device: str) -> torch.dtype:
-    """A dtype by its setting. `auto` is float16 on CUDA and float32 elsewhere."""
+def resolve_dtype(name: str, device: str) -> torch.dtype | None:
+    """A dtype by its setting. `auto` is float16 on CUDA, and None on the CPU: `app.model.cpu_probe` chooses there."""
     if name == "auto":
-        return torch.float16 if device.startswith("cuda") else torch.float32
+        return torch.float16 if device.startswith("cuda") else None
     return _DTYPES[name]

@@ -1,6 +1,7 @@
 """A checkpoint's files to a diffusers pipeline, with its parts on a device. Only safetensors files are loaded."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from transformers.utils import logging as transformers_logging
 from app.engine.messages import ModelInfo
 from app.errors import CheckpointError
 from app.model import checkpoint, hub
+from app.model.cpu_probe import choose_dtype
 from app.model.packed import can_pack, channels_last, keep_stored, replace_layers
 from app.model.weights import move_to_device, stored_dtype
 from app.settings import WorkerSettings
@@ -28,10 +30,14 @@ def load_pipeline(settings: WorkerSettings, device: str) -> tuple[StableDiffusio
     """
     found = checkpoint.fetch(settings, device)
     info = found.info
-    logger.info("loading %s onto %s in %s, VAE %s: %s", info.model, device, info.dtype, info.vae, info.reason)
     _quiet_libraries()
     pipe = _read(found)
     _check(pipe, info.model)
+    if info.dtype == "auto":
+        dtype, reason = choose_dtype(pipe.unet)
+        info = replace(info, dtype=str(dtype).removeprefix("torch."))
+        logger.info("IMG2IMG_DTYPE=auto is %s: %s", info.dtype, reason)
+    logger.info("loading %s onto %s in %s, VAE %s: %s", info.model, device, info.dtype, info.vae, info.reason)
     # Inductor cannot compile packed layers.
     _move_parts(pipe, torch.device(device), getattr(torch, info.dtype), may_pack=settings.compile == "off")
     return pipe, info

@@ -77,7 +77,7 @@ def resolve_model(model: str, device: str) -> Source:
     return _folder_or_hub(model, "IMG2IMG_MODEL", "auto, embedded")
 
 
-def resolve_vae(vae: str, checkpoint_vae: dict[str, Any], device: str, dtype: torch.dtype) -> Source | None:
+def resolve_vae(vae: str, checkpoint_vae: dict[str, Any], device: str, dtype: torch.dtype | None) -> Source | None:
     """The VAE that `IMG2IMG_VAE` selects; None for the checkpoint's own, whose config is `checkpoint_vae`.
 
     Raises:

@@ -107,7 +107,7 @@ def test_vae_setting_selects_checkpoint_or_folder(tmp_path: Path) -> None:
 
 def test_auto_dtype_follows_the_device() -> None:
     assert devices.resolve_dtype("auto", "cuda:1") == torch.float16
-    assert devices.resolve_dtype("auto", "cpu") == torch.float32
+    assert devices.resolve_dtype("auto", "cpu") is None
     assert devices.resolve_dtype("bfloat16", "cpu") == torch.bfloat16
 
 

@@ -24,6 +24,7 @@ CUDA = Cuda(
 MODEL = Description(
     device="cuda:0",
     dtype="float16",
+    dtype_reason="dtype is auto, on CUDA",
     batch=BatchLimit(4, 4, "max_batch is auto"),
     model=Model("stabilityai/sdxl-turbo", "model is auto"),
     files=Files("/cache/snapshot", "fixed"),

@@ -205,7 +205,7 @@ def test_only_a_large_model_on_the_cpu_is_packed(monkeypatch: pytest.MonkeyPatch
 @pytest.fixture
 def prepared(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, all_are_large: None) -> SdxlDiffusion:
     monkeypatch.setattr(module, "_LARGE_MODEL", 1)
-    return load(Settings(model=str(tiny_checkpoint)), "cpu")
+    return load(Settings(model=str(tiny_checkpoint), dtype="float32"), "cpu")
 
 
 @pytest.mark.parametrize("settled", [0, 2, 1000])
