@@ -28,21 +28,23 @@ os.environ["HF_ENDPOINT"] = f"http://127.0.0.1:{HUB_PORT}"
 # Torch reads this when it is imported. The cores are shared already, by test processes and by the services they start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-KINDS = ("unit", "api", "process", "slow", "container", "gpu")
+MARKERS = {kind: kind for kind in ("unit", "api", "process", "slow", "container", "gpu")}
+MARKERS["pretended_cuda"] = "pretended_gpu"
+"""Markers by folder."""
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """With `-m unit`, do not import the tests of other kinds: some import torch."""
-    wanted = config.option.markexpr
-    other = wanted in KINDS and collection_path.parent == ROOT / "tests" and collection_path.name in KINDS
-    return True if other and collection_path.name != wanted else None
+    wanted, kind = config.option.markexpr, MARKERS.get(collection_path.name)
+    other = wanted in MARKERS.values() and collection_path.parent == ROOT / "tests" and kind is not None
+    return True if other and kind != wanted else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark each test with the kind that its folder names, and give a slow one a quarter of an hour."""
     for item in items:
         folder = item.path.relative_to(ROOT / "tests").parts[0]
-        item.add_marker(folder if folder in KINDS else "api")
+        item.add_marker(MARKERS.get(folder, "api"))
         if folder == "unit" and {"server", "start_server"} & set(getattr(item, "fixturenames", ())):
             raise pytest.UsageError(f"{item.nodeid} is in tests/unit and starts a server: move it to tests/api.")
         if folder == "slow":
