@@ -65,7 +65,9 @@ RUN groupadd --gid 10001 img2img \
     && install -d -o 10001 -g 10001 /data /data/hf
 COPY --from=dependencies /opt/torch/ /
 COPY --from=dependencies /opt/venv/ /opt/venv/
+# HOME for any user id that the container is started with.
 ENV PATH=/opt/venv/bin:$PATH \
+    HOME=/tmp \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
     HF_HOME=/data/hf \

@@ -12,8 +12,8 @@ from app.cli.serve import check_address
 from app.errors import CheckpointError, Misconfigured
 from app.main import create_app
 from app.model import hub
-from app.model.compiled import ADVICE, has_compiler
 from app.model.describe import BatchLimit, Cuda, Description, Files, Gpu, describe, describe_cuda
+from app.model.toolchain import missing_tools
 from app.observability import otel_env
 from app.settings import Settings, unknown_variables
 
@@ -37,7 +37,7 @@ class Facts:
     vae_setting: str
     devices_setting: str
     compile_setting: str
-    compiler: bool
+    missing_tools: str
     cuda: Cuda
     model: Description | None
     problems: tuple[str, ...]
@@ -68,7 +68,7 @@ def gather(settings: Settings) -> Facts:
         vae_setting=settings.vae,
         devices_setting=settings.devices,
         compile_setting=settings.compile,
-        compiler=has_compiler(),
+        missing_tools=missing_tools(on_cuda=model is not None and model.on_cuda),
         cuda=describe_cuda(),
         model=model,
         problems=tuple(problems),
@@ -159,8 +159,8 @@ def _about_speed(facts: Facts, model: Description) -> Iterator[str]:
         yield "SDXL's own VAE has to run in float32, which is slow: set IMG2IMG_VAE=auto for one that runs in float16."
     if cuda and facts.compile_setting == "off":
         yield "IMG2IMG_COMPILE=default replays CUDA graphs: the start takes longer, and an image may take less."
-    if facts.compile_setting != "off" and not facts.compiler:
-        yield f"IMG2IMG_COMPILE={facts.compile_setting} needs a C++ compiler, and there is none. {ADVICE}"
+    if facts.compile_setting != "off" and facts.missing_tools:
+        yield f"IMG2IMG_COMPILE={facts.compile_setting} {facts.missing_tools}"
     if not cuda and facts.compile_setting != "off":
         yield "IMG2IMG_COMPILE gains little on the CPU: off is best there."
     if not cuda and dtype == "float16":

@@ -1,9 +1,5 @@
 """The UNet and the VAE with `torch.compile`, for a few batch sizes, compiled before the worker is ready."""
 
-import logging
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -13,20 +9,12 @@ from diffusers import StableDiffusionXLImg2ImgPipeline
 from torch import nn
 
 from app.errors import CheckpointError
-
-logger = logging.getLogger(__name__)
+from app.model import toolchain
 
 Compile = Literal["off", "default", "max"]
 
 _MODES = {"default": "reduce-overhead", "max": "max-autotune"}
 """Modes of `torch.compile`. Both use CUDA graphs: at batch 1, Python launches kernels slower than the GPU runs them."""
-
-ADVICE = "Install g++ (docker build --build-arg COMPILER=g++), or set it to off."
-
-
-def has_compiler() -> bool:
-    """Whether there is a C++ compiler for Inductor and Triton."""
-    return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++"))
 
 
 def compiled_batch_sizes(max_rows: int) -> tuple[int, ...]:
@@ -42,32 +30,18 @@ def compile_parts(pipe: StableDiffusionXLImg2ImgPipeline, how: Compile, cache: P
     Args:
         pipe: the pipeline whose parts are compiled.
         how: `default` or `max`, a key of `_MODES`.
-        cache: the folder of the compile cache; None for torch's default.
+        cache: the folder of the compile cache; None for a temporary one.
 
     Raises:
-        CheckpointError: there is no C++ compiler.
+        CheckpointError: a tool is missing, or there is no folder for compiled code.
     """
-    if not has_compiler():
-        raise CheckpointError(f"IMG2IMG_COMPILE={how} needs a C++ compiler, and there is none. {ADVICE}")
-    if cache:
-        _set_cache(cache)
+    if missing := toolchain.missing_tools(on_cuda=pipe.device.type == "cuda"):
+        raise CheckpointError(f"IMG2IMG_COMPILE={how} {missing}")
+    toolchain.use_cache(cache)
     _fuse(pipe)
     for part in (pipe.unet, pipe.vae.encoder, pipe.vae.decoder):
         part.compile(mode=_MODES[how], fullgraph=True, dynamic=False)
     pipe.vae.encoder, pipe.vae.decoder = CloneOutputs(pipe.vae.encoder), CloneOutputs(pipe.vae.decoder)
-
-
-def _set_cache(cache: Path) -> None:
-    """Point Inductor at the folder, if it is writable. Set here, not at start: importing torch would create it."""
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        # Mode bits do not tell (read-only mounts, capabilities), so write a file.
-        with tempfile.TemporaryFile(dir=cache):
-            os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache)
-    except OSError as error:
-        logger.warning(
-            "the compile cache IMG2IMG_COMPILE_CACHE cannot be used, so the next start compiles again: %s", error
-        )
 
 
 def _fuse(pipe: StableDiffusionXLImg2ImgPipeline) -> None:
