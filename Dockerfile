@@ -8,6 +8,9 @@
 #       with a C++ compiler, which IMG2IMG_COMPILE needs
 #   docker build --build-arg EXTRA=c2pa -t sdxl-turbo-img2img .
 #       with the packages that sign images, which IMG2IMG_C2PA_CERTIFICATE needs
+#   docker build --build-arg TORCH_INDEX_URL=URL --build-arg CUDA=12 -t sdxl-turbo-img2img .
+#       with another build of torch, for drivers older than 580: URL is torch's own package index for CUDA 12.6, whose
+#       name ends in cu126. Only torch and its CUDA packages come from there. CUDA is the major version of that build.
 #
 # Behind mirrors: --build-arg PYTHON_IMAGE=... for the base image, and any of PIP_INDEX_URL, PIP_EXTRA_INDEX_URL,
 # PIP_FIND_LINKS and PIP_TRUSTED_HOST for pip; all four are unset by default and stay out of the final image.
@@ -22,13 +25,15 @@ ARG PIP_TRUSTED_HOST
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 # pip is not installed into the environment: it runs from outside.
 RUN python -m venv --without-pip /opt/venv
-COPY requirements.lock /tmp/
+ARG TORCH_INDEX_URL
+ARG CUDA=13
+COPY requirements.lock requirements-cuda.lock scripts/container/packages /tmp/
 # torch and its CUDA packages go to a tree of their own, which becomes a layer that only a new torch changes. For the same
 # reason the bytecode has hashes and no file times. It is one step, because a move between steps would copy gigabytes.
 # The packages' own tests are removed. compileall's status is ignored: torch has a file that needs a newer Python.
 RUN --mount=type=cache,target=/root/.cache/pip \
     set -eu; \
-    python -m pip --python /opt/venv/bin/python install --no-compile --requirement /tmp/requirements.lock; \
+    cd /tmp && ./packages /opt/venv/bin/python; \
     site=$(/opt/venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'); \
     find "$site" -type d \( -name test -o -name tests \) -prune -exec rm -rf {} +; \
     rm -rf "$site"/torch/bin/*[Tt]est*; \
@@ -75,8 +80,9 @@ ENV PATH=/opt/venv/bin:$PATH \
     DO_NOT_TRACK=1 \
     IMG2IMG_COMPILE_CACHE=/data/compiled \
     IMG2IMG_HOST=0.0.0.0
-# torch's CUDA version: under an older driver the NVIDIA Container Toolkit refuses to start the container.
-ENV NVIDIA_REQUIRE_CUDA="cuda>=13.0"
+# Under a driver for an older major version of CUDA the NVIDIA Container Toolkit refuses to start the container.
+ARG CUDA=13
+ENV NVIDIA_REQUIRE_CUDA="cuda>=${CUDA}.0"
 VOLUME ["/data"]
 EXPOSE 8000
 USER 10001:10001

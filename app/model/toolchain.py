@@ -17,10 +17,10 @@ logger = logging.getLogger(__name__)
 def missing_tools(*, on_cuda: bool) -> str:
     """A sentence on what is not installed, and how to get it; empty if all is there.
 
-    Inductor calls a C++ compiler. On CUDA, Triton also builds a C extension of Python at its first use.
+    On the CPU, Inductor calls a C++ compiler. On CUDA, Triton builds a C extension of Python at its first use.
     """
     missing = []
-    if not _found(os.environ.get("CXX", "g++"), "g++", "clang++"):
+    if not on_cuda and not _found(os.environ.get("CXX", "g++"), "g++", "clang++"):
         missing.append("a C++ compiler")
     if on_cuda and not _found(os.environ.get("CC", "gcc"), "gcc", "clang"):
         missing.append("a C compiler")

@@ -59,7 +59,10 @@ def changed_checkout(tmp_path: Path) -> Path:
         "LICENSE",
         "requirements.lock",
         "requirements-c2pa.lock",
+        "requirements-cuda.lock",
+        "scripts/container/packages",
     ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
     shutil.copytree(ROOT / "app", tmp_path / "app", ignore=shutil.ignore_patterns("__pycache__"))
     with (tmp_path / "app/__init__.py").open("a") as file:

@@ -12,6 +12,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import torch
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -24,6 +25,7 @@ SCRIPTS = [
     *sorted(path for path in (ROOT / "scripts").rglob("*") if path.is_file() and not path.suffix),
 ]
 LOCK_FILES = ("requirements.lock", "requirements-c2pa.lock", "requirements-dev.lock")
+CUDA_LOCK = "requirements-cuda.lock"
 VARIABLES = {f"IMG2IMG_{name.upper()}" for name in Settings.model_fields}
 PLATFORM_PACKAGES = ("nvidia-", "cuda-", "triton")
 RECORDING_PYTHON = """#!/bin/sh
@@ -96,6 +98,11 @@ class TestImage:
         assert "IMG2IMG_HOST" in used
         assert used <= VARIABLES
 
+    def test_required_cuda_is_that_of_the_chosen_build(self) -> None:
+        recipe = (ROOT / "Dockerfile").read_text()
+        assert recipe.count("ARG CUDA=13\n") == 2
+        assert 'ENV NVIDIA_REQUIRE_CUDA="cuda>=${CUDA}.0"' in recipe
+
     def test_build_context_holds_only_what_the_image_copies(self) -> None:
         lines = (ROOT / ".dockerignore").read_text().splitlines()
         assert "*" in lines
@@ -115,6 +122,21 @@ class TestLockFiles:
     def test_torch_pin_is_the_tested_release_for_any_platform(self) -> None:
         assert pins("requirements.lock")["torch"] == "2.13.0"
         assert not [name for name in pins("requirements.lock") if name.startswith(PLATFORM_PACKAGES)]
+
+    def test_cuda_packages_of_torch_have_exact_pins_of_their_own(self) -> None:
+        lines = [line for line in (ROOT / CUDA_LOCK).read_text().splitlines() if not line.startswith("#")]
+        pin = re.compile(r"(nvidia-|cuda-|triton)[a-z0-9-]*==[0-9][0-9.]*")
+        fail_with(
+            f"{CUDA_LOCK}: '{line}' is no exact pin of a CUDA package." for line in lines if not pin.fullmatch(line)
+        )
+        assert {"triton", "cuda-bindings", "nvidia-cudnn-cu13"} <= set(pins(CUDA_LOCK))
+
+    def test_every_cuda_package_that_torch_needs_is_pinned(self) -> None:
+        if torch.version.cuda is None:
+            pytest.skip("torch is built without CUDA here")
+        installed = {canonicalize_name(package.name): package.version for package in importlib.metadata.distributions()}
+        found = {name: version for name, version in installed.items() if name.startswith(PLATFORM_PACKAGES)}
+        assert found == pins(CUDA_LOCK)
 
     def test_every_declared_dependency_is_pinned_within_its_bounds(self) -> None:
         pinned: dict[str, str] = {}
@@ -170,7 +192,7 @@ class TestScripts:
 
     def test_setup_installs_once_and_again_when_a_lock_file_changes(self, tmp_path: Path) -> None:
         (tmp_path / "scripts").mkdir()
-        for name in ("scripts/setup", *LOCK_FILES, "pyproject.toml"):
+        for name in ("scripts/setup", *LOCK_FILES, CUDA_LOCK, "pyproject.toml"):
             shutil.copy(ROOT / name, tmp_path / name)
         python = tmp_path / "python"
         python.write_text(RECORDING_PYTHON)
@@ -180,7 +202,9 @@ class TestScripts:
             (tmp_path / "said").write_text("")
             env = {"PATH": os.defpath, "PYTHON": str(python)}
             subprocess.run([tmp_path / "scripts/setup", *option], env=env, capture_output=True, check=True)
-            return [words.rpartition(" ")[2] for words in (tmp_path / "said").read_text().splitlines()]
+            *locks, project = (tmp_path / "said").read_text().splitlines() or [""]
+            assert all(f" -c {CUDA_LOCK} -r " in words for words in locks)
+            return [words.rpartition(" ")[2] for words in (*locks, project) if words]
 
         assert installed("--runtime") == ["requirements.lock", "."]
         assert installed("--runtime") == []
@@ -194,6 +218,10 @@ class TestScripts:
             lock.write("one-more==1\n")
         assert installed("--runtime") == ["requirements.lock", "."]
         assert installed() == ["requirements-dev.lock", "."]
+        with (tmp_path / CUDA_LOCK).open("a") as lock:
+            lock.write("one-more==1\n")
+        assert installed("--runtime") == ["requirements.lock", "."]
+        assert installed() == ["requirements-dev.lock", "."]
 
     @pytest.mark.parametrize("name", ["setup", "check", "docs", "fix", "lock", "audit", "sbom", "fuzz"])
     def test_unknown_option_is_refused(self, name: str) -> None:
@@ -203,7 +231,7 @@ class TestScripts:
 
     def test_setup_refuses_a_missing_python_with_a_sentence(self, tmp_path: Path) -> None:
         (tmp_path / "scripts").mkdir()
-        for name in ("scripts/setup", *LOCK_FILES, "pyproject.toml"):
+        for name in ("scripts/setup", *LOCK_FILES, CUDA_LOCK, "pyproject.toml"):
             shutil.copy(ROOT / name, tmp_path / name)
         env = {"PATH": os.defpath, "PYTHON": "no-such-python"}
         refused = subprocess.run([tmp_path / "scripts/setup"], env=env, capture_output=True, text=True)
