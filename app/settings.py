@@ -91,16 +91,21 @@ class WorkerSettings(BaseSettings):
     )
     max_batch: MaxBatch = Field(
         "auto",
-        description="`auto` (4, but 1 for a large model on the CPU) or a number from 1 to 64: the jobs on a device "
-        "that share a UNet call.",
+        description="`auto` (1, 2 or 4, measured at start; 1 for a large model on the CPU) or a number from 1 to 64: "
+        "the jobs on a device that share a UNet call.",
     )
     compile: Literal["off", "default", "max"] = Field(
         "off",
-        description="`default` compiles the model before it is ready, with CUDA graphs on CUDA; `max` tries more "
-        "kernels and takes longer. Both need a C++ compiler. For the CPU, `off` is best.",
+        description="`default` compiles the model before it is ready; `max` tries more kernels and takes longer. Both "
+        "need a C++ compiler. For the CPU, `off` is best.",
     )
     compile_cache: Path | None = Field(
         None, description="The folder that keeps compiled code for the next start; by default a temporary one."
+    )
+    cuda_graphs: bool = Field(
+        True,
+        description="On CUDA, record each part of the model as a CUDA graph before it is ready: the processor no "
+        "longer limits the GPU. Takes about 1 GB of its memory.",
     )
     fp16_accumulation: bool = Field(
         False,

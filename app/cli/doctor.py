@@ -12,7 +12,7 @@ from app.cli.serve import check_address
 from app.errors import CheckpointError, Misconfigured
 from app.main import create_app
 from app.model import hub
-from app.model.describe import BatchLimit, Cuda, Description, Files, Gpu, describe, describe_cuda
+from app.model.describe import Cuda, Description, Files, Gpu, describe, describe_cuda
 from app.model.toolchain import missing_tools
 from app.observability import otel_env
 from app.settings import Settings, unknown_variables
@@ -216,7 +216,7 @@ def _model_lines(facts: Facts) -> dict[str, str]:
         **lines,
         "device": model.device,
         "dtype": f"{model.dtype} ({model.dtype_reason})",
-        "batch": _batch_line(model.batch),
+        "batch": _batch_line(model.max_batch),
         "model": f"{model.model.name} ({model.model.reason})",
         **({"VAE": files.vae} if files.vae else {}),
         "files": files.folder or f"{'not all here yet' if files.downloadable else 'cannot be used'}: {files.reason}",
@@ -229,13 +229,10 @@ def _gpu_line(gpu: Gpu) -> str:
     return f"{gpu.name}, compute capability {gpu.capability}, {gpu.free / 1e9:.1f} of {_gb(gpu.total)} free"
 
 
-def _batch_line(batch: BatchLimit) -> str:
-    if batch.small == batch.large:
-        return f"{batch.small} ({batch.reason})"
-    return (
-        f"{batch.small} for a small model, which a CPU runs faster so; {batch.large} for a large one, where the first "
-        f"job would be done with the last ({batch.reason})"
-    )
+def _batch_line(max_batch: int | None) -> str:
+    if max_batch is None:
+        return "measured when the model is loaded (the log and img2img_batch_limit in /metrics show it)"
+    return f"{max_batch} (IMG2IMG_MAX_BATCH is set)"
 
 
 def _gb(size: int) -> str:

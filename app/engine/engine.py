@@ -278,7 +278,11 @@ class Engine:
         match message:
             case Ready():
                 worker.loaded(message)
-                facts = {**message.info.shown(), "compile": self.settings.compile}
+                facts = {
+                    **message.info.shown(),
+                    "compile": self.settings.compile,
+                    "cuda_graphs": str(message.graphs),
+                }
                 self.metrics.model.labels(facts.pop("device")).info(facts)
                 if not self.admission.seconds_per_row:
                     self.admission.measured(1, message.pass_seconds)

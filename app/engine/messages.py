@@ -132,12 +132,14 @@ class Ready:
 
     `pass_seconds` is the time of one step at the real size, encoding and decoding included: measured or estimated.
     `capacity` is the number of jobs on board at once. `canary_seconds` is the time that a `Canary` takes.
+    `graphs` is the number of CUDA graphs that were recorded, 0 if the model runs without.
     """
 
     info: ModelInfo
     pass_seconds: float
     capacity: int
     canary_seconds: float
+    graphs: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +189,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Ticked:
-    """From the worker: one UNet call, shared by `jobs` jobs, took `seconds` of the host's time."""
+    """From the worker: one UNet call, shared by `jobs` jobs, took `seconds` of the device's time."""
 
     jobs: int
     seconds: float

@@ -1,25 +1,17 @@
-"""The UNet and the VAE with `torch.compile`, for a few batch sizes, compiled before the worker is ready."""
+"""The UNet and the VAE with `torch.compile`."""
 
-from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import torch
 from diffusers import StableDiffusionXLImg2ImgPipeline
-from torch import nn
 
 from app.errors import CheckpointError
 from app.model import toolchain
 
 Compile = Literal["off", "default", "max"]
 
-_MODES = {"default": "reduce-overhead", "max": "max-autotune"}
-"""Modes of `torch.compile`. Both use CUDA graphs: at batch 1, Python launches kernels slower than the GPU runs them."""
-
-
-def compiled_batch_sizes(max_rows: int) -> tuple[int, ...]:
-    """The batch sizes to compile, ascending: the powers of two up to `max_rows`, and `max_rows`."""
-    return tuple(sorted({max_rows, *(2**power for power in range(max_rows.bit_length()))}))
+_MODES = {"default": "default", "max": "max-autotune-no-cudagraphs"}
+"""Modes of `torch.compile`, without CUDA graphs of its own: `app.model.graphs` records the compiled parts."""
 
 
 def compile_parts(pipe: StableDiffusionXLImg2ImgPipeline, how: Compile, cache: Path | None = None) -> None:
@@ -41,7 +33,6 @@ def compile_parts(pipe: StableDiffusionXLImg2ImgPipeline, how: Compile, cache: P
     _fuse(pipe)
     for part in (pipe.unet, pipe.vae.encoder, pipe.vae.decoder):
         part.compile(mode=_MODES[how], fullgraph=True, dynamic=False)
-    pipe.vae.encoder, pipe.vae.decoder = CloneOutputs(pipe.vae.encoder), CloneOutputs(pipe.vae.decoder)
 
 
 def _fuse(pipe: StableDiffusionXLImg2ImgPipeline) -> None:
@@ -54,50 +45,3 @@ def _fuse(pipe: StableDiffusionXLImg2ImgPipeline) -> None:
             if hasattr(module, fused):
                 for name in parts:
                     delattr(module, name)
-
-
-class CloneOutputs(nn.Module):
-    """A compiled module that returns copies. A CUDA graph writes each result over the previous one."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, *inputs: Any) -> Any:
-        torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
-        return self.module(*inputs).clone()
-
-
-class Batched:
-    """A compiled model for any number of rows, which it splits and pads to the compiled batch sizes.
-
-    Args:
-        model: takes tensors `[rows, ...]` and returns one.
-        sizes: the compiled batch sizes, ascending (`compiled_batch_sizes`).
-    """
-
-    def __init__(self, model: Callable[..., torch.Tensor], sizes: Sequence[int]) -> None:
-        self.model = model
-        self.sizes = sizes
-
-    def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
-        results = []
-        for start, stop, size in _calls(len(inputs[0]), self.sizes):
-            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
-            result = self.model(*(_padded(tensor[start:stop], size) for tensor in inputs))
-            # A copy, as in `CloneOutputs`.
-            results.append(result[: stop - start].clone())
-        return torch.cat(results)
-
-
-def _calls(rows: int, sizes: Sequence[int]) -> Iterator[tuple[int, int, int]]:
-    """Start row, stop row (exclusive) and compiled size of each call."""
-    for start in range(0, rows, sizes[-1]):
-        stop = min(rows, start + sizes[-1])
-        yield start, stop, next(size for size in sizes if size >= stop - start)
-
-
-def _padded(tensor: torch.Tensor, rows: int) -> torch.Tensor:
-    """Pad to a number of rows by repeating the last one; always a copy."""
-    missing = rows - len(tensor)
-    return torch.cat([tensor, tensor[-1:].expand(missing, *tensor.shape[1:])]) if missing else tensor.clone()

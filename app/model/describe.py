@@ -7,7 +7,6 @@ import torch
 
 from app.errors import CheckpointError
 from app.model import checkpoint
-from app.model.batch_limit import capacity
 from app.model.devices import resolve_device, resolve_dtype
 from app.model.gpus import driver_version, gpu_problem
 from app.model.hub import read_json
@@ -49,15 +48,6 @@ class Cuda:
 
 
 @dataclass(frozen=True)
-class BatchLimit:
-    """Jobs per UNet call, of a small and of a large model. `reason` says which setting or rule gives the numbers."""
-
-    small: int
-    large: int
-    reason: str
-
-
-@dataclass(frozen=True)
 class Model:
     """The selected checkpoint. `reason` says why it was selected."""
 
@@ -91,12 +81,13 @@ class Description:
     """The selected device and model.
 
     `device` is `cpu` or `cuda:N`. `dtype` is torch's name without `torch.`, and `dtype_reason` says why it is that.
+    `max_batch` is the number of jobs that share a UNet call; None if it is measured when the model is loaded.
     """
 
     device: str
     dtype: str
     dtype_reason: str
-    batch: BatchLimit
+    max_batch: int | None
     model: Model
     files: Files
 
@@ -131,7 +122,7 @@ def describe(settings: Settings) -> Description:
         device=device,
         dtype=str(dtype).removeprefix("torch."),
         dtype_reason=dtype_reason,
-        batch=_batch_limit(settings, device),
+        max_batch=None if settings.max_batch == "auto" else settings.max_batch,
         model=Model(model.name, model.reason),
         files=files,
     )
@@ -163,17 +154,6 @@ def _gpu(index: int) -> Gpu:
     free, total = torch.cuda.mem_get_info(index)
     properties = torch.cuda.get_device_properties(index)
     return Gpu(properties.name, free, total, f"{properties.major}.{properties.minor}")
-
-
-def _batch_limit(settings: Settings, device: str) -> BatchLimit:
-    small, large = (capacity(settings.max_batch, device, large=large) for large in (False, True))
-    if settings.max_batch != "auto":
-        reason = "IMG2IMG_MAX_BATCH is set"
-    elif small == large:
-        reason = "max_batch is auto, and a GPU is expected to make more images a second together"
-    else:
-        reason = "max_batch is auto"
-    return BatchLimit(small, large, reason)
 
 
 def _files(settings: Settings, device: str, *, downloadable: bool) -> Files:

@@ -6,86 +6,31 @@ draws the sample of the VAE's posterior, then the initial noise, then the noise 
 """
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Any
 
 import torch
 from diffusers import StableDiffusionXLImg2ImgPipeline
-from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 from app import malloc
-from app.engine.messages import Job, Lookup, ModelInfo, Result, Timings
-from app.model.compiled import Batched
+from app.engine.messages import Job, ModelInfo, Result, Timings
+from app.model.batch_limit import CANDIDATES, choose
+from app.model.batches import compiled_sizes, graph_sizes, in_calls
 from app.model.encoders import Encoders, Prompt
+from app.model.graphs import Graphs
 from app.model.packed import Packed, unpacked
+from app.model.prepare import grey_job, measure, record, run_rows
 from app.model.previews import Preview, Previews
-from app.model.schedulers import Stepper, create_stepper
+from app.model.schedulers import create_stepper
+from app.model.states import Decoding, State, Tick
 from app.model.torch_errors import fault
-from app.model.transfer import download, mark, passed, seconds_between, upload, wait
+from app.model.transfer import Download, mark, seconds_between, upload
+from app.model.vae import Vae
 from app.model.weights import MAX_THREADS, map_threads
-from app.pixels import Pixels
+from app.pixels import IMAGE_SIZE, Pixels
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(eq=False)
-class State:
-    """One job between two UNet calls. It takes one row of the UNet's batch for each row of `embeds`.
-
-    Attributes:
-        latents: `[1, c, height / f, width / f]`, in the UNet's dtype, on the device; c is 4 and f 8 for SDXL's VAE.
-        embeds: `[rows, 77, d]`; `rows` is 2 with guidance (negative prompt first), else 1.
-        pooled: `[rows, p]`.
-        time_ids: `[rows, 6]`, SDXL's micro-conditioning: original size, crop position and target size, in pixels.
-        tokens_cut: the number of the prompt's tokens beyond the 77th.
-        marks: before encoding the prompt, before encoding the image, and after.
-        lookups: as in `Result`.
-        index: the number of finished timesteps.
-        redecoded: whether the VAE overflowed and decoded again in float32.
-    """
-
-    job: Job
-    stepper: Stepper
-    latents: torch.Tensor
-    embeds: torch.Tensor
-    pooled: torch.Tensor
-    time_ids: torch.Tensor
-    tokens_cut: int
-    marks: list[Any]
-    lookups: tuple[tuple[Lookup, bool], ...]
-    index: int = 0
-    redecoded: bool = field(default=False)
-
-    @property
-    def steps_run(self) -> int:
-        return len(self.stepper.timesteps)
-
-    @property
-    def done(self) -> bool:
-        return self.index == self.steps_run
-
-
-@dataclass(eq=False)
-class Decoding:
-    """An image that is being decoded or downloaded from the device.
-
-    Attributes:
-        rgb: `uint8[height, width, 3]`, on the host once `ready`.
-        finite: 0-dim bool, on the host once `ready`: whether the decoded image holds no NaN and no infinity.
-        marks: before decoding, after it, and after the download.
-    """
-
-    state: State
-    rgb: torch.Tensor
-    finite: torch.Tensor
-    marks: tuple[Any, Any, Any]
-
-    @property
-    def ready(self) -> bool:
-        """Whether the download is finished, so that `collect` does not wait."""
-        return passed(self.marks[2])
 
 
 class SdxlDiffusion:
@@ -96,8 +41,9 @@ class SdxlDiffusion:
         device: the device of all tensors.
         info: what was loaded, for logs and metrics.
         cache_bytes: the size of the encoders' caches, on the device.
-        compiled: the batch sizes of a compiled UNet; empty if it is not compiled.
-        max_jobs: the number of jobs on board at once.
+        compiled: whether the UNet and the VAE compile at their first call with each shape.
+        max_jobs: the number of jobs on board at once; None to have `prepare` measure which number is best.
+        use_graphs: whether `prepare` records CUDA graphs.
     """
 
     def __init__(
@@ -106,19 +52,70 @@ class SdxlDiffusion:
         device: torch.device,
         info: ModelInfo,
         cache_bytes: int = 0,
-        compiled: Sequence[int] = (),
-        max_jobs: int = 1,
+        *,
+        compiled: bool = False,
+        max_jobs: int | None = 1,
+        use_graphs: bool = False,
     ) -> None:
         self.pipe = pipe
         self.device = device
         self.info = info
-        self.dtype: torch.dtype = pipe.unet.dtype
-        self.encoders = Encoders(pipe, device, cache_bytes)
         self.compiled = compiled
-        self.max_jobs = max_jobs
+        self.max_jobs = max_jobs or CANDIDATES[-1]
+        self._measures = max_jobs is None
+        self._use_graphs = use_graphs and device.type == "cuda"
+        self._graphs = Graphs()
+        self.vae = Vae(pipe.vae, device, pipe.unet.dtype, self._graphs)
+        self.encoders = Encoders(pipe, device, cache_bytes, self.vae, self._graphs)
+        self._unet_part = self._graphs.part(self._unet)
         self._previews = Previews(self._encode_chart)
         self._unpacked = unpacked(pipe.unet, pipe.vae)
-        self._predict = Batched(self._unet, compiled) if compiled else self._unet
+        self._sizes: Sequence[int] = ()
+        """The numbers of rows of a UNet call; empty if any number will do."""
+
+    @property
+    def graphs(self) -> int:
+        """The number of recorded CUDA graphs; 0 if the parts run without."""
+        return self._graphs.count
+
+    @torch.inference_mode()
+    def prepare(self) -> None:
+        """Do before readiness what no request may wait for: compile, record CUDA graphs, choose the batch limit.
+
+        Raises:
+            RuntimeError: a part cannot run or be compiled.
+        """
+        if self.compiled:
+            self._sizes = compiled_sizes(self.max_jobs)
+        if self._use_graphs:
+            self._record_graphs()  # pragma: no cover
+        elif self.compiled:
+            self._run_parts(self._sizes)
+        if self._measures:
+            seconds = measure(self._predict_rows(), CANDIDATES, self.device)
+            self.max_jobs = choose(seconds)
+            times = ", ".join(f"{rows} in {1000 * taken:.3g} ms" for rows, taken in seconds.items())
+            logger.info("batch limit %d: a UNet call takes rows %s", self.max_jobs, times)
+
+    def _record_graphs(self) -> None:  # pragma: no cover
+        sizes = self._sizes or graph_sizes(self.max_jobs)
+        # Those of more rows first: the others then fit into their memory.
+        record(self._graphs, lambda: self._run_parts(sizes[::-1]))
+        if self.graphs:
+            self._sizes = sizes
+            # Once more, to see that the replayed graphs work.
+            self._run_parts(sizes)
+
+    def _run_parts(self, sizes: Sequence[int]) -> None:
+        """Run each part once at the real size, and the UNet for each number of rows."""
+        run_rows(self._predict_rows(), sizes, compiled=self.compiled)
+        self.vae.decode(self.admit(grey_job("decode")).latents)
+        self._previews.fit(IMAGE_SIZE, IMAGE_SIZE)
+
+    def _predict_rows(self) -> Callable[[int], torch.Tensor]:
+        """A UNet call at the real size, for a number of rows."""
+        state = self.admit(grey_job("predict"))
+        return lambda rows: self._predict(*self._unet_inputs([state] * rows))
 
     def pack_next_layers(self) -> bool:
         """Pack up to `MAX_THREADS` layers (`app.model.packed`), which makes later calls faster.
@@ -163,7 +160,7 @@ class SdxlDiffusion:
         marks.append(mark(self.device))
         generator = torch.Generator("cpu").manual_seed(job.seed)
         moments, image_cached = self.encoders.image(job.pixels)
-        latents = self._sample_latents(moments, generator)
+        latents = self.vae.sample(moments, generator)
         stepper = create_stepper(self.pipe.scheduler, job.num_inference_steps, job.steps_run, latents, generator)
         size = [job.pixels.height, job.pixels.width]
         time_ids = upload(torch.tensor([[*size, 0, 0, *size]] * len(embeds), dtype=embeds.dtype), self.device)
@@ -181,12 +178,23 @@ class SdxlDiffusion:
         )
 
     @torch.inference_mode()
-    def tick(self, states: Sequence[State]) -> None:
+    def tick(self, states: Sequence[State]) -> Tick:
         """Advance all states by one step with one UNet call. The states may be at different steps.
 
         All latents have the same shape. No tensor is read back from the device. If this raises, the states cannot be
         used any more: admit their jobs again.
         """
+        start = mark(self.device)
+        rows = [len(state.embeds) for state in states]
+        predictions = self._predict(*self._unet_inputs(states))
+        for state, prediction in zip(states, torch.split(predictions, rows), strict=True):
+            model_output = _guided(prediction, state.job.guidance_scale)
+            state.latents = state.stepper.step(model_output, state.index, state.latents)
+            state.index += 1
+        return Tick(start, mark(self.device))
+
+    def _unet_inputs(self, states: Sequence[State]) -> tuple[torch.Tensor, ...]:
+        """The arguments of `_unet` for the next step of each state, with the rows of all states."""
         rows = [len(state.embeds) for state in states]
         sample = torch.cat(
             [
@@ -196,17 +204,13 @@ class SdxlDiffusion:
         )
         timesteps = [state.stepper.timesteps[state.index] for state in states]
         timestep = torch.stack([value for value, n in zip(timesteps, rows, strict=True) for _ in range(n)])
-        predictions = self._predict(
+        return (
             sample,
             upload(timestep, self.device),
             torch.cat([state.embeds for state in states]),
             torch.cat([state.pooled for state in states]),
             torch.cat([state.time_ids for state in states]),
         )
-        for state, prediction in zip(states, torch.split(predictions, rows), strict=True):
-            model_output = _guided(prediction, state.job.guidance_scale)
-            state.latents = state.stepper.step(model_output, state.index, state.latents)
-            state.index += 1
 
     @torch.inference_mode()
     def preview(self, state: State) -> Preview:
@@ -215,7 +219,13 @@ class SdxlDiffusion:
 
     def _encode_chart(self, pixels: Pixels) -> torch.Tensor:
         """Latents of a preview's colour chart, sampled with a fixed seed."""
-        return self._sample_latents(self.encoders.image(pixels)[0], torch.Generator("cpu").manual_seed(0))
+        return self.vae.sample(self.encoders.image(pixels)[0], torch.Generator("cpu").manual_seed(0))
+
+    def _predict(self, *inputs: torch.Tensor) -> torch.Tensor:
+        """The UNet's prediction for inputs of any number of rows."""
+        if not self._sizes:
+            return self._unet_part(*inputs)[0]
+        return in_calls(self._unet_part, inputs, self._sizes)
 
     def _unet(
         self,
@@ -224,11 +234,12 @@ class SdxlDiffusion:
         embeds: torch.Tensor,
         pooled: torch.Tensor,
         time_ids: torch.Tensor,
-    ) -> torch.Tensor:
+    ) -> tuple[torch.Tensor]:
+        """The prediction `[rows, c, h, w]` for as many rows of each argument."""
         added = {"text_embeds": pooled, "time_ids": time_ids}
-        prediction: torch.Tensor = self.pipe.unet(
+        prediction: tuple[torch.Tensor] = self.pipe.unet(
             sample, timesteps, encoder_hidden_states=embeds, added_cond_kwargs=added, return_dict=False
-        )[0]
+        )
         return prediction
 
     @torch.inference_mode()
@@ -241,41 +252,29 @@ class SdxlDiffusion:
 
     def _start_decode(self, state: State) -> Decoding:
         start = mark(self.device)
-        rgb, finite = self.decode(state.latents)
+        decoded = self.vae.decode(state.latents)
         end = mark(self.device)
-        rgb, finite = download(rgb), download(finite)
-        return Decoding(state, rgb, finite, (start, end, mark(self.device)))
+        return Decoding(state, Download(self.device, decoded), start, end)
 
     @torch.inference_mode()
     def collect(self, decoding: Decoding) -> Result | None:
-        """Wait for a decoding and return its result; None if the image holds NaN or infinity even in float32."""
-        start, end, arrived = decoding.marks
-        wait(arrived)
-        state, rgb, finite = decoding.state, decoding.rgb, decoding.finite
-        if not finite.item() and self.pipe.vae.dtype != torch.float32:
+        """Wait for a decoding and return its result; None if the image holds NaN or infinity even in float32.
+
+        Raises:
+            TransferError: the image has not arrived when it should have.
+        """
+        state = decoding.state
+        rgb, finite = decoding.download.result()
+        image_finite, latents_finite = finite.tolist()
+        if latents_finite and not image_finite and self.pipe.vae.dtype == torch.float16:
+            # The VAE overflows in float16 alone: bfloat16 has float32's range.
             state.redecoded = True
-            rgb, finite = self._decode_in_float32(state.latents)
-        if not finite.item():
+            rgb, finite = (tensor.cpu() for tensor in self.vae.decode_in_float32(state.latents))
+            image_finite = bool(finite[0])
+        if not image_finite:
             self.encoders.clear_cache()
             return None
-        return self._result(state, rgb.cpu(), start, end)
-
-    def decode(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Latents `[1, c, h, w]` to `uint8[h * f, w * f, 3]`, and a 0-dim bool: whether all values are finite."""
-        vae = self.pipe.vae
-        latents = latents.to(vae.dtype)
-        mean, std = self._latent_statistics(latents.dtype)
-        image = vae.decode(latents * std / vae.config.scaling_factor + mean, return_dict=False)[0]
-        rgb = ((image * 0.5 + 0.5).clamp(0, 1)[0].permute(1, 2, 0).float() * 255).round().to(torch.uint8)
-        return rgb, torch.isfinite(image).all()
-
-    def _decode_in_float32(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        dtype = self.pipe.vae.dtype
-        self.pipe.vae.to(torch.float32)
-        try:
-            return self.decode(latents)
-        finally:
-            self.pipe.vae.to(dtype)
+        return self._result(state, rgb, decoding.start, decoding.end)
 
     def _result(self, state: State, rgb: torch.Tensor, start: Any, end: Any) -> Result:
         before, prompt, image = state.marks
@@ -308,25 +307,6 @@ class SdxlDiffusion:
             cached.append(negative_cached)
         hidden, pooled = torch.cat([negative.hidden, prompt.hidden]), torch.cat([negative.pooled, prompt.pooled])
         return hidden, pooled, prompt.tokens_cut, cached
-
-    def _sample_latents(self, moments: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """Latents `[1, c, h / f, w / f]` in the UNet's dtype and scale, sampled from an image's moments."""
-        vae = self.pipe.vae
-        # A tiny VAE is deterministic: it encodes to latents instead of a distribution, and draws nothing.
-        tiny = moments.shape[1] == vae.config.latent_channels
-        sample = moments if tiny else DiagonalGaussianDistribution(moments).sample(generator)
-        mean, std = self._latent_statistics(self.dtype)
-        latents: torch.Tensor = (sample.to(self.dtype) - mean) * vae.config.scaling_factor / std
-        return latents
-
-    def _latent_statistics(self, dtype: torch.dtype) -> tuple[Any, Any]:
-        """Mean and standard deviation by channel, `[1, c, 1, 1]`, from the VAE's config; 0 and 1 if it has none."""
-        config = self.pipe.vae.config
-        values = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
-        if None in values:
-            return 0.0, 1.0
-        mean, std = (torch.tensor(value).view(1, -1, 1, 1).to(self.device, dtype) for value in values)
-        return mean, std
 
 
 def _guided(prediction: torch.Tensor, guidance_scale: float) -> torch.Tensor:

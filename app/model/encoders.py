@@ -10,6 +10,9 @@ import torch
 from cachetools import LRUCache
 from diffusers import StableDiffusionXLImg2ImgPipeline
 
+from app.model.graphs import Graphs
+from app.model.transfer import upload
+from app.model.vae import Vae
 from app.pixels import Pixels
 
 Value = TypeVar("Value")
@@ -31,17 +34,23 @@ class Prompt:
 
 
 class Encoders:
-    """A pipeline's text encoders and VAE encoder, with a cache of their latest results. Not thread-safe.
+    """A pipeline's text encoders and VAE encoder, with caches of their latest results. Not thread-safe.
 
     Args:
         pipe: the pipeline; all its parts are on `device`.
         device: the device of all tensors.
         cache_bytes: the most bytes of results that the caches hold there; 0 to cache nothing.
+        vae: the pipeline's VAE, which encodes the images.
+        graphs: the model's CUDA graphs, of which the text encoders' is a part.
     """
 
-    def __init__(self, pipe: StableDiffusionXLImg2ImgPipeline, device: torch.device, cache_bytes: int) -> None:
+    def __init__(
+        self, pipe: StableDiffusionXLImg2ImgPipeline, device: torch.device, cache_bytes: int, vae: Vae, graphs: Graphs
+    ) -> None:
         self.pipe = pipe
         self.device = device
+        self._vae = vae
+        self._embeddings = graphs.part(self._compute_embeddings)
         # Half for each: a prompt takes five times the memory of an image and would evict many of them.
         self._prompts = LRUCache[bytes, Prompt](
             cache_bytes // 2, lambda prompt: prompt.hidden.nbytes + prompt.pooled.nbytes
@@ -54,12 +63,8 @@ class Encoders:
         return cached(self._prompts, key, lambda: self._encode_prompt(prompt))
 
     def image(self, pixels: Pixels) -> tuple[torch.Tensor, bool]:
-        """An image's moments, and whether they were in the cache.
-
-        Moments are the parameters of the VAE's posterior, `[1, 2c, height / f, width / f]`. A tiny VAE has none; then
-        they are its latents, with c channels.
-        """
-        return cached(self._images, _digest(pixels.data), lambda: self._encode_image(pixels))
+        """An image's moments (`Vae.moments`), and whether they were in the cache."""
+        return cached(self._images, _digest(pixels.data), lambda: self._vae.moments(pixels))
 
     def clear_cache(self) -> None:
         """Drop all cached values, to free memory or because some may hold NaN."""
@@ -67,24 +72,22 @@ class Encoders:
         self._images.clear()
 
     def _encode_prompt(self, prompt: str) -> Prompt:
-        pipe, hidden = self.pipe, []
-        for tokenizer, encoder in ((pipe.tokenizer, pipe.text_encoder), (pipe.tokenizer_2, pipe.text_encoder_2)):
+        ids = []
+        for tokenizer in (self.pipe.tokenizer, self.pipe.tokenizer_2):
             length = tokenizer.model_max_length
             tokens = tokenizer(prompt, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-            output = encoder(tokens.input_ids.to(self.device), output_hidden_states=True)
-            hidden.append(output.hidden_states[-2])
+            ids.append(upload(tokens.input_ids, self.device))
         tokens_cut = max(0, len(tokenizer(prompt).input_ids) - length)
-        return Prompt(torch.concat(hidden, dim=-1).to(encoder.dtype), output[0], tokens_cut)
+        hidden, pooled = self._embeddings(*ids)
+        return Prompt(hidden, pooled, tokens_cut)
 
-    def _encode_image(self, pixels: Pixels) -> torch.Tensor:
-        vae = self.pipe.vae
-        raw = torch.frombuffer(bytearray(pixels.data), dtype=torch.uint8).view(1, pixels.height, pixels.width, 3)
-        # Two conditions for bit-equality with diffusers. Divide on the CPU: CUDA multiplies by the reciprocal. Keep the
-        # channels-last memory order of this view: convolutions round differently in another order.
-        image = 2.0 * (raw.permute(0, 3, 1, 2).float() / 255.0) - 1.0
-        encoded = vae.encode(image.to(device=self.device, dtype=self.pipe.unet.dtype).to(vae.dtype))
-        moments: torch.Tensor = encoded.latent_dist.parameters if hasattr(encoded, "latent_dist") else encoded.latents
-        return moments
+    def _compute_embeddings(self, *ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The `hidden` and `pooled` of a prompt, from its token ids `[1, 77]` for each of the two encoders."""
+        hidden = []
+        for encoder, tokens in zip((self.pipe.text_encoder, self.pipe.text_encoder_2), ids, strict=True):
+            output = encoder(tokens, output_hidden_states=True)
+            hidden.append(output.hidden_states[-2])
+        return torch.concat(hidden, dim=-1).to(encoder.dtype), output[0]
 
 
 def cached(cache: "LRUCache[bytes, Value]", key: bytes, make: Callable[[], Value]) -> tuple[Value, bool]:

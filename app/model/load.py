@@ -1,10 +1,11 @@
 """The loader of a worker's model: from settings to an `SdxlDiffusion` on its device."""
 
+from typing import Literal
+
 import torch
 
 from app.model import devices, pipeline
-from app.model.batch_limit import capacity
-from app.model.compiled import compile_parts, compiled_batch_sizes
+from app.model.compiled import compile_parts
 from app.model.diffusion import SdxlDiffusion
 from app.model.packed import is_large, pack_one_of_each
 from app.model.transfer import select
@@ -21,10 +22,26 @@ def load(settings: WorkerSettings, device: str) -> SdxlDiffusion:
     select(torch.device(device))
     pipe, info = pipeline.load_pipeline(settings, device)
     torch.backends.cuda.matmul.allow_fp16_accumulation = settings.fp16_accumulation
-    max_jobs = capacity(settings.max_batch, info.device, large=is_large(pipe.unet))
-    sizes: tuple[int, ...] = ()
-    if settings.compile != "off":
+    compiled = settings.compile != "off"
+    if compiled:
         compile_parts(pipe, settings.compile, settings.compile_cache)
-        sizes = compiled_batch_sizes(max_jobs)
     pack_one_of_each(pipe.unet, pipe.vae)
-    return SdxlDiffusion(pipe, torch.device(info.device), info, settings.cache_bytes, sizes, max_jobs)
+    return SdxlDiffusion(
+        pipe,
+        torch.device(info.device),
+        info,
+        settings.cache_bytes,
+        compiled=compiled,
+        max_jobs=_max_jobs(settings.max_batch, pipe.unet, info.device),
+        use_graphs=settings.cuda_graphs,
+    )
+
+
+def _max_jobs(max_batch: int | Literal["auto"], unet: torch.nn.Module, device: str) -> int | None:
+    """The number of jobs on board at once; None to measure it.
+
+    A large model keeps all cores of a CPU busy with one image, and measuring it there would take most of a minute.
+    """
+    if max_batch != "auto":
+        return max_batch
+    return 1 if device == "cpu" and is_large(unet) else None

@@ -7,11 +7,10 @@ by users of Stable Diffusion in 2022). The map is fitted to the loaded VAE by le
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
-from app.model import transfer
+from app.model.transfer import Download
 from app.pixels import Pixels
 
 _TILES = 16
@@ -20,21 +19,24 @@ _TILES = 16
 
 @dataclass(eq=False)
 class Preview:
-    """A preview on its way from the device: `uint8[h, w, 3]`, on the host once `ready`."""
+    """A preview on its way from the device: `uint8[h, w, 3]`."""
 
-    rgb: torch.Tensor
-    arrival: Any
+    download: Download
 
     @property
     def ready(self) -> bool:
         """Whether the download is finished, so that `pixels` does not wait."""
-        return transfer.passed(self.arrival)
+        return self.download.ready
 
     def pixels(self) -> Pixels:
-        """The image; waits for the download."""
-        transfer.wait(self.arrival)
-        height, width, _ = self.rgb.shape
-        return Pixels(width, height, self.rgb.contiguous().numpy().tobytes())
+        """The image; waits for the download.
+
+        Raises:
+            TransferError: it has not arrived when it should have.
+        """
+        (rgb,) = self.download.result()
+        height, width, _ = rgb.shape
+        return Pixels(width, height, rgb.contiguous().numpy().tobytes())
 
 
 class Previews:
@@ -51,24 +53,28 @@ class Previews:
     def of(self, latents: torch.Tensor, width: int, height: int) -> Preview:
         """A preview `uint8[h, w, 3]` of the latents `[1, c, h, w]` of a `width` x `height` image.
 
-        The first call fits the map, which waits for the device.
+        The first call fits the map, unless `fit` has been called.
         """
-        if self._map is None:
-            self._map = self._fit(width, height).to(latents.device)
-        rgb = _rows(latents) @ self._map
+        matrix = self._map if self._map is not None else self.fit(width, height)
+        rgb = _rows(latents) @ matrix
         _, _, h, w = latents.shape
         small = (rgb.clamp(0, 1) * 255).round().to(torch.uint8).view(h, w, 3)
-        return Preview(transfer.download(small), transfer.mark(latents.device))
+        return Preview(Download(latents.device, [small]))
 
-    def _fit(self, width: int, height: int) -> torch.Tensor:
-        """The map `[c + 1, 3]` from the channels of a latent, followed by a one, to RGB in 0 to 1."""
+    def fit(self, width: int, height: int) -> torch.Tensor:
+        """Fit the map `[c + 1, 3]` from the channels of a latent, followed by a one, to RGB in 0 to 1.
+
+        It is fitted to a chart of `width` x `height` pixels, and waits for the device.
+        """
         pixels = chart(width, height)
-        latents = self._encode(pixels).cpu()
+        encoded = self._encode(pixels)
+        latents = encoded.cpu()
         image = torch.frombuffer(bytearray(pixels.data), dtype=torch.uint8).view(1, height, width, 3)
         h, w = latents.shape[2:]
         colours = torch.nn.functional.adaptive_avg_pool2d(image.permute(0, 3, 1, 2) / 255.0, (h, w))
         solution: torch.Tensor = torch.linalg.lstsq(_rows(latents), colours[0].flatten(1).T).solution
-        return solution
+        self._map = solution.to(encoded.device)
+        return self._map
 
 
 def _rows(latents: torch.Tensor) -> torch.Tensor:

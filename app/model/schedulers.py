@@ -9,7 +9,6 @@ from typing import Any, Protocol
 
 import torch
 from diffusers import EulerAncestralDiscreteScheduler
-from diffusers.utils.torch_utils import randn_tensor
 
 from app.model.transfer import upload
 
@@ -65,7 +64,7 @@ class DiffusersScheduler:
     def __init__(self, scheduler: Any, begin: int, latents: torch.Tensor, generator: torch.Generator) -> None:
         self.timesteps: torch.Tensor = scheduler.timesteps[begin:]
         self._scheduler = scheduler
-        self._noise = randn_tensor(latents.shape, generator=generator, device=latents.device, dtype=latents.dtype)
+        self._noise = upload(torch.randn(latents.shape, generator=generator, dtype=latents.dtype), latents.device)
         accepted = set(inspect.signature(scheduler.step).parameters)
         arguments = {"generator": generator, "eta": 0.0}
         self._arguments = {name: value for name, value in arguments.items() if name in accepted}

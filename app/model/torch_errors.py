@@ -5,6 +5,7 @@ import re
 import torch
 
 from app.engine.messages import Fault
+from app.model.transfer import TransferError
 
 _NO_MEMORY = re.compile(
     r"out of memory|not enough memory|can't allocate memory|CU(BLAS|DNN)_STATUS_ALLOC_FAILED", re.IGNORECASE
@@ -20,10 +21,10 @@ def fault(error: BaseException) -> Fault:
 
     The process can go on after it frees memory, or after a library refused a call. Every other CUDA error (an illegal
     address, a failed assertion, a failed launch, a device that fell off the bus) corrupts the process's CUDA context:
-    all later calls fail too.
+    all later calls fail too. After a `TransferError`, no image from the device can be trusted.
     """
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or _NO_MEMORY.search(str(error)):
         return "memory"
-    if isinstance(error, torch.AcceleratorError):
+    if isinstance(error, torch.AcceleratorError | TransferError):
         return "device"
     return "device" if _LOST.search(str(error)) and not _REFUSED.search(str(error)) else "job"

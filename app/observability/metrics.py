@@ -69,12 +69,12 @@ class Metrics:
         )
         self.batch_limit = Gauge(
             "img2img_batch_limit",
-            "Largest number of jobs that share a UNet call: as set, or lower after too little memory.",
+            "Largest number of jobs that share a UNet call: as set or measured, or lower after too little memory.",
             ["device"],
             registry=registry,
         )
         self.tick_seconds = Histogram(
-            "img2img_tick_duration_seconds", "Time of one UNet call.", buckets=_SECONDS, registry=registry
+            "img2img_tick_duration_seconds", "Time of one UNet call on the device.", buckets=_SECONDS, registry=registry
         )
         self.worker_deaths = Counter(
             "img2img_worker_deaths", "Worker processes that ended unexpectedly, by cause.", ["cause"], registry=registry

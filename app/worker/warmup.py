@@ -39,7 +39,7 @@ class Passes:
 
 
 def warm_up(diffusion: Diffusion, how: str) -> Passes:
-    """Run real passes, so that a ready worker can make images. They also compile a compiled model's batch sizes.
+    """Prepare the model and run real passes, so that a ready worker can make images.
 
     A large model takes half a minute for an image on a CPU. There, one pass over a small image shows that the weights
     work. Such a model has no canary either, which would keep half of the machine busy.
@@ -52,30 +52,34 @@ def warm_up(diffusion: Diffusion, how: str) -> Passes:
         CheckpointError: the model cannot be compiled on this machine.
         RuntimeError: the image of a pass holds NaN or infinity.
     """
+    on_cpu = diffusion.info.device == "cpu" and not diffusion.compiled
     try:
-        for jobs in diffusion.compiled:
-            _pass(diffusion, IMAGE_SIZE, jobs)
-        on_cpu = diffusion.info.device == "cpu" and not diffusion.compiled
+        diffusion.prepare()
         if on_cpu and (seconds := _pass(diffusion, _SMALL_SIDE)) > _SLOW_SECONDS:
             return Passes(_SMALL_TO_REAL * seconds, lambda: None, 0.0)
-        seconds = _pass(diffusion, IMAGE_SIZE)
+        # Not timed: libraries set themselves up in the first pass.
+        _pass(diffusion, IMAGE_SIZE, jobs=1 if on_cpu else diffusion.max_jobs)
+        seconds = _pass(diffusion, IMAGE_SIZE, grey=1)
     except Exception as error:
         if not diffusion.compiled:
             raise
         # A retry would take minutes and fail in the same way.
         logger.exception("the model could not be compiled")
         raise CheckpointError(f"IMG2IMG_COMPILE={how} fails on this machine: {error}. Set it to off.") from error
-    # Code is compiled for one image size; another size would be compiled again.
-    side = IMAGE_SIZE if diffusion.compiled else _SMALL_SIDE
+    # Code is compiled, and graphs are recorded, for one image size; another one would be compiled again, or run slowly.
+    side = _SMALL_SIDE if on_cpu else IMAGE_SIZE
     _pass(diffusion, side)  # not timed: the first pass at a size is slower
     return Passes(seconds, lambda: _pass(diffusion, side), _pass(diffusion, side))
 
 
-def _pass(diffusion: Diffusion, side: int, jobs: int = 1) -> float:
-    """One step of `jobs` jobs on grey images of `side` x `side` pixels, in seconds."""
+def _pass(diffusion: Diffusion, side: int, jobs: int = 1, grey: int = 128) -> float:
+    """One step of `jobs` jobs on grey images of `side` x `side` pixels, in seconds.
+
+    An image of the same size and grey is in the encoders' caches afterwards, and so is the prompt.
+    """
     start = time.monotonic()
-    grey = Pixels(side, side, b"\x80" * (side * side * 3))
-    job = Job("warm-up", grey, "warm-up", None, 1, 1.0, 0.0, 0, float("inf"))
+    pixels = Pixels(side, side, bytes([grey]) * (side * side * 3))
+    job = Job("warm-up", pixels, f"warm-up {grey}", None, 1, 1.0, 0.0, 0, float("inf"))
     states = [diffusion.admit(job) for _ in range(jobs)]
     diffusion.tick(states)
     if None in [diffusion.collect(decoding) for decoding in diffusion.finish(states)]:

@@ -43,12 +43,22 @@ from app.engine.messages import (
 from app.errors import CheckpointError
 from app.observability.logs import configure
 from app.worker.batch import Batch
-from app.worker.protocols import Decoding, Diffusion, Preview
+from app.worker.protocols import Decoding, Diffusion, Preview, Tick
 from app.worker.warmup import warm_up
 
 T = TypeVar("T")
 
 logger = logging.getLogger("app.worker.worker")
+
+_MAX_TICKS_AHEAD = 1
+"""UNet calls that may wait in the device's queue behind the one that runs.
+
+With none, the device would wait for the host between two calls. With more, a new job waits for calls that it could
+have shared, a cancelled job still costs them, and progress is reported before it is made.
+"""
+
+_POLL_SECONDS = 0.001
+"""How often a worker that only waits for the device looks whether it has finished."""
 
 WORKER_FAILING_EXIT_CODE = 3
 """The exit code after a `WorkerFailing` message."""
@@ -78,6 +88,7 @@ class Worker:
         self.batch: Batch[Any] = Batch(max_batch)
         self.inbox = inbox
         self.send = send
+        self._ticks: deque[tuple[list[str], Tick]] = deque()
         self._decoding: deque[tuple[str, Decoding]] = deque()
         self._previews: deque[tuple[Progress, Preview]] = deque()
         self._prepared = False
@@ -94,6 +105,9 @@ class Worker:
         Raises:
             SystemExit: the device is lost or the canary failed; a `WorkerFailing` message has been sent.
         """
+        if self.batch.on_board:
+            # Before the inbox is read, so that jobs which arrive during the wait share the next call.
+            self._report_ticks(most=_MAX_TICKS_AHEAD)
         self._receive()
         for job_id in self.batch.expired(time.monotonic()):
             self._fail(job_id, "expired")
@@ -108,15 +122,24 @@ class Worker:
             self._admit(job)
         if self.batch.on_board:
             self._tick()
+        self._report_ticks(most=len(self._ticks))
         self._send_previews()
         self._finish()
         self._collect()
 
+    @property
+    def pending(self) -> bool:
+        """Whether something is on its way from the device."""
+        return bool(self._ticks or self._previews or self._decoding)
+
     def _receive(self) -> None:
-        """Handle all messages in the inbox; wait for one only while the worker is idle."""
+        """Handle all messages in the inbox. Wait for one if no job runs; not for long if the device is busy."""
+        wait = self._prepared and self.batch.idle and not self._canary_pending
+        timeout = _POLL_SECONDS if self.pending else None
         try:
             while True:
-                message = self.inbox.get(block=self._idle)
+                message = self.inbox.get(wait, timeout)
+                wait = False
                 if isinstance(message, Cancel):
                     self.batch.leave(message.job_id)
                 elif isinstance(message, Canary):
@@ -125,11 +148,6 @@ class Worker:
                     self.batch.add(message)
         except Empty:
             return
-
-    @property
-    def _idle(self) -> bool:
-        pending = self._decoding or self._previews or self._canary_pending
-        return self._prepared and self.batch.idle and not pending
 
     def _run_canary(self) -> None:
         """Answer a `Canary`: by a test image if no job waits or runs, else at once, as the jobs show as much."""
@@ -150,17 +168,15 @@ class Worker:
 
     def _tick(self) -> None:
         job_ids = list(self.batch.on_board)
-        start = time.monotonic()
 
         def tick() -> list[tuple[int, int]]:
             states = list(self.batch.on_board.values())
-            self.diffusion.tick(states)
+            self._ticks.append((job_ids, self.diffusion.tick(states)))
             return [(state.index, state.steps_run) for state in states]
 
         moved = self._call_model("a UNet call", job_ids, tick)
         if moved is None:
             return
-        self.send(Ticked(len(job_ids), time.monotonic() - start))
         for job_id, (index, steps) in zip(job_ids, moved, strict=True):
             progress = Progress(job_id, index, steps)
             self.send(progress)
@@ -169,11 +185,28 @@ class Worker:
                 if preview := self._call_model("a preview", [job_id], lambda: self.diffusion.preview(state)):  # noqa: B023
                     self._previews.append((progress, preview))
 
+    def _report_ticks(self, most: int) -> None:
+        """Report the UNet calls that the device has finished; wait until at most so many are left."""
+        while self._ticks:
+            job_ids, tick = self._ticks[0]
+            wait = len(self._ticks) > most
+            done = self._call_model("a UNet call", job_ids, lambda: (wait or tick.ready) and (tick.seconds(),))  # noqa: B023
+            if done is False:
+                return
+            self._ticks.popleft()
+            if done:
+                self.send(Ticked(len(job_ids), done[0]))
+
     def _send_previews(self) -> None:
-        """Send the previews that have arrived; wait for one only if no job waits or runs."""
-        while self._previews and (self._previews[0][1].ready or self.batch.idle):
-            progress, preview = self._previews.popleft()
-            self.send(replace(progress, preview=preview.pixels()))
+        """Send the previews that have arrived."""
+        while self._previews:
+            progress, preview = self._previews[0]
+            arrived = self._call_model("a preview", [progress.job_id], lambda: preview.ready and (preview.pixels(),))  # noqa: B023
+            if arrived is False:
+                return
+            self._previews.popleft()
+            if arrived:
+                self.send(replace(progress, preview=arrived[0]))
 
     def _finish(self) -> None:
         job_ids = [job_id for job_id, state in self.batch.on_board.items() if state.done]
@@ -188,10 +221,17 @@ class Worker:
             self._decoding.append((job_id, image))
 
     def _collect(self) -> None:
-        """Send the images that have arrived; wait for one only if no job waits or runs."""
-        while self._decoding and (self._decoding[0][1].ready or self.batch.idle):
-            job_id, image = self._decoding.popleft()
-            collected = self._call_model("fetching the image", [job_id], lambda: (self.diffusion.collect(image),))  # noqa: B023
+        """Send the images that have arrived."""
+        while self._decoding:
+            job_id, image = self._decoding[0]
+            collected = self._call_model(
+                "fetching the image",
+                [job_id],
+                lambda: image.ready and (self.diffusion.collect(image),),  # noqa: B023
+            )
+            if collected is False:
+                return
+            self._decoding.popleft()
             if collected:
                 (result,) = collected
                 if result:
@@ -285,7 +325,7 @@ def main(fd: int) -> None:
         # A retry would fail in the same way.
         send(LoadFailed(str(error)))
         sys.exit(1)
-    send(Ready(diffusion.info, passes.seconds, diffusion.max_jobs, passes.canary_seconds))
+    send(Ready(diffusion.info, passes.seconds, diffusion.max_jobs, passes.canary_seconds, diffusion.graphs))
     Worker(diffusion, diffusion.max_jobs, inbox, send, passes.canary).run()
 
 

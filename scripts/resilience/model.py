@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from app.engine.messages import Fault, Job, ModelInfo, Result, Timings
-from app.model.batch_limit import capacity
+from app.model.batch_limit import CANDIDATES
 from app.pixels import Pixels
 from app.settings import WorkerSettings
 from app.worker.protocols import Diffusion
@@ -45,6 +45,16 @@ class State:
 
 
 @dataclass
+class Tick:
+    """A finished UNet call."""
+
+    ready: bool = True
+
+    def seconds(self) -> float:
+        return TICK_SECONDS
+
+
+@dataclass
 class Decoding:
     """A decoded image."""
 
@@ -70,10 +80,14 @@ class FaultyDiffusion:
         self.info = ModelInfo(
             "pretended", "", "checkpoint", device, "float32", "it is a test", "EulerAncestralDiscreteScheduler"
         )
-        self.compiled: tuple[int, ...] = ()
+        self.compiled = False
+        self.graphs = 0
         self.max_jobs = max_jobs
         self.folder = folder
         self.room = 64
+
+    def prepare(self) -> None:
+        """No effect: it has nothing to compile, record or measure."""
 
     def pack_next_layers(self) -> bool:
         return False
@@ -83,13 +97,14 @@ class FaultyDiffusion:
             os._exit(9)
         return State(job)
 
-    def tick(self, states: Sequence[State]) -> None:
+    def tick(self, states: Sequence[State]) -> Tick:
         cause_fault(self.folder, self)
         if len(states) > self.room:
             raise MemoryError("fake: out of memory for this many jobs")
         time.sleep(TICK_SECONDS * (1 + len(states)))
         for state in states:
             state.index += 1
+        return Tick()
 
     def preview(self, state: State) -> FakePreview:
         return FakePreview(state.index)
@@ -147,4 +162,5 @@ def load(settings: WorkerSettings, device: str) -> Diffusion:
     """The loader of the worker."""
     folder = Path(settings.model)
     cause_fault(folder, None)
-    return FaultyDiffusion(folder, device, capacity(settings.max_batch, device, large=False))
+    max_jobs = CANDIDATES[-1] if settings.max_batch == "auto" else settings.max_batch
+    return FaultyDiffusion(folder, device, max_jobs)

@@ -15,7 +15,7 @@ from transformers import CLIPTokenizer
 
 from app.engine.messages import Job, ModelInfo, Result
 from app.errors import CheckpointError
-from app.model.batch_limit import capacity
+from app.model.batch_limit import CANDIDATES
 from app.model.diffusion import SdxlDiffusion
 from app.model.load import load
 from app.model.sources import EMBEDDED, TURBO
@@ -173,7 +173,7 @@ def full_size() -> SdxlDiffusion:
 def test_full_size_model_with_a_full_batch_fits_an_a10g() -> None:
     torch.cuda.reset_peak_memory_stats()
     diffusion = full_size()
-    states = [diffusion.admit(demo_job(f"j{i}")) for i in range(capacity("auto", "cuda", large=True))]
+    states = [diffusion.admit(demo_job(f"j{i}")) for i in range(CANDIDATES[-1])]
     while not states[0].done:
         diffusion.tick(states)
     finished(diffusion, states)

@@ -11,7 +11,7 @@ from diffusers import AutoencoderTiny
 
 from app.errors import CheckpointError
 from app.model import devices, sources
-from app.model.describe import _batch_limit, describe
+from app.model.describe import describe
 from app.model.hub import PINS
 from app.model.load import load
 from app.model.sources import EMBEDDED, FP16_VAE, TURBO
@@ -197,9 +197,3 @@ def test_description_has_device_model_and_files(tmp_path: Path) -> None:
     assert (missing.files.folder, missing.files.vae, missing.files.downloadable) == ("", "", True)
     assert "img2img download" in missing.files.reason
     assert not missing.model.embedded
-
-
-def test_batch_limit_on_a_gpu_is_the_same_for_all_models() -> None:
-    limit = _batch_limit(Settings(), "cuda:0")
-    assert (limit.small, limit.large) == (4, 4)
-    assert limit.reason.startswith("max_batch is auto, and a GPU is expected")

@@ -200,14 +200,28 @@ def test_decode_that_overflows_in_float16_is_repeated_in_float32(tiny_checkpoint
     state = diffusion.admit(job())
     while not state.done:
         diffusion.tick([state])
+    vae = diffusion.pipe.vae
     with torch.no_grad():
         # Overflows in float16 but not in float32, like the activations of SDXL's VAE.
-        diffusion.pipe.vae.to(torch.float16)
-        diffusion.pipe.vae.decoder.conv_in.weight.mul_(60000)
-        diffusion.pipe.vae.decoder.conv_in.bias.fill_(60000)
-    (result,) = finished(diffusion, [state])
-    assert result is not None
-    assert result.redecoded
+        vae.to(torch.float16)
+        vae.decoder.conv_in.weight.mul_(60000)
+        vae.decoder.conv_in.bias.fill_(60000)
+    weights = {name: (weight.data_ptr(), weight.dtype, weight.clone()) for name, weight in vae.named_parameters()}
+    results = [finished(diffusion, [state])[0] for _ in range(2)]
+    assert all(result is not None and result.redecoded for result in results)
+    for name, weight in vae.named_parameters():
+        address, dtype, before = weights[name]
+        assert (weight.data_ptr(), weight.dtype) == (address, dtype), "compiled code and graphs hold these weights"
+        assert torch.equal(weight, before)
+
+
+def test_latents_that_are_not_finite_are_not_decoded_again(tiny_checkpoint: Path) -> None:
+    diffusion = load(Settings(model=str(tiny_checkpoint), dtype="bfloat16"), "cpu")
+    state = diffusion.admit(job())
+    diffusion.pipe.vae.to(torch.float16)
+    state.latents, state.index = state.latents * float("nan"), state.steps_run
+    assert finished(diffusion, [state]) == [None]
+    assert not state.redecoded
     assert diffusion.pipe.vae.dtype == torch.float16
 
 

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from app.cli import app, doctor
 from app.cli.doctor import Facts
-from app.model.describe import BatchLimit, Cuda, Description, Files, Gpu, Model
+from app.model.describe import Cuda, Description, Files, Gpu, Model
 from tests.support.drivers import OLD_DRIVER, OLD_VERSION
 
 CUDA = Cuda(
@@ -25,7 +25,7 @@ MODEL = Description(
     device="cuda:0",
     dtype="float16",
     dtype_reason="dtype is auto, on CUDA",
-    batch=BatchLimit(4, 4, "max_batch is auto"),
+    max_batch=4,
     model=Model("stabilityai/sdxl-turbo", "model is auto"),
     files=Files("/cache/snapshot", "fixed"),
 )
@@ -78,7 +78,7 @@ def test_report_has_device_model_disk_and_memory(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("setting", "expected"),
-    [("auto", "4 for a small model, which a CPU runs faster so; 1 for a large one"), ("8", "8 (IMG2")],
+    [("auto", "measured when the model is loaded"), ("8", "8 (IMG2IMG_MAX_BATCH is set)")],
 )
 def test_report_has_the_batch_limit_and_its_reason(setting: str, expected: str) -> None:
     assert expected in run_doctor(IMG2IMG_MODEL="embedded", IMG2IMG_MAX_BATCH=setting).stdout
@@ -215,7 +215,7 @@ def test_good_machine_gets_no_advice() -> None:
         ("CUDA build", "13.0 (sm_75, sm_86)"),
         ("cuda:0", "NVIDIA A10G, compute capability 8.6, 20.0 of 24.0 GB free"),
         ("cuda:1", "cannot be used: CUDA error"),
-        ("batch", "4 (max_batch is auto)"),
+        ("batch", "4 (IMG2IMG_MAX_BATCH is set)"),
         ("model", "stabilityai/sdxl-turbo (model is auto)"),
         ("VAE", "fixed"),
         ("files", "/cache/snapshot"),

@@ -8,6 +8,7 @@ import torch
 
 from app.model import transfer
 from app.model.load import load
+from app.model.torch_errors import fault
 from app.settings import Settings
 
 LAST = torch.device("cuda:1")
@@ -16,8 +17,9 @@ LAST = torch.device("cuda:1")
 class RecordedEvent:
     """The part of `torch.cuda.Event` that `mark` uses."""
 
-    def __init__(self, enable_timing: bool) -> None:
+    def __init__(self, enable_timing: bool, blocking: bool) -> None:
         self.enable_timing = enable_timing
+        self.blocking = blocking
         self.streams: list[object] = []
 
     def record(self, stream: object = None) -> None:
@@ -78,4 +80,15 @@ def test_mark_is_recorded_on_the_stream_of_its_own_device(monkeypatch: pytest.Mo
     monkeypatch.setattr(torch.cuda, "current_stream", current_stream)
     event = transfer.mark(LAST)
     assert event.enable_timing
+    assert event.blocking, "a wait must not keep a core busy"
     assert [stream.device for stream in event.streams] == [LAST]
+
+
+def test_download_without_proof_of_arrival_gives_no_image() -> None:
+    first, second = (transfer.Download(torch.device("cpu"), [torch.tensor(value)]) for value in (7, 8))
+    assert [tensor.item() for tensor in first.result()] == [7]
+    # As if the host read the memory of an earlier download.
+    second._receipt = first._receipt
+    with pytest.raises(transfer.TransferError, match="has not arrived") as raised:
+        second.result()
+    assert fault(raised.value) == "device", "the worker is replaced, and its jobs run again"

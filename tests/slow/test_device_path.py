@@ -11,7 +11,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from app.engine.messages import Job
-from app.model.diffusion import SdxlDiffusion, State
+from app.model.diffusion import SdxlDiffusion
+from app.model.states import State
 from app.pixels import Pixels
 from scripts.benchmarks.counted import full_size
 from tests.support.pages import read, section
@@ -50,7 +51,7 @@ def run(diffusion: SdxlDiffusion, *jobs: Job) -> list[State]:
         diffusion.tick(running)
     with torch.inference_mode():
         for state in states:
-            rgb, finite = diffusion.decode(state.latents)
+            rgb, finite = diffusion.vae.decode(state.latents)
             assert (rgb.device.type, rgb.dtype, tuple(rgb.shape)) == ("meta", torch.uint8, (512, 512, 3))
             assert finite.device.type == "meta"
     return states

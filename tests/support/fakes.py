@@ -7,7 +7,8 @@ The prompt sets its behaviour: words `name=value`, in any order.
     fail_at=N    the UNet call after N steps raises
     finish=fail  decoding raises;  finish=nan  the image is not finite
     preview=fail  making a preview raises
-    way=N        the image is ready only after `ready` was read N times
+    lag=N        each UNet call is finished only after `ready` was read N times
+    way=N        the same for previews and the image;  lag=lost, way=lost  reading it loses the device
     collect=fail  fetching it raises
     exit_at=N    the process ends with code 7 in the UNet call after N steps
     once=PATH    the other words apply only while PATH does not exist; the first to apply creates it
@@ -26,7 +27,6 @@ from pathlib import Path
 
 from app.engine.messages import Fault, Job, ModelInfo, Result, Timings
 from app.errors import CheckpointError
-from app.model.batch_limit import capacity
 from app.pixels import Pixels
 from app.settings import WorkerSettings
 from app.worker.protocols import Diffusion
@@ -50,29 +50,42 @@ class FakeState:
 
 
 @dataclass
-class FakeDecoding:
-    """Ready after `ready` was read `way` times."""
+class Arriving:
+    """Ready after `ready` was read `way` times; with `way` "lost" the device is lost."""
 
-    state: FakeState
-    way: int
+    way: str = "0"
+    reads: int = 0
 
     @property
     def ready(self) -> bool:
-        self.way -= 1
-        return self.way < 0
+        if self.way == "lost":
+            raise OSError("the device is lost, as requested")
+        self.reads += 1
+        return self.reads > int(self.way)
 
 
 @dataclass
-class FakePreview:
-    """One pixel, whose value is the step's number; ready after `ready` was read `way` times."""
+class FakeTick(Arriving):
+    """`waits` counts how often it was waited for before it was ready."""
 
-    index: int
-    way: int
+    waits: int = 0
 
-    @property
-    def ready(self) -> bool:
-        self.way -= 1
-        return self.way < 0
+    def seconds(self) -> float:
+        self.waits += self.reads <= int(self.way)
+        self.way = "0"
+        return 0.25
+
+
+@dataclass
+class FakeDecoding(Arriving):
+    state: FakeState = field(kw_only=True)
+
+
+@dataclass
+class FakePreview(Arriving):
+    """One pixel, whose value is the step's number."""
+
+    index: int = 0
 
     def pixels(self) -> Pixels:
         return Pixels(1, 1, bytes([self.index] * 3))
@@ -85,9 +98,12 @@ class FakeDiffusion:
         self.info = ModelInfo(
             "fake", "", "checkpoint", device, "float32", "it is a test", "EulerAncestralDiscreteScheduler"
         )
-        self.compiled: tuple[int, ...] = ()
+        self.compiled = False
         self.max_jobs = 4
+        self.graphs = 0
+        self.prepared = 0
         self.ticks: list[list[str]] = []
+        self.queue: list[FakeTick] = []
         self.finished: list[list[str]] = []
         self.layers_left = 3
         self.freed = 0
@@ -95,6 +111,9 @@ class FakeDiffusion:
 
     def memory(self) -> dict[str, int]:
         return {"allocated": 3, "reserved": 5, "free": 7}
+
+    def prepare(self) -> None:
+        self.prepared += 1
 
     def pack_next_layers(self) -> bool:
         self.layers_left -= 1
@@ -109,7 +128,7 @@ class FakeDiffusion:
             raise ValueError("makes no images, as requested")
         return state
 
-    def tick(self, states: Sequence[FakeState]) -> None:
+    def tick(self, states: Sequence[FakeState]) -> FakeTick:
         self.ticks.append([state.job.id for state in states])
         for state in states:
             if len(states) > int(state.words.get("oom_above", 99)):
@@ -118,11 +137,13 @@ class FakeDiffusion:
         time.sleep(max(float(state.words.get("tick", 0)) for state in states))
         for state in states:
             state.index += 1
+        self.queue.append(FakeTick(max((state.words.get("lag", "0") for state in states), key=len)))
+        return self.queue[-1]
 
     def preview(self, state: FakeState) -> "FakePreview":
         if state.words.get("preview") == "fail":
             raise ValueError("fails in preview, as requested")
-        return FakePreview(state.index, int(state.words.get("way", 0)))
+        return FakePreview(state.words.get("way", "0"), index=state.index)
 
     def finish(self, states: Sequence[FakeState]) -> list[FakeDecoding]:
         self.finished.append([state.job.id for state in states])
@@ -130,7 +151,7 @@ class FakeDiffusion:
             if state.words.get("finish") == "fail":
                 raise ValueError("fails in finish, as requested")
             self._starve(state, "finish")
-        return [FakeDecoding(state, int(state.words.get("way", 0))) for state in states]
+        return [FakeDecoding(state.words.get("way", "0"), state=state) for state in states]
 
     def collect(self, decoding: FakeDecoding) -> Result | None:
         if decoding.state.words.get("collect") == "fail":
@@ -205,7 +226,8 @@ def load(settings: WorkerSettings, device: str) -> Diffusion:
     diffusion = FakeDiffusion(device)
     if settings.model.startswith("until="):
         diffusion.broken = Path(settings.model.removeprefix("until="))
-    diffusion.max_jobs = capacity(settings.max_batch, device, large=False)
+    if settings.max_batch != "auto":
+        diffusion.max_jobs = settings.max_batch
     return diffusion
 
 

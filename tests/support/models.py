@@ -8,7 +8,8 @@ from diffusers import StableDiffusionXLImg2ImgPipeline
 from PIL import Image
 
 from app.engine.messages import Job, ModelInfo, Result
-from app.model.diffusion import SdxlDiffusion, State
+from app.model.diffusion import SdxlDiffusion
+from app.model.states import State
 from app.pixels import Pixels
 
 SIDE = 64

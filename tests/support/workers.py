@@ -44,9 +44,9 @@ class Bench:
             self.worker.run_once()
 
     def run(self) -> "Bench":
-        """Iterate until no job waits or runs."""
+        """Iterate until no job waits or runs, and nothing is on its way from the device."""
         self.run_once()
-        while not self.worker.batch.idle:
+        while self.worker.pending or not self.worker.batch.idle:
             self.run_once()
         return self
 

@@ -1,9 +1,6 @@
-from typing import Any
-
 import pytest
 
 from app.engine.messages import Job
-from app.model.batch_limit import capacity
 from app.pixels import Pixels
 from app.worker.batch import Batch
 
@@ -117,17 +114,3 @@ def test_waiting_and_admitted_jobs_expire_at_their_deadline(now: float, expired:
     batch.add(job("late", 2.0))
     fill(batch)
     assert batch.expired(now) == expired
-
-
-@pytest.mark.parametrize(
-    ("max_batch", "device", "large", "jobs"),
-    [
-        ("auto", "cpu", False, 4),
-        ("auto", "cpu", True, 1),
-        ("auto", "cuda", False, 4),
-        ("auto", "cuda:1", True, 4),
-        (3, "cpu", True, 3),
-    ],
-)
-def test_capacity_follows_device_and_model_unless_set(max_batch: Any, device: str, large: bool, jobs: int) -> None:
-    assert capacity(max_batch, device, large=large) == jobs

@@ -9,7 +9,7 @@ import pytest
 from app.engine.messages import Job
 from app.errors import CheckpointError
 from app.worker.warmup import warm_up
-from tests.support.fakes import FakeDecoding, FakeDiffusion, FakeState
+from tests.support.fakes import FakeDecoding, FakeDiffusion, FakeState, FakeTick
 
 
 @dataclass
@@ -43,12 +43,40 @@ class Sized(FakeDiffusion):
         return super().admit(job)
 
 
-def test_warm_up_runs_a_real_pass(clock: Clock) -> None:
-    diffusion = Sized("cpu", clock)
+def test_warm_up_prepares_and_times_a_warm_real_pass(clock: Clock) -> None:
+    class Cold(Sized):
+        """Its first pass takes a minute more."""
+
+        def tick(self, states: Any) -> FakeTick:
+            assert self.prepared == 1
+            self.clock.now += 0 if 512 in self.widths[:-1] else 60
+            return super().tick(states)
+
+    diffusion = Cold("cpu", clock, small=-59.75)
     passes = warm_up(diffusion, "off")
-    assert (passes.seconds, passes.canary_seconds) == (4.0, 0.25)
+    assert (passes.seconds, passes.canary_seconds) == (4.0, -59.75)
     assert 512 in diffusion.widths
     assert len(diffusion.ticks) == len(diffusion.finished) == len(diffusion.widths)
+
+
+def test_warm_passes_find_nothing_in_the_caches(clock: Clock) -> None:
+    class Caching(Sized):
+        """Records prompts and images."""
+
+        def __init__(self, device: str, clock: Clock) -> None:
+            super().__init__(device, clock)
+            self.inputs: list[tuple[str, bytes]] = []
+
+        def admit(self, job: Job) -> FakeState:
+            self.inputs.append((job.prompt, job.pixels.data))
+            return super().admit(job)
+
+    diffusion = Caching("cuda:0", clock)
+    diffusion.max_jobs = 1
+    warm_up(diffusion, "off")
+    (first, image), (second, other), *_ = diffusion.inputs
+    assert first != second
+    assert image != other
 
 
 def test_warm_up_of_a_slow_model_uses_a_small_image(clock: Clock) -> None:
@@ -68,7 +96,7 @@ def test_canary_makes_a_small_image_or_nothing_on_a_slow_model(
         diffusion.widths.clear()
         passes.canary()
         assert diffusion.widths == widths
-    quick.compiled = (1,)
+    quick.compiled = True
     canary = warm_up(quick, "default").canary
     quick.widths.clear()
     canary()
@@ -78,37 +106,25 @@ def test_canary_makes_a_small_image_or_nothing_on_a_slow_model(
         canary()
 
 
-def test_warm_up_runs_each_compiled_batch_size_before_it_is_timed(
-    clock: Clock,
-) -> None:
-    class Compiled(Sized):
-        """The first call with each number of jobs compiles it, which takes a minute."""
-
-        def tick(self, states: Any) -> None:
-            if len(states) not in map(len, self.ticks):
-                self.clock.now += 60
-            super().tick(states)
-
-    diffusion = Compiled("cpu", clock)
-    diffusion.compiled = (1, 2, 4)
-    passes = warm_up(diffusion, "off")
-    assert (passes.seconds, passes.canary_seconds) == (4.0, 4.0)
-    assert [len(jobs) for jobs in diffusion.ticks] == [1, 2, 4, 1, 1, 1]
+def test_warm_up_of_a_gpu_runs_a_full_batch_before_it_is_timed(clock: Clock) -> None:
+    diffusion = Sized("cuda:0", clock)
+    assert warm_up(diffusion, "off").seconds == 4.0
+    assert [len(jobs) for jobs in diffusion.ticks] == [4, 1, 1, 1]
     assert set(diffusion.widths) == {512}
 
 
 def test_model_that_cannot_be_compiled_is_refused() -> None:
     class CannotDecode(FakeDiffusion):
-        def tick(self, states: Any) -> None:
+        def tick(self, states: Any) -> FakeTick:
             raise RuntimeError("no such kernel")
 
     diffusion = CannotDecode("cpu")
-    diffusion.compiled = (1,)
+    diffusion.compiled = True
     with pytest.raises(
         CheckpointError, match=r"IMG2IMG_COMPILE=max fails on this machine: no such kernel\. Set it to off"
     ):
         warm_up(diffusion, "max")
-    diffusion.compiled = ()
+    diffusion.compiled = False
     with pytest.raises(RuntimeError, match="no such kernel"):
         warm_up(diffusion, "off")
 

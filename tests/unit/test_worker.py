@@ -19,13 +19,13 @@ from app.engine.messages import (
     Ticked,
     WorkerFailing,
 )
-from tests.support.fakes import FakeDiffusion, FakeState
+from tests.support.fakes import FakeDiffusion, FakeState, FakeTick
 from tests.support.workers import Bench, job
 
 
 def test_job_is_started_ticked_and_done() -> None:
     bench = Bench(job("a")).run()
-    assert [type(message) for message in bench.sent] == [Started, *[Ticked, Progress] * 3, Done]
+    assert [type(message) for message in bench.sent] == [Started, *[Progress, Ticked] * 3, Done]
     assert [(m.step, m.steps) for m in bench.sent if isinstance(m, Progress)] == [(1, 3), (2, 3), (3, 3)]
 
 
@@ -122,10 +122,39 @@ def test_next_call_does_not_wait_for_a_download() -> None:
     assert bench.names(Done) == ["first", "second"]
 
 
-def test_idle_worker_waits_for_a_download() -> None:
-    bench = Bench(job("only", "way=1000", steps=1, strength=1.0))
-    bench.run_once()
-    assert bench.names(Done) == ["only"]
+def test_worker_hears_new_jobs_while_an_image_is_on_its_way() -> None:
+    bench = Bench(job("first", "way=9", steps=1, strength=1.0))
+    bench.run_once(3)
+    assert bench.worker.pending
+    assert bench.worker.batch.idle
+    bench.put(job("second", steps=1, strength=1.0))
+    bench.run()
+    assert bench.diffusion.ticks == [["first"], ["second"]]
+    assert bench.sent.index(Started("second")) < bench.sent.index(next(m for m in bench.sent if isinstance(m, Done)))
+
+
+def test_host_is_one_call_ahead_of_the_device_at_most() -> None:
+    bench = Bench(job("long", "lag=1000", steps=6, strength=1.0))
+    for calls in range(1, 7):
+        bench.run_once()
+        assert len(bench.diffusion.queue) == calls
+        # Waited for in order: all but the call that runs and the one behind it.
+        assert [tick.waits for tick in bench.diffusion.queue] == [1] * max(0, calls - 2) + [0] * min(2, calls)
+        assert len([message for message in bench.sent if isinstance(message, Ticked)]) == max(0, calls - 2)
+
+
+def test_calls_are_reported_by_the_time_of_the_device() -> None:
+    bench = Bench(job("a", "lag=3", steps=2, strength=1.0), job("b", steps=1, strength=1.0)).run()
+    assert [message for message in bench.sent if isinstance(message, Ticked)] == [Ticked(2, 0.25), Ticked(1, 0.25)]
+    assert not bench.worker.pending
+
+
+def test_lost_device_found_while_waiting_ends_the_worker() -> None:
+    for words in ("lag=lost", "way=lost"):
+        bench = Bench(job("a", words, steps=3, strength=1.0))
+        with pytest.raises(SystemExit):
+            bench.run()
+        assert bench.sent[-1] == WorkerFailing("device")
 
 
 def test_failed_download_leaves_other_jobs_intact() -> None:
@@ -183,9 +212,9 @@ class TestMemory:
         held: list[int] = []
 
         class Watching(FakeDiffusion):
-            def tick(self, states: Sequence[FakeState]) -> None:
+            def tick(self, states: Sequence[FakeState]) -> FakeTick:
                 self.alive = [weakref.ref(state) for state in states]
-                super().tick(states)
+                return super().tick(states)
 
             def release_memory(self) -> None:
                 held.append(sum(one() is not None for one in self.alive))

@@ -1,0 +1,60 @@
+"""What a model does before it is ready: compiling, recording CUDA graphs, and measuring, so that no request does."""
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from app.engine.messages import Job
+from app.model.graphs import Graphs
+from app.model.transfer import mark, seconds_between, wait
+from app.pixels import IMAGE_SIZE, Pixels
+
+logger = logging.getLogger(__name__)
+
+_ROUNDS = 3
+"""Measurements of each number of rows, of which the shortest counts."""
+
+
+def grey_job(name: str) -> Job:
+    """A job of one step on a grey image of the real size. The name is its prompt too."""
+    grey = Pixels(IMAGE_SIZE, IMAGE_SIZE, b"\x80" * (IMAGE_SIZE * IMAGE_SIZE * 3))
+    return Job(name, grey, name, None, 1, 1.0, 0.0, 0, float("inf"))
+
+
+def run_rows(call: Callable[[int], object], sizes: Sequence[int], *, compiled: bool) -> None:
+    """Call a function for each number of rows; if the calls compile the UNet, log how long each takes."""
+    for number, rows in enumerate(sizes, start=1):
+        start = time.perf_counter()
+        call(rows)
+        if compiled:
+            seconds = time.perf_counter() - start
+            logger.info("compiled the UNet for %d rows in %.1f s, %d of %d", rows, seconds, number, len(sizes))
+
+
+def record(graphs: Graphs, run: Callable[[], None]) -> None:  # pragma: no cover
+    """Record graphs of all that a function runs. If that fails, the model runs without graphs."""
+    start = time.perf_counter()
+    try:
+        with graphs.recording():
+            run()
+    except RuntimeError as error:
+        logger.warning("CUDA graphs cannot be recorded, and images take longer without them: %s", error)
+    else:
+        logger.info("recorded %d CUDA graphs in %.1f s", graphs.count, time.perf_counter() - start)
+
+
+def measure(call: Callable[[int], Any], sizes: Sequence[int], device: torch.device) -> Mapping[int, float]:
+    """Seconds that a call takes for each number of rows, by the device's clock."""
+    best = dict.fromkeys(sizes, float("inf"))
+    # In turns, because other processes may want the device or the processor for a while.
+    for _ in range(_ROUNDS):
+        for rows in sizes:
+            start = mark(device)
+            call(rows)
+            end = mark(device)
+            wait(end)
+            best[rows] = min(best[rows], seconds_between(start, end))
+    return best
