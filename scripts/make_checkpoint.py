@@ -234,11 +234,22 @@ def write_checkpoint(folder: Path, size: Size, seed: int) -> None:
         _write_model(folder / part, config(size), f"{stem}.fp16.safetensors", seed, torch.float16)
 
 
-def write_tiny_vae(folder: Path, seed: int) -> None:
-    """Writes an `AutoencoderTiny` of a few channels in float32, in the layout of `madebyollin/taesdxl`."""
+def write_tiny_vae(folder: Path, seed: int, size: Size = "tiny") -> None:
+    """Writes an `AutoencoderTiny` in float32, in the layout of `madebyollin/taesdxl`."""
     import torch
 
-    _write_model(folder, tiny_vae_config("tiny"), f"{_WEIGHTS}.safetensors", seed, torch.float32)
+    _write_model(folder, tiny_vae_config(size), f"{_WEIGHTS}.safetensors", seed, torch.float32)
+
+
+def write_half_vae(folder: Path, seed: int, size: Size = "tiny") -> None:
+    """Writes the checkpoint's VAE once more, as one that float16 is enough for: `madebyollin/sdxl-vae-fp16-fix`.
+
+    Random weights do not overflow in float16.
+    """
+    import torch
+
+    config = {**vae_config(size), "force_upcast": False}
+    _write_model(folder, config, f"{_WEIGHTS}.safetensors", seed, torch.float16)
 
 
 def _write_model(folder: Path, config: Config, weights_file: str, seed: int, dtype: "torch.dtype") -> None:

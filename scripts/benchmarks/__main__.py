@@ -5,11 +5,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
 from rich.console import Console
 
 from app.model.sources import EMBEDDED
-from scripts.benchmarks import batch, codecs, counted, full, gpu, growth, load, report, single
+from scripts.benchmarks import batch, codecs, counted, full, growth, load, report, single
 
 
 def main() -> int:
@@ -18,9 +17,8 @@ def main() -> int:
     parser.add_argument(
         "--case",
         action="append",
-        choices=["flops", "png", "decode", "request", "load", "batch", "full", "gpu"],
-        help="default: all but the last two. full needs a full-size --model, 24 GB of memory and ten minutes; "
-        "gpu needs a CUDA device",
+        choices=["flops", "png", "decode", "request", "load", "batch", "full"],
+        help="default: all but the last one, which needs a full-size --model, 24 GB of memory and ten minutes",
     )
     parser.add_argument(
         "--model",
@@ -60,10 +58,9 @@ def main() -> int:
         "load": lambda: load.case(options.model, options.peer, options.policy),
         "batch": lambda: batch.case(options.model),
         "full": lambda: full.case(options.model),
-        "gpu": lambda: gpu.case(options.model),
     }
     console, outcomes = Console(), []
-    for name in options.case or ([] if options.plot else [name for name in cases if name not in ("full", "gpu")]):
+    for name in options.case or ([] if options.plot else [name for name in cases if name != "full"]):
         outcomes.append(cases[name]())
         report.show(outcomes[-1], console)
     if options.plot:
@@ -82,12 +79,10 @@ def main() -> int:
 def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     """Check the options now, instead of failing after minutes of measuring."""
     cases = options.case or []
-    if not options.model.is_dir() and set(cases) != {"gpu"}:
+    if not options.model.is_dir():
         parser.error(f"--model {options.model} is not a folder")
     if "full" in cases and options.model == EMBEDDED:
         parser.error("--case full needs a --model, written by scripts/make_checkpoint --size full")
-    if "gpu" in cases and not torch.cuda.is_available():
-        parser.error("--case gpu needs a CUDA device")
     if (options.peer or options.policy) and (options.plot if not cases else "load" not in cases):
         parser.error("--peer and --policy go with --case load")
     if options.plot:

@@ -10,7 +10,6 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -51,12 +50,12 @@ def case(model: Path) -> Outcome:
     )
 
 
-def run(model: Path, jobs: int, settings: Mapping[str, str] | None = None) -> tuple[float, ...]:
-    """The values of `COLUMNS`, measured in another process with the given `IMG2IMG_...` settings."""
+def run(model: Path, jobs: int) -> tuple[float, ...]:
+    """The values of `COLUMNS`, measured in another process."""
     done = subprocess.run(
         [sys.executable, "-m", "scripts.benchmarks.batch", str(model), str(jobs)],
         cwd=ROOT,
-        env={**environment(), "IMG2IMG_MAX_BATCH": str(jobs), **(settings or {})},
+        env={**environment(), "IMG2IMG_MAX_BATCH": str(jobs)},
         capture_output=True,
         check=False,
     )

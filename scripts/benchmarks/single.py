@@ -9,7 +9,6 @@ from pathlib import Path
 import httpx2
 import numpy as np
 from PIL import Image
-from skimage import data
 
 from scripts.benchmarks.report import Goal, Outcome
 from scripts.benchmarks.servers import OURS, REFERENCE, running
@@ -24,7 +23,9 @@ COMPUTING = ("encode_prompt", "encode_image", "denoise", "vae", "pipe")
 
 
 def upload(shift: int = 0) -> bytes:
-    """A JPEG file of one megapixel, different for each `shift`."""
+    """A JPEG file of one megapixel, different for each `shift`. Needs scikit-image."""
+    from skimage import data
+
     buffer = io.BytesIO()
     Image.fromarray(np.roll(data.astronaut(), shift, axis=(0, 1))).resize(SIZE).save(buffer, "JPEG", quality=90)
     return buffer.getvalue()

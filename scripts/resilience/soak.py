@@ -145,10 +145,14 @@ async def _soak(target: Target, seconds: float) -> tuple[Traffic, list[Sample]]:
     return traffic, seen
 
 
-def case(minutes: float, *, embedded: bool) -> tuple[Outcome, list[Sample]]:
-    """Run the traffic; returns the outcome and the samples."""
-    knobs: dict[str, object] = {"model": "embedded"} if embedded else {}
-    loader = LOADER if embedded else FAULTY
+def case(minutes: float, loader: str = FAULTY, **knobs: object) -> tuple[Outcome, list[Sample]]:
+    """Run the traffic; returns the outcome and the samples.
+
+    Args:
+        minutes: the duration of the traffic.
+        loader: the `module:function` that loads the worker's model: by default a fake one.
+        knobs: settings by name.
+    """
     with tempfile.TemporaryDirectory() as name, serving(Path(name), loader, knobs) as target:
         traffic, seen = asyncio.run(_soak(target, 60 * minutes))
         deaths = target.log.read_text().count(" died ")
@@ -231,7 +235,8 @@ def main() -> int:
     options = parser.parse_args()
     if options.minutes <= 0:
         parser.error("--minutes must be more than 0")
-    outcome, seen = case(options.minutes, embedded=options.embedded)
+    model = {"loader": LOADER, "model": "embedded"} if options.embedded else {}
+    outcome, seen = case(options.minutes, **model)
     report.show(outcome, Console())
     if options.samples:
         options.samples.write_text("".join(json.dumps(vars(one)) + "\n" for one in seen))

@@ -25,7 +25,8 @@ from app.cli.serve import serve
 from app.settings import Settings
 sys.exit(serve(Settings(), sys.argv[1]))
 """
-_START_SECONDS = 60.0
+_START_SECONDS = 300.0
+"""A full-size model is read from the disk in that time."""
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ CASES: dict[str, Callable[[], Outcome]] = {
     "overload": lambda: overload.overload(12),
     "fairness": lambda: overload.fairness(6),
     "disconnects": lambda: disconnects.case(600),
-    "soak": lambda: soak.case(1, embedded=False)[0],
+    "soak": lambda: soak.case(1)[0],
 }
 
 

@@ -20,7 +20,7 @@ from scripts.benchmarks.peers import pipeline  # noqa: E402
 def main() -> None:
     """Make each image with a different prompt."""
     logging.disable_progress_bar()
-    pipe = pipeline.load().to("cpu")
+    pipe = pipeline.load()
     loaded = time.perf_counter() - START
     image, images = Image.effect_noise((512, 512), 64).convert("RGB"), []
     for seed in range(int(os.environ["ROUNDS"])):

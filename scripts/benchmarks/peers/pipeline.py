@@ -1,6 +1,7 @@
 """Shared code of the batching peers: diffusers' pipeline, called for jobs that can share a call.
 
-`MODEL` is the checkpoint's folder. The peers' environments import this, so it imports nothing of our service.
+`MODEL` is the checkpoint's folder, `VAE` that of another VAE (by default the checkpoint's own), `DEVICE` the device (by
+default the CPU). The peers' environments import this, so it imports nothing of our service.
 """
 
 import io
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoPipelineForImage2Image
+from diffusers import AutoencoderKL, AutoPipelineForImage2Image
 from PIL import Image
 
 BATCH = 4
@@ -31,12 +32,14 @@ class Job:
 
 
 def load() -> Any:
-    """The pipeline, on the CPU in float32."""
-    folder = Path(os.environ["MODEL"])
+    """The pipeline, in float16 on a GPU and in float32 on the CPU."""
+    folder, device = Path(os.environ["MODEL"]), os.environ.get("DEVICE", "cpu")
+    dtype = torch.float32 if device == "cpu" else torch.float16
     variant = "fp16" if any(folder.rglob("*.fp16.safetensors")) else None
-    pipe = AutoPipelineForImage2Image.from_pretrained(folder, variant=variant, dtype=torch.float32)
+    replaced = {"vae": AutoencoderKL.from_pretrained(vae, dtype=dtype)} if (vae := os.environ.get("VAE")) else {}
+    pipe = AutoPipelineForImage2Image.from_pretrained(folder, variant=variant, dtype=dtype, **replaced)
     pipe.set_progress_bar_config(disable=True)
-    return pipe
+    return pipe.to(device)
 
 
 def read(data: bytes) -> Image.Image:
