@@ -1,6 +1,9 @@
 """Devices that each test finds as if nothing had happened to them, and a model on one of them."""
 
 import os
+import subprocess
+import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,6 +16,7 @@ from app.settings import Settings
 from tests.pretended_cuda import device
 
 Load = Callable[..., SdxlDiffusion]
+RunPython = Callable[..., list[str]]
 
 
 @pytest.fixture(autouse=True)
@@ -43,3 +47,16 @@ def load_tiny(tiny_checkpoint: Path) -> Load:
         return load(Settings(**{"model": str(tiny_checkpoint), **settings}), name)  # type: ignore[arg-type]
 
     return load_on
+
+
+@pytest.fixture
+def run_python() -> RunPython:
+    """`run_python(code, PRETENDED_CUDA_DRIVER="12040")`: the lines that a new process with the devices prints."""
+
+    def run(code: str, **variables: str) -> list[str]:
+        command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(code)]
+        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **variables})
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines()
+
+    return run
