@@ -3,12 +3,12 @@
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import torch
 
 from app.engine.messages import Job
 from app.model.graphs import Graphs
+from app.model.torch_errors import fault
 from app.model.transfer import mark, seconds_between, wait
 from app.pixels import IMAGE_SIZE, Pixels
 
@@ -46,15 +46,36 @@ def record(graphs: Graphs, run: Callable[[], None]) -> None:  # pragma: no cover
         logger.info("recorded %d CUDA graphs in %.1f s", graphs.count, time.perf_counter() - start)
 
 
-def measure(call: Callable[[int], Any], sizes: Sequence[int], device: torch.device) -> Mapping[int, float]:
-    """Seconds that a call takes for each number of rows, by the device's clock."""
+def measure(call: Callable[[int], object], sizes: Sequence[int], device: torch.device) -> Mapping[int, float]:
+    """Seconds that a call takes for each number of rows, by the device's clock.
+
+    Args:
+        call: runs the model for a number of rows.
+        sizes: the numbers of rows, ascending.
+        device: the model's device.
+
+    Returns:
+        The seconds by number of rows, without those for which there is too little memory.
+
+    Raises:
+        RuntimeError: the smallest call fails, or a larger one for another reason than too little memory.
+    """
     best = dict.fromkeys(sizes, float("inf"))
     # In turns, because other processes may want the device or the processor for a while.
     for _ in range(_ROUNDS):
-        for rows in sizes:
-            start = mark(device)
-            call(rows)
-            end = mark(device)
-            wait(end)
-            best[rows] = min(best[rows], seconds_between(start, end))
+        for rows in list(best):
+            try:
+                best[rows] = min(best[rows], _timed(lambda: call(rows), device))  # noqa: B023
+            except (RuntimeError, MemoryError) as error:
+                if rows == sizes[0] or fault(error) != "memory":
+                    raise
+                del best[rows]
     return best
+
+
+def _timed(call: Callable[[], object], device: torch.device) -> float:
+    start = mark(device)
+    call()
+    end = mark(device)
+    wait(end)
+    return seconds_between(start, end)

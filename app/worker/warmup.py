@@ -58,7 +58,7 @@ def warm_up(diffusion: Diffusion, how: str) -> Passes:
         if on_cpu and (seconds := _pass(diffusion, _SMALL_SIDE)) > _SLOW_SECONDS:
             return Passes(_SMALL_TO_REAL * seconds, lambda: None, 0.0)
         # Not timed: libraries set themselves up in the first pass.
-        _pass(diffusion, IMAGE_SIZE, jobs=1 if on_cpu else diffusion.max_jobs)
+        _full_pass(diffusion, 1 if on_cpu else diffusion.max_jobs)
         seconds = _pass(diffusion, IMAGE_SIZE, grey=1)
     except Exception as error:
         if not diffusion.compiled:
@@ -70,6 +70,21 @@ def warm_up(diffusion: Diffusion, how: str) -> Passes:
     side = _SMALL_SIDE if on_cpu else IMAGE_SIZE
     _pass(diffusion, side)  # not timed: the first pass at a size is slower
     return Passes(seconds, lambda: _pass(diffusion, side), _pass(diffusion, side))
+
+
+def _full_pass(diffusion: Diffusion, jobs: int) -> None:
+    """A pass of so many jobs. While there is too little memory for it, the batch limit is halved."""
+    try:
+        _pass(diffusion, IMAGE_SIZE, jobs)
+        return
+    except Exception as error:
+        if jobs == 1 or diffusion.fault(error) != "memory":
+            raise
+        diffusion.max_jobs = jobs // 2
+        logger.warning("too little memory for %d jobs: batch limit lowered to %d: %s", jobs, jobs // 2, error)
+    # Outside of `except`, where the traceback no longer holds the tensors of the pass.
+    diffusion.release_memory()
+    _full_pass(diffusion, jobs // 2)
 
 
 def _pass(diffusion: Diffusion, side: int, jobs: int = 1, grey: int = 128) -> float:

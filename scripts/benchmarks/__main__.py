@@ -8,7 +8,10 @@ from pathlib import Path
 from rich.console import Console
 
 from app.model.sources import EMBEDDED
-from scripts.benchmarks import batch, codecs, counted, full, growth, load, report, single
+from scripts.benchmarks import batch, codecs, counted, full, growth, int8, load, report, single
+
+_FULL_SIZE = ("full", "int8")
+"""The cases that need a full-size model."""
 
 
 def main() -> int:
@@ -17,8 +20,8 @@ def main() -> int:
     parser.add_argument(
         "--case",
         action="append",
-        choices=["flops", "png", "decode", "request", "load", "batch", "full"],
-        help="default: all but the last one, which needs a full-size --model, 24 GB of memory and ten minutes",
+        choices=["flops", "png", "decode", "request", "load", "batch", *_FULL_SIZE],
+        help="default: all but full and int8, which need a full-size --model, 24 and 16 GB, and ten minutes each",
     )
     parser.add_argument(
         "--model",
@@ -58,9 +61,10 @@ def main() -> int:
         "load": lambda: load.case(options.model, options.peer, options.policy),
         "batch": lambda: batch.case(options.model),
         "full": lambda: full.case(options.model),
+        "int8": lambda: int8.case(options.model),
     }
     console, outcomes = Console(), []
-    for name in options.case or ([] if options.plot else [name for name in cases if name != "full"]):
+    for name in options.case or ([] if options.plot else [name for name in cases if name not in _FULL_SIZE]):
         outcomes.append(cases[name]())
         report.show(outcomes[-1], console)
     if options.plot:
@@ -81,8 +85,9 @@ def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None
     cases = options.case or []
     if not options.model.is_dir():
         parser.error(f"--model {options.model} is not a folder")
-    if "full" in cases and options.model == EMBEDDED:
-        parser.error("--case full needs a --model, written by scripts/make_checkpoint --size full")
+    for case in set(cases).intersection(_FULL_SIZE):
+        if options.model == EMBEDDED:
+            parser.error(f"--case {case} needs a --model, written by scripts/make_checkpoint --size full")
     if (options.peer or options.policy) and (options.plot if not cases else "load" not in cases):
         parser.error("--peer and --policy go with --case load")
     if options.plot:

@@ -34,7 +34,7 @@ from app.model.packed import (
 from app.model.weights import MAX_THREADS, move_to_device
 from app.pixels import IMAGE_SIZE, Pixels
 from app.settings import Settings
-from tests.support.models import MIXED, together
+from tests.support.models import MIXED, psnr, together
 
 CPU = torch.device("cpu")
 DEMO = Path(__file__).parents[2] / "scripts" / "demo.png"
@@ -237,11 +237,6 @@ def test_packed_bfloat16_image_is_within_35_db_of_float32(monkeypatch: pytest.Mo
         job = Job("a", pixels, prompt, None, 4, strength, guidance, seed, float("inf"))
         (wanted,), (image,) = together(plain, [job]), together(fast, [job])
         assert psnr(image, wanted) >= 35
-
-
-def psnr(image: np.ndarray, wanted: np.ndarray) -> float:
-    """The peak signal-to-noise ratio of 8-bit values, in dB."""
-    return float(10 * np.log10(255**2 / np.mean((image - wanted) ** 2)))
 
 
 def test_large_checkpoint_is_packed_step_by_step_and_a_small_one_is_not(

@@ -113,6 +113,27 @@ def test_warm_up_of_a_gpu_runs_a_full_batch_before_it_is_timed(clock: Clock) -> 
     assert set(diffusion.widths) == {512}
 
 
+def test_batch_limit_is_halved_until_a_full_batch_has_memory(clock: Clock) -> None:
+    class Small(Sized):
+        """It has memory for one job, or for none."""
+
+        room = 1
+
+        def tick(self, states: Any) -> FakeTick:
+            if len(states) > self.room:
+                raise MemoryError("too little")
+            return super().tick(states)
+
+    diffusion = Small("cuda:0", clock)
+    warm_up(diffusion, "off")
+    assert diffusion.max_jobs == 1
+    assert diffusion.freed == 2
+    assert [len(jobs) for jobs in diffusion.ticks] == [1] * 4
+    diffusion.room = 0
+    with pytest.raises(MemoryError):
+        warm_up(diffusion, "off")
+
+
 def test_model_that_cannot_be_compiled_is_refused() -> None:
     class CannotDecode(FakeDiffusion):
         def tick(self, states: Any) -> FakeTick:
