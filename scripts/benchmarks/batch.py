@@ -69,12 +69,11 @@ def measure(model: Path, jobs: int) -> dict[str, float]:
     """Medians of several rounds: images a second, seconds of a round and of a UNet call, peak memory in bytes."""
     with malloc.loading():
         diffusion = load(Settings(model=str(model), cache_bytes=0), "auto")
+    diffusion.prepare()
     while diffusion.pack_next_layers():
         pass
     rounds: list[tuple[float, float]] = []
-    # Two rounds: a compiled model records its CUDA graphs at the second call.
-    for _ in range(3 if diffusion.compiled else 1):
-        _round(diffusion, jobs)
+    _round(diffusion, jobs)
     start = time.perf_counter()
     while len(rounds) < ROUNDS and (not rounds or time.perf_counter() - start < MOST_SECONDS):
         rounds.append(_round(diffusion, jobs))

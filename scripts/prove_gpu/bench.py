@@ -60,7 +60,8 @@ def _measure(context: Context, part: Part, weights: Weights, way: Way) -> None:
     try:
         for found in lines("scripts.prove_gpu.way", arguments, log, context.left(), environment):
             if "ready" in found:
-                started = part.row(STARTS, way=way.name, **{"s to ready": time.perf_counter() - start})
+                elapsed = time.perf_counter() - start
+                started = part.row(STARTS, way=way.name, **{"CUDA graphs": found["graphs"], "s to ready": elapsed})
             elif "seconds" in found:
                 rows[found["jobs"]] = part.row(WAYS_TABLE, **_row(way, **found))
             elif found["device_seconds"] is not None:

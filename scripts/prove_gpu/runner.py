@@ -42,10 +42,10 @@ def _stage(name: str, context: Context) -> int:
     out = context.out
     record.drop(out / record.FILE, name)
     start, log = time.monotonic(), out / f"{name}.log"
-    arguments = [name, str(out), str(context.work), context.size]
+    arguments = [name, str(out), str(context.work), context.size, str(start + LIMIT_SECONDS - GRACE_SECONDS)]
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "scripts.prove_gpu.stage", *arguments, str(LIMIT_SECONDS - GRACE_SECONDS)],
+            [sys.executable, "-m", "scripts.prove_gpu.stage", *arguments],
             cwd=ROOT,
             env=environment(),
             stdin=subprocess.DEVNULL,

@@ -19,7 +19,7 @@ from scripts.prove_gpu.stages import Context
 from scripts.prove_gpu.ways import SERVED
 
 CLIENTS = (1, 4, 16)
-REQUESTS = {"full": {1: 30, 4: 80, 16: 192}, "tiny": {1: 6, 4: 12, 16: 32}}
+REQUESTS = {"full": {1: 30, 4: 80, 16: 192}, "tiny": {1: 6, 4: 12, 16: 16}}
 """By the number of clients."""
 
 WARM = 6

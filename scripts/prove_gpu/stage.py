@@ -1,4 +1,6 @@
-"""One stage in a process of its own: `python -m scripts.prove_gpu.stage NAME OUT WORK SIZE SECONDS`.
+"""One stage in a process of its own: `python -m scripts.prove_gpu.stage NAME OUT WORK SIZE END`.
+
+END is the reading of `time.monotonic()`, the same in every process, at which it has to be over.
 
 Ends with 0 when the stage is done, with 1 when it failed, with 2 when its time ran out.
 """
@@ -20,7 +22,7 @@ from scripts.prove_gpu.stages import STAGES, Context, StageFailed
 DONE, FAILED, OUT_OF_TIME = 0, 1, 2
 
 
-def main(name: str, out: Path, work: Path, size: Literal["full", "tiny"], seconds: float) -> int:
+def main(name: str, out: Path, work: Path, size: Literal["full", "tiny"], end: float) -> int:
     """Run a stage, and write into its part how it ended."""
     start = time.monotonic()
     file = out / record.FILE
@@ -33,7 +35,7 @@ def main(name: str, out: Path, work: Path, size: Literal["full", "tiny"], second
         print(f"the report was of another device: dropped {', '.join(dropped)}", flush=True)
     part = record.Part(file, name, machine()["commit"])
     part.save()
-    code = _run(name, Context(out, work, size, start + seconds), part)
+    code = _run(name, Context(out, work, size, end), part)
     part.seconds = time.monotonic() - start
     part.save()
     return code
@@ -65,5 +67,5 @@ def _end(*_: object) -> NoReturn:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, _end)
-    _, NAME, OUT, WORK, SIZE, SECONDS = sys.argv
-    sys.exit(main(NAME, Path(OUT), Path(WORK), cast(Literal["full", "tiny"], SIZE), float(SECONDS)))
+    _, NAME, OUT, WORK, SIZE, END = sys.argv
+    sys.exit(main(NAME, Path(OUT), Path(WORK), cast(Literal["full", "tiny"], SIZE), float(END)))

@@ -60,7 +60,7 @@ def main() -> None:
     warm_up(diffusion, settings.compile)
     while diffusion.pack_next_layers():
         pass
-    measuring.emit(ready=True, dtype=diffusion.info.dtype)
+    measuring.emit(ready=True, graphs=diffusion.graphs)
     for jobs in options.jobs:
         measuring.forget_peak()
         seconds = measuring.seconds(lambda: _together(diffusion, jobs))  # noqa: B023

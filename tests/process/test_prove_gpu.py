@@ -152,7 +152,7 @@ class TestStages:
         assert "**This is no GPU.**" in (tmp_path / "out" / "gpu-report.md").read_text()
         # Another stage without time: its end is told, and the others stay.
         context = Context(tmp_path / "out", tmp_path / "work" / "tiny", "tiny", time.monotonic())
-        assert stage.main("bench", context.out, context.work, "tiny", 0.0) == stage.OUT_OF_TIME
+        assert stage.main("bench", context.out, context.work, "tiny", context.end) == stage.OUT_OF_TIME
         parts = record.read(tmp_path / "out" / record.FILE)["stages"]
         assert parts["bench"]["ended"] == "out of time: CUDA graphs was not begun"
         assert set(parts) == {"checkpoint", "quality", "facts", "bench"}
