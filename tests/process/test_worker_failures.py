@@ -11,6 +11,7 @@ import pytest
 from app.engine.engine import Engine
 from app.errors import OutOfMemory, Unavailable, WorkerLost
 from tests.support.engines import deaths, job, pid_of, running, until
+from tests.support.fakes import jobs_of
 
 
 def sample(engine: Engine, name: str, **labels: str) -> float | None:
@@ -60,7 +61,7 @@ class TestDevice:
             await until(lambda: engine.ready)
             first, pid, capacity = engine.info, pid_of(engine), engine.workers[0].capacity
             assert first is not None
-            assert (first.device, first.reason, capacity) == ("cuda:1", "auto, auto", pid)
+            assert (first.device, first.reason, capacity) == ("cuda:1", "auto, auto", jobs_of(pid))
             os.kill(pid, signal.SIGKILL)
             await until(lambda: deaths(engine, "exit") and engine.ready)
             later = engine.info
