@@ -1,11 +1,11 @@
-"""Which dtype, and how many rows, a large model runs fastest in on this CPU: measured with two layers of its UNet.
+"""The dtype that a large model runs fastest in on this CPU: measured with two layers of its UNet.
 
 No flag of a processor says this for sure. bfloat16 takes half of float32's time where a CPU has instructions for it,
 and twice that time on some that do not. The layers are packed, as those of the model will be.
 """
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -17,9 +17,6 @@ from app.pixels import IMAGE_SIZE
 
 DTYPES = (torch.float32, torch.bfloat16)
 """The dtypes that are safe: SDXL's values exceed the range of float16."""
-
-ROWS = (1, 2, 4)
-"""The numbers of rows of a UNet call that are measured."""
 
 _WORTH = 0.8
 """The most time that bfloat16 takes of float32's to be chosen: its images differ a little."""
@@ -48,7 +45,7 @@ def choose_dtype(unet: Any) -> Choice:
     dtypes = [dtype for dtype in DTYPES if has_kernels(dtype)]
     if len(dtypes) < len(DTYPES):
         return Choice(torch.float32, "oneDNN has no bfloat16 on this CPU")
-    return fastest({dtype: seconds[1] for dtype, seconds in measure(unet.config, dtypes, (1,)).items()})
+    return fastest(measure(unet.config, dtypes))
 
 
 def fastest(seconds: Mapping[torch.dtype, float]) -> Choice:
@@ -62,41 +59,33 @@ def fastest(seconds: Mapping[torch.dtype, float]) -> Choice:
     )
 
 
-def measure(
-    config: Mapping[str, Any], dtypes: Iterable[torch.dtype], rows: Sequence[int] = ROWS
-) -> dict[torch.dtype, dict[int, float]]:
-    """Seconds that the two layers take together, by dtype and by the number of rows of a UNet call.
+def measure(config: Mapping[str, Any], dtypes: Iterable[torch.dtype]) -> dict[torch.dtype, float]:
+    """Seconds that the two layers take together in each dtype, for one row.
 
     They are a 3x3 convolution and a feed-forward layer at the UNet's lowest resolution, where most of its weights are.
 
     Args:
         config: the UNet's configuration.
         dtypes: dtypes for which `has_kernels` is true.
-        rows: numbers of rows.
     """
     channels = config["block_out_channels"]
     width, side = channels[-1], IMAGE_SIZE // _PIXELS_PER_LATENT // 2 ** (len(channels) - 1)
     with torch.inference_mode(), malloc.loading():
         layers = {dtype: _layers(width, dtype) for dtype in dtypes}
         inputs = {
-            (dtype, count): (
-                torch.ones(count, width, side, side, dtype=dtype),
-                torch.ones(count, side * side, width, dtype=dtype),
-            )
+            dtype: (torch.ones(1, width, side, side, dtype=dtype), torch.ones(1, side * side, width, dtype=dtype))
             for dtype in layers
-            for count in rows
         }
-        found: dict[torch.dtype, dict[int, float]] = {dtype: {} for dtype in layers}
+        found = dict.fromkeys(layers, float("inf"))
         # Interleaved, so that a busy moment of the machine does not fall on one dtype alone.
         for run in range(1 + _RUNS):
-            for (dtype, count), (image, tokens) in inputs.items():
-                convolution, linear = layers[dtype]
+            for dtype, (convolution, linear) in layers.items():
+                image, tokens = inputs[dtype]
                 start = time.perf_counter()
                 convolution(image)
                 linear(tokens)
-                seconds = time.perf_counter() - start
                 if run > 0:
-                    found[dtype][count] = min(found[dtype].get(count, seconds), seconds)
+                    found[dtype] = min(found[dtype], time.perf_counter() - start)
     return found
 
 

@@ -40,7 +40,8 @@ def load(settings: WorkerSettings, device: str) -> SdxlDiffusion:
 def _max_jobs(max_batch: int | Literal["auto"], unet: torch.nn.Module, device: str) -> int | None:
     """The number of jobs on board at once; None to measure it.
 
-    A large model keeps all cores of a CPU busy with one image, and measuring it there would take most of a minute.
+    One image of a large model keeps all cores of a CPU busy: two on board make no more images a second
+    (`scripts/bench --case batch`), and measuring that at each start would take most of a minute.
     """
     if max_batch != "auto":
         return max_batch
