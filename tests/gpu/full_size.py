@@ -1,5 +1,7 @@
 """A model of SDXL-Turbo's size without its weights."""
 
+from typing import Any
+
 import torch
 from diffusers import EulerAncestralDiscreteScheduler, StableDiffusionXLImg2ImgPipeline
 from transformers import CLIPTokenizer
@@ -19,8 +21,11 @@ from scripts.make_checkpoint import (
 A10G_BYTES = 24e9
 
 
-def full_size(device: str = "cuda:0") -> SdxlDiffusion:
-    """SDXL-Turbo's configuration with weights of zero, made on the device. The VAE runs in float16."""
+def full_size(device: str = "cuda:0", **options: Any) -> SdxlDiffusion:
+    """SDXL-Turbo's configuration with weights of zero, made on the device. The VAE runs in float16.
+
+    `options` are arguments of `SdxlDiffusion`.
+    """
     parts = {
         "vae": {**vae_config("full"), "force_upcast": False},
         "text_encoder": text_encoder_config("full"),
@@ -42,4 +47,5 @@ def full_size(device: str = "cuda:0") -> SdxlDiffusion:
         pipe,
         torch.device(device),
         ModelInfo("full", "", "checkpoint", device, "float16", "a test", "EulerAncestralDiscreteScheduler"),
+        **options,
     )

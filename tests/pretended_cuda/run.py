@@ -1,6 +1,7 @@
 """Runs tests on the pretended CUDA runtime, with torch's CUDA build in an environment of its own.
 
     python -m tests.pretended_cuda.run [ARGUMENTS OF PYTEST]
+    python -m tests.pretended_cuda.run --speed
 
 The environment is in out/pretended-gpu (5.5 GB); PRETENDED_GPU_VENV names another one that has all dependencies.
 Exit code 77 means that this machine cannot do it.
@@ -65,6 +66,8 @@ def main() -> None:
         cannot(f"torch is built for CUDA {cuda}. The pretended runtime stands in for CUDA 13.")
     build(Path(site), OUT / "runtime")
     variables = {**os.environ, **environment(OUT / "runtime"), "PYTHONPATH": str(ROOT)}
+    if sys.argv[1:] == ["--speed"]:
+        os.execve(python, [python, "-m", "tests.pretended_cuda.speed"], variables)
     os.execve(python, [python, "-m", "pytest", *(sys.argv[1:] or ["-m", "pretended_gpu"])], variables)
 
 
