@@ -2,13 +2,16 @@
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from rich.console import Console
 
 from app.model.sources import EMBEDDED
 from scripts.benchmarks import batch, codecs, counted, full, growth, int8, load, report, single
+
+_SERVERS = ("litserve", "bentoml", "ray")
+"""The peers of the case load."""
 
 _FULL_SIZE = ("full", "int8")
 """The cases that need a full-size model."""
@@ -33,8 +36,9 @@ def main() -> int:
         "--peer",
         action="append",
         default=[],
-        choices=["litserve", "bentoml", "ray"],
-        help="another server for the case load; each gets its own environment of 1.5 GB",
+        choices=[*_SERVERS, *full.PEERS],
+        help="another server for the case load, or another way for the case full (openvino, sdcpp); each gets its own "
+        "environment",
     )
     parser.add_argument(
         "--policy",
@@ -58,9 +62,9 @@ def main() -> int:
         "png": codecs.png,
         "decode": codecs.decode,
         "request": lambda: single.case(options.model),
-        "load": lambda: load.case(options.model, options.peer, options.policy),
+        "load": lambda: load.case(options.model, _of(_SERVERS, options.peer), options.policy),
         "batch": lambda: batch.case(options.model),
-        "full": lambda: full.case(options.model),
+        "full": lambda: full.case(options.model, _of(full.PEERS, options.peer)),
         "int8": lambda: int8.case(options.model),
     }
     console, outcomes = Console(), []
@@ -80,6 +84,10 @@ def main() -> int:
     return 0 if all(goal.met for one in outcomes for goal in one.goals) else 1
 
 
+def _of(known: Iterable[str], names: list[str]) -> list[str]:
+    return [name for name in names if name in known]
+
+
 def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     """Check the options now, instead of failing after minutes of measuring."""
     cases = options.case or []
@@ -88,8 +96,11 @@ def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None
     for case in set(cases).intersection(_FULL_SIZE):
         if options.model == EMBEDDED:
             parser.error(f"--case {case} needs a --model, written by scripts/make_checkpoint --size full")
-    if (options.peer or options.policy) and (options.plot if not cases else "load" not in cases):
-        parser.error("--peer and --policy go with --case load")
+    loads = "load" in cases if cases else not options.plot
+    if (set(options.peer).intersection(_SERVERS) or options.policy) and not loads:
+        parser.error("--policy and the peers litserve, bentoml and ray go with --case load")
+    if set(options.peer).intersection(full.PEERS) and "full" not in cases:
+        parser.error("the peers openvino and sdcpp go with --case full")
     if options.plot:
         from matplotlib.backend_bases import FigureCanvasBase
 

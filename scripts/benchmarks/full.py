@@ -14,8 +14,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import httpx2
@@ -26,7 +27,7 @@ from PIL import Image
 from safetensors import safe_open
 
 from scripts.benchmarks.report import ROOT, Goal, Outcome
-from scripts.benchmarks.servers import OURS, running
+from scripts.benchmarks.servers import ENVIRONMENTS, OURS, environment, running
 from scripts.benchmarks.single import post, upload
 from scripts.make_checkpoint import tiny_vae_config
 
@@ -58,17 +59,32 @@ class Turn:
     pixels: tuple[np.ndarray, ...] = ()
 
 
-def case(model: Path) -> Outcome:
-    """Measure the bare pipeline and our service in float32, as it comes, and with a tiny VAE, alternating."""
+PEERS: dict[str, Callable[[Path], Turn]] = {
+    "openvino": lambda model: _loop(
+        model, "ov", environment("openvino", "openvino.txt"), {"CONVERTED": str(_converted(model))}
+    ),
+    "sdcpp": lambda model: _loop(model, "sdcpp", environment("sdcpp", "sdcpp.txt")),
+}
+"""Other ways to run the checkpoint."""
+
+
+def case(model: Path, peers: Iterable[str] = ()) -> Outcome:
+    """Measure the bare pipeline and our service in float32, as it comes, and with a tiny VAE, alternating.
+
+    Args:
+        model: the checkpoint.
+        peers: names in `PEERS`, which are measured too.
+    """
     turns: dict[str, list[Turn]] = {}
     with tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(0)
         AutoencoderTiny.from_config(tiny_vae_config("full")).save_pretrained(folder)
         ways: dict[str, Callable[[], Turn]] = {
-            "bare, float32": lambda: _bare(model),
+            "bare, float32": lambda: _loop(model, "bare", sys.executable),
             "ours, float32": lambda: _ours(model, IMG2IMG_DTYPE="float32"),
             "ours": lambda: _ours(model),
             "ours, tiny VAE": lambda: _ours(model, IMG2IMG_VAE=folder),
+            **{peer: partial(PEERS[peer], model) for peer in peers},
         }
         for _ in range(TURNS):
             for name, way in ways.items():
@@ -78,7 +94,7 @@ def case(model: Path) -> Outcome:
 
 def _outcome(model: Path, turns: dict[str, list[Turn]]) -> Outcome:
     """The medians over the turns, as a table with goals."""
-    bare, full, ours, tiny = medians = [_median(each) for each in turns.values()]
+    bare, full, ours, tiny, *_ = medians = [_median(each) for each in turns.values()]
     weights = _weights(model)
     likeness = min(psnr(*pair) for pair in zip(ours.pixels, full.pixels, strict=True))
     return Outcome(
@@ -132,12 +148,13 @@ def psnr(image: np.ndarray, wanted: np.ndarray) -> float:
     return float(10 * np.log10(255**2 / error)) if error else float("inf")
 
 
-def _bare(model: Path) -> Turn:
+def _loop(model: Path, module: str, python: str, variables: dict[str, str] | None = None) -> Turn:
+    """Run a module of `peers` that calls a pipeline in a loop, without a server."""
     _read(model)
     done = subprocess.run(
-        [sys.executable, "-m", "scripts.benchmarks.peers.bare"],
+        [python, "-m", f"scripts.benchmarks.peers.{module}"],
         cwd=ROOT,
-        env={**os.environ, "MODEL": str(model), "ROUNDS": str(IMAGES)},
+        env={**os.environ, "MODEL": str(model), "ROUNDS": str(IMAGES), **(variables or {})},
         stdout=subprocess.PIPE,
         check=True,
     )
@@ -145,6 +162,19 @@ def _bare(model: Path) -> Turn:
     first, *others = result["images"]
     ready = result["loaded"]
     return Turn(image=statistics.median(others), ready=ready, first=ready + first, peak=result["peak"])
+
+
+def _converted(model: Path) -> Path:
+    """The checkpoint in OpenVINO's format, which is written if it does not exist. Takes 16 GB of memory."""
+    folder = ENVIRONMENTS / "openvino" / model.name
+    done = folder / "done"
+    if not done.exists():
+        variant = ["--variant", "fp16"] if any(model.rglob("*.fp16.safetensors")) else []
+        tool = Path(environment("openvino", "openvino.txt")).with_name("optimum-cli")
+        how = ["--library", "diffusers", "--task", "text-to-image", "--weight-format", "fp16", *variant]
+        subprocess.run([tool, "export", "openvino", "--model", model, *how, folder], check=True)
+        done.touch()
+    return folder
 
 
 def _ours(model: Path, **environment: str) -> Turn:

@@ -77,12 +77,17 @@ def python(kind: Kind) -> str:
     """The interpreter of a server's environment, which is created if it does not exist."""
     if kind.requirements is None:
         return sys.executable
-    folder = ENVIRONMENTS / kind.name
+    # Its own packages come first. torch and diffusers are ours: the comparison is about serving.
+    return environment(kind.name, kind.requirements, "model.txt")
+
+
+def environment(name: str, *requirements: str) -> str:
+    """The interpreter of the environment of a peer, which is created from files in `PEERS` if it does not exist."""
+    folder = ENVIRONMENTS / name
     done, interpreter = folder / "done", folder / "bin" / "python"
     if not done.exists():
         subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
-        # Its own packages come first. torch and diffusers are ours: the comparison is about serving.
-        pins = ["-r", str(PEERS / kind.requirements), "-r", str(PEERS / "model.txt")]
+        pins = [part for file in requirements for part in ("-r", str(PEERS / file))]
         subprocess.run([interpreter, "-m", "pip", "install", "-qq", *pins], check=True)
         done.touch()
     return str(interpreter)
