@@ -30,9 +30,11 @@ class Bar(NamedTuple):
 
 
 def bars(record: dict[str, Any]) -> list[Bar]:
-    """All bars; without a GPU, those of chaos and soak alone."""
-    of_gpu = [_missed(record, "tests"), *_speed(record)] if record["device"].get("gpu") else []
-    return [*of_gpu, _missed(record, "chaos"), _missed(record, "soak")]
+    """All bars. Those of the tests are for a GPU, and those of speed for a model of full size on it."""
+    device = record["device"]
+    tests = [_missed(record, "tests")] if device.get("gpu") else []
+    speed = _speed(record) if device.get("gpu") and device["size"] == "full" else ()
+    return [*tests, *speed, _missed(record, "chaos"), _missed(record, "soak")]
 
 
 def rows(record: dict[str, Any], stage: str, table: str) -> list[Row]:

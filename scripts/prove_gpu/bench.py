@@ -3,6 +3,7 @@
 import shutil
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from scripts.prove_gpu.children import OutOfTime, lines
 from scripts.prove_gpu.record import Part, Row
@@ -11,6 +12,9 @@ from scripts.prove_gpu.ways import EXPERIMENTS, JOBS, MAX, STARTS, WAYS, WAYS_TA
 
 LEAST_SECONDS = 20.0
 """A way is not begun with less time."""
+
+FINISHED = "finished"
+"""The file that says that the folder has all compiled code of a way."""
 
 
 def run(context: Context, part: Part) -> None:
@@ -47,8 +51,7 @@ def _run(context: Context, part: Part, ways: Sequence[Way]) -> None:
 
 def _measure(context: Context, part: Part, weights: Weights, way: Way) -> None:
     """One way, and a second start where the first one leaves compiled code behind."""
-    cache, kept = context.work / "compiled" / way.file, context.images / f"{way.file}.npy"
-    shutil.rmtree(cache, ignore_errors=True)
+    cache, kept = _cache(context, part, way), context.images / f"{way.file}.npy"
     kept.unlink(missing_ok=True)
     arguments = ["--jobs", *map(str, JOBS), "--images", str(kept)]
     if way.experiment:
@@ -73,10 +76,21 @@ def _measure(context: Context, part: Part, weights: Weights, way: Way) -> None:
             raise
         part.note(f"{way.name}: the device's own time is not known, because the profiler failed ({error}).")
     if way.compiles:
+        (cache / FINISHED).touch()
         start = time.perf_counter()
         for _ in lines("scripts.prove_gpu.way", (), log, context.left(), environment):
             started["s to ready from the kept cache"] = time.perf_counter() - start
             part.save()
+
+
+def _cache(context: Context, part: Part, way: Way) -> Path:
+    """The folder for compiled code: empty, unless the last run had no time to compile all."""
+    cache = context.work / "compiled" / way.file
+    if (cache / FINISHED).exists():
+        shutil.rmtree(cache)
+    elif cache.exists():
+        part.note(f"{way.name}: its start goes on from what an earlier run has compiled without coming to an end.")
+    return cache
 
 
 def _row(way: Way, jobs: int, seconds: float, peak: int) -> Row:

@@ -7,7 +7,7 @@ from scripts.prove_gpu.record import Part
 from scripts.prove_gpu.stages import Context
 from scripts.resilience import faults, soak
 
-REQUESTS = {"full": 60, "tiny": 12}
+REQUESTS = {"full": 60, "tiny": 24}
 """Of each kind of fault, and of a run without one, by the size of the model."""
 
 SILENCE = {"full": 4.0, "tiny": 30.0}

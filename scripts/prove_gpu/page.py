@@ -38,8 +38,8 @@ def _head(record: dict[str, Any]) -> Iterator[str]:
 
 def _bars(record: dict[str, Any]) -> Iterator[str]:
     yield from _table("Bars", [{"bar": bar.name, "found": bar.found, "verdict": bar.verdict} for bar in bars(record)])
-    if not record["device"].get("gpu"):
-        yield from ("The other bars are for a GPU, and are not judged here.", "")
+    if not (record["device"].get("gpu") and record["device"]["size"] == "full"):
+        yield from ("The other bars are for a model of full size on a GPU, and are not judged here.", "")
 
 
 def _stages(record: dict[str, Any]) -> Iterator[str]:

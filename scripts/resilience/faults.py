@@ -75,7 +75,7 @@ class Run:
     def silences(self) -> list[float]:
         """For each fault, the longest time without an answer between it and the next one, in seconds."""
         found = []
-        for start, end in zip(self.faults, [*self.faults[1:], float("inf")], strict=True):
+        for start, end in zip(self.faults, [*self.faults[1:], float("inf")], strict=False):
             inside = [start, *(moment for moment in self.done if start <= moment < end)]
             found.append(max((b - a for a, b in itertools.pairwise(inside)), default=0.0))
         return found
@@ -141,7 +141,7 @@ def case(count: int, every: float = EVERY_SECONDS, loader: str = FAULTY, **knobs
             run = asyncio.run(load(target, todo, lambda: fault(target, folder), pause))  # noqa: B023
         wrong = [number for number, answer in run.answers.items() if answer != right[number]]
         lost = [number for number in wrong if " " in run.answers[number]]
-        silences = run.silences()
+        silences = run.silences() or [0.0]
         rows.append(
             (
                 *(what, count, len(run.faults), count - len(wrong), len(wrong) - len(lost), len(lost)),

@@ -16,10 +16,12 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from scripts.prove_gpu import images, record, stage, wheels
+from scripts.prove_gpu import bench, images, record, stage, wheels
 from scripts.prove_gpu.children import OutOfTime, lines
 from scripts.prove_gpu.measuring import union
 from scripts.prove_gpu.stages import STAGES, Context, StageFailed
+from scripts.prove_gpu.ways import COMPILED
+from scripts.resilience import faults
 from tests.support.paths import ROOT
 
 PROGRAM = """
@@ -169,7 +171,36 @@ class TestStages:
         assert "there is no stage fax, only facts, checkpoint" in refused.stderr
 
 
+class TestCompiledCode:
+    """The folder of compiled code of a way, before its first start."""
+
+    def folder(self, tmp_path: Path) -> tuple[Path, list[str]]:
+        context = Context(tmp_path, tmp_path / "tiny", "tiny", float("inf"))
+        part = record.Part(tmp_path / record.FILE, "bench", "abc1234")
+        return bench._cache(context, part, COMPILED), part.notes
+
+    def test_code_of_a_finished_run_is_removed(self, tmp_path: Path) -> None:
+        folder, _ = self.folder(tmp_path)
+        folder.mkdir(parents=True)
+        (folder / bench.FINISHED).touch()
+        assert self.folder(tmp_path) == (folder, [])
+        assert not folder.exists()
+
+    def test_code_of_a_run_without_an_end_is_kept_and_told(self, tmp_path: Path) -> None:
+        folder, _ = self.folder(tmp_path)
+        folder.mkdir(parents=True)
+        _, notes = self.folder(tmp_path)
+        assert folder.exists()
+        assert notes == [
+            f"{COMPILED.name}: its start goes on from what an earlier run has compiled without coming to an end."
+        ]
+
+
 class TestMeasures:
+    def test_run_without_a_fault_has_no_silence(self) -> None:
+        assert faults.Run(done=[1.0, 2.0]).silences() == []
+        assert faults.Run(done=[1.0, 4.0], faults=[2.0]).silences() == [2.0]
+
     def test_union_of_spans_counts_each_moment_once(self) -> None:
         assert union([(0, 4), (1, 2), (3, 6), (8, 9)]) == 7
 

@@ -93,8 +93,10 @@ class TestBars:
             "goals of the stage soak that are missed": ("", "not measured"),
         }
 
-    def test_speed_is_not_judged_without_a_gpu(self, tmp_path: Path) -> None:
-        assert all(name.startswith("goals of the stage") for name in verdicts(report(tmp_path, CPU)))
+    def test_speed_is_judged_at_full_size_on_a_gpu_alone(self, tmp_path: Path) -> None:
+        tiny = {**GPU, "size": "tiny"}
+        assert [bar.name.split()[-4] for bar in bars(record.read(report(tmp_path, tiny)))] == ["tests", "chaos", "soak"]
+        assert [bar.name.split()[-4] for bar in bars(record.read(report(tmp_path, CPU)))] == ["chaos", "soak"]
 
 
 class TestPage:
