@@ -97,7 +97,7 @@ class WorkerSettings(BaseSettings):
     compile: Literal["off", "default", "max"] = Field(
         "off",
         description="`default` compiles the model before it is ready; `max` tries more kernels and takes longer. Both "
-        "need a C++ compiler. For the CPU, `off` is best.",
+        "need g++ or clang. For the CPU, `off` is best.",
     )
     compile_cache: Path | None = Field(
         None, description="The folder that keeps compiled code for the next start; by default a temporary one."

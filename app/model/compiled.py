@@ -45,3 +45,11 @@ def _fuse(pipe: StableDiffusionXLImg2ImgPipeline) -> None:
             if hasattr(module, fused):
                 for name in parts:
                     delattr(module, name)
+
+
+def end_compile_workers() -> None:
+    """End Inductor's processes, which keep hundreds of megabytes of memory. No request compiles anything."""
+    # Imported here, because it takes seconds and only a compiled model needs it.
+    from torch._inductor.async_compile import shutdown_compile_workers
+
+    shutdown_compile_workers()

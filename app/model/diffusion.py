@@ -5,6 +5,7 @@ UNet call. Results are the same, because operations and random draws keep their 
 draws the sample of the VAE's posterior, then the initial noise, then the noise of each ancestral step.
 """
 
+import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from itertools import islice
@@ -17,10 +18,11 @@ from app import malloc
 from app.engine.messages import Job, ModelInfo, Result, Timings
 from app.model.batch_limit import CANDIDATES, choose
 from app.model.batches import compiled_sizes, graph_sizes, in_calls
+from app.model.compiled import end_compile_workers
 from app.model.encoders import Encoders, Prompt
 from app.model.graphs import Graphs
 from app.model.packed import Packed, unpacked
-from app.model.prepare import grey_job, measure, record, run_rows
+from app.model.prepare import Compilations, grey_job, measure, record
 from app.model.previews import Preview, Previews
 from app.model.schedulers import create_stepper
 from app.model.states import Decoding, State, Tick
@@ -90,7 +92,9 @@ class SdxlDiffusion:
         if self._use_graphs:
             self._record_graphs()  # pragma: no cover
         elif self.compiled:
-            self._run_parts(self._sizes)
+            self._run_parts(self._sizes, compiling=True)
+        if self.compiled:
+            end_compile_workers()
         if self._measures:
             seconds = measure(self._predict_rows(), CANDIDATES, self.device)
             self.max_jobs = choose(seconds)
@@ -100,16 +104,22 @@ class SdxlDiffusion:
     def _record_graphs(self) -> None:  # pragma: no cover
         sizes = self._sizes or graph_sizes(self.max_jobs)
         # Those of more rows first: the others then fit into their memory.
-        record(self._graphs, lambda: self._run_parts(sizes[::-1]))
+        record(self._graphs, lambda: self._run_parts(sizes[::-1], compiling=self.compiled))
         if self.graphs:
             self._sizes = sizes
             # Once more, to see that the replayed graphs work.
             self._run_parts(sizes)
 
-    def _run_parts(self, sizes: Sequence[int]) -> None:
+    def _run_parts(self, sizes: Sequence[int], *, compiling: bool = False) -> None:
         """Run each part once at the real size, and the UNet for each number of rows."""
-        run_rows(self._predict_rows(), sizes, compiled=self.compiled)
-        self.vae.decode(self.admit(grey_job("decode")).latents)
+        log = Compilations(len(sizes) + 2).of if compiling else lambda _: contextlib.nullcontext()
+        with log("the VAE's encoder"):
+            predict = self._predict_rows()
+        for rows in sizes:
+            with log(f"the UNet for {rows} rows"):
+                predict(rows)
+        with log("the VAE's decoder"):
+            self.vae.decode(self.admit(grey_job("decode")).latents)
         self._previews.fit(IMAGE_SIZE, IMAGE_SIZE)
 
     def _predict_rows(self) -> Callable[[int], torch.Tensor]:

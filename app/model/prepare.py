@@ -1,8 +1,9 @@
 """What a model does before it is ready: compiling, recording CUDA graphs, and measuring, so that no request does."""
 
+import contextlib
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 
@@ -24,14 +25,20 @@ def grey_job(name: str) -> Job:
     return Job(name, grey, name, None, 1, 1.0, 0.0, 0, float("inf"))
 
 
-def run_rows(call: Callable[[int], object], sizes: Sequence[int], *, compiled: bool) -> None:
-    """Call a function for each number of rows; if the calls compile the UNet, log how long each takes."""
-    for number, rows in enumerate(sizes, start=1):
+class Compilations:
+    """Logs each of a number of compilations when it is over, because together they can take many minutes."""
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._over = 0
+
+    @contextlib.contextmanager
+    def of(self, what: str) -> Iterator[None]:
+        """The block compiles what is named."""
         start = time.perf_counter()
-        call(rows)
-        if compiled:
-            seconds = time.perf_counter() - start
-            logger.info("compiled the UNet for %d rows in %.1f s, %d of %d", rows, seconds, number, len(sizes))
+        yield
+        self._over += 1
+        logger.info("compiled %s in %.1f s, %d of %d", what, time.perf_counter() - start, self._over, self._total)
 
 
 def record(graphs: Graphs, run: Callable[[], None]) -> None:  # pragma: no cover

@@ -43,7 +43,9 @@ def make_venv(folder: Path) -> None:
     pip = [str(folder / "bin/python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     try:
         subprocess.run(
-            [*pip, "-r", str(ROOT / "requirements-dev.lock")], check=True, env={**chosen, "PIP_CONFIG_FILE": os.devnull}
+            [*pip, "-c", str(ROOT / "requirements-cuda.lock"), "-r", str(ROOT / "requirements-dev.lock")],
+            check=True,
+            env={**chosen, "PIP_CONFIG_FILE": os.devnull},
         )
     except CalledProcessError:
         cannot("the packages of requirements-dev.lock cannot be installed. The reason stands above.")

@@ -1,5 +1,6 @@
 """A compiled model against the plain one. Inductor generates C++ on the CPU and Triton on CUDA."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,7 @@ def test_fused_projections_replace_the_separate_ones(
 @pytest.mark.skipif(bool(toolchain.missing_tools(on_cuda=False)), reason="there is no C++ compiler")
 @pytest.mark.filterwarnings("ignore")
 def test_compiled_model_gives_the_images_of_the_plain_model(
-    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     # So that the variables that the product sets are restored.
     monkeypatch.setenv("TRITON_CACHE_DIR", "")
@@ -43,6 +44,13 @@ def test_compiled_model_gives_the_images_of_the_plain_model(
     plain = load(Settings(model=str(tiny_checkpoint)), "cpu")
     other = load(Settings(model=str(tiny_checkpoint), compile="default", compile_cache=cache, max_batch=1), "cpu")
     jobs = [job(steps=2, strength=1.0), job("a cat", 1, 1.0, seed=1, guidance=2.0), job("a dog", 4, 0.5, seed=2)]
+    with caplog.at_level("INFO"):
+        other.prepare()
+    parts = ("the VAE's encoder", "the UNet for 1 rows", "the VAE's decoder")
+    lines = [message for message in caplog.messages if message.startswith("compiled ")]
+    assert len(lines) == len(parts)
+    for number, (line, part) in enumerate(zip(lines, parts, strict=True), 1):
+        assert re.fullmatch(rf"compiled {part} in [\d.]+ s, {number} of 3", line)
     assert other.compiled
     assert other.max_jobs == 1
     for ours, theirs in zip(together(other, jobs), together(plain, jobs), strict=True):
