@@ -37,7 +37,7 @@ def main() -> int:
         action="append",
         default=[],
         choices=[*_SERVERS, *full.PEERS],
-        help="another server for the case load, or another way for the case full (openvino, sdcpp); each gets its own "
+        help="another server for the case load, or another way for the case full (openvino); each gets its own "
         "environment",
     )
     parser.add_argument(
@@ -100,7 +100,7 @@ def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None
     if (set(options.peer).intersection(_SERVERS) or options.policy) and not loads:
         parser.error("--policy and the peers litserve, bentoml and ray go with --case load")
     if set(options.peer).intersection(full.PEERS) and "full" not in cases:
-        parser.error("the peers openvino and sdcpp go with --case full")
+        parser.error("the peer openvino goes with --case full")
     if options.plot:
         from matplotlib.backend_bases import FigureCanvasBase
 

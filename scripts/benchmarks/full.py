@@ -63,7 +63,6 @@ PEERS: dict[str, Callable[[Path], Turn]] = {
     "openvino": lambda model: _loop(
         model, "ov", environment("openvino", "openvino.txt"), {"CONVERTED": str(_converted(model))}
     ),
-    "sdcpp": lambda model: _loop(model, "sdcpp", environment("sdcpp", "sdcpp.txt")),
 }
 """Other ways to run the checkpoint."""
 
