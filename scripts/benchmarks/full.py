@@ -164,7 +164,7 @@ def _loop(model: Path, module: str, python: str, variables: dict[str, str] | Non
 
 
 def _converted(model: Path) -> Path:
-    """The checkpoint in OpenVINO's format, which is written if it does not exist. Takes 16 GB of memory."""
+    """The checkpoint in OpenVINO's format, which is written if it does not exist. Takes 19 GB of memory."""
     folder = ENVIRONMENTS / "openvino" / model.name
     done = folder / "done"
     if not done.exists():
