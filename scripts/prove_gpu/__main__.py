@@ -33,7 +33,7 @@ def main() -> int:
     site = _site(parser, options.wheels, work)
     # Here, and in the processes of the stages.
     sys.path[:0] = site
-    os.environ["PYTHONPATH"] = os.pathsep.join([*site, str(wheels.ROOT)])
+    os.environ["PYTHONPATH"] = os.pathsep.join([*site, str(wheels.ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     from scripts.prove_gpu import runner
 
     out = (options.out or work / "report").absolute()
