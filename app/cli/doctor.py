@@ -17,8 +17,8 @@ from app.model.toolchain import missing_tools
 from app.observability import otel_env
 from app.settings import Settings, unknown_variables
 
-ENOUGH_MEMORY = 16e9
-"""Bytes; a full-size model in float32 takes 14 GB, and in float16 half of that while it is loaded."""
+ENOUGH_MEMORY = {"float32": 16e9, "bfloat16": 10e9, "float16": 10e9}
+"""Bytes by dtype: a full-size model on the CPU takes 14.7 GB in float32 and 8.7 in bfloat16."""
 
 ENOUGH_DISK = 8e9
 """Bytes; SDXL-Turbo in float16 and its VAE are 7.1 GB."""
@@ -151,8 +151,9 @@ def _about_speed(facts: Facts, model: Description) -> Iterator[str]:
         yield "The embedded model is small and draws icons only: IMG2IMG_MODEL=stabilityai/sdxl-turbo draws anything."
     elif not cuda:
         yield "A full-size model takes most of a minute for each image on the CPU: use a CUDA GPU."
-    if not model.model.embedded and facts.memory < ENOUGH_MEMORY:
-        yield f"{_gb(facts.memory)} of memory may be too little to load a full-size model: 16 GB is enough."
+    if not model.model.embedded and facts.memory < ENOUGH_MEMORY[dtype]:
+        enough_gb = _gb(ENOUGH_MEMORY[dtype])
+        yield f"{_gb(facts.memory)} of memory may be too little for a full-size model in {dtype}: take {enough_gb}."
     if cuda and dtype == "float32":
         yield "float32 on CUDA takes twice the memory and time of float16: set IMG2IMG_DTYPE=auto."
     if cuda and dtype == "float16" and facts.vae_setting == "checkpoint":
@@ -231,9 +232,9 @@ def _gpu_line(gpu: Gpu) -> str:
 
 def _batch_line(max_batch: int | None) -> str:
     if max_batch is None:
-        return "measured when the model is loaded (the log and img2img_batch_limit in /metrics show it)"
+        return "measured when the model is loaded, but 1 for a large model on the CPU (img2img_batch_limit in /metrics)"
     return f"{max_batch} (IMG2IMG_MAX_BATCH is set)"
 
 
-def _gb(size: int) -> str:
+def _gb(size: float) -> str:
     return f"{size / 1e9:.1f} GB"
