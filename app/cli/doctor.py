@@ -159,7 +159,7 @@ def _about_speed(facts: Facts, model: Description) -> Iterator[str]:
     if cuda and dtype == "float16" and facts.vae_setting == "checkpoint":
         yield "SDXL's own VAE has to run in float32, which is slow: set IMG2IMG_VAE=auto for one that runs in float16."
     if cuda and facts.compile_setting == "off":
-        yield "IMG2IMG_COMPILE=default replays CUDA graphs: the start takes longer, and an image may take less."
+        yield "IMG2IMG_COMPILE=default fuses kernels: the first start takes minutes, and an image may take less time."
     if facts.compile_setting != "off" and facts.missing_tools:
         yield f"IMG2IMG_COMPILE={facts.compile_setting} {facts.missing_tools}"
     if not cuda and facts.compile_setting != "off":

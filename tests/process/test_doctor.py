@@ -247,7 +247,7 @@ def test_report_says_which_files_are_missing() -> None:
         ),
         (replace(GOOD, model=replace(MODEL, dtype="float32")), "twice the memory and time"),
         (replace(GOOD, vae_setting="checkpoint"), "own VAE has to run in float32"),
-        (replace(GOOD, compile_setting="off"), "IMG2IMG_COMPILE=default replays CUDA graphs"),
+        (replace(GOOD, compile_setting="off"), "IMG2IMG_COMPILE=default fuses kernels"),
         (replace(GOOD, missing_tools="needs Python.h"), "IMG2IMG_COMPILE=default needs Python.h"),
         (CPU, "IMG2IMG_COMPILE gains little on the CPU"),
         (AWAY, "`img2img download` does it ahead"),
