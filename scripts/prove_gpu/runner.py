@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NoReturn
 
 from scripts.prove_gpu import page, record
 from scripts.prove_gpu.stages import GRACE_SECONDS, LIMIT_SECONDS, NEED_WEIGHTS, ROOT, Context
@@ -17,8 +17,7 @@ from scripts.prove_gpu.stages import GRACE_SECONDS, LIMIT_SECONDS, NEED_WEIGHTS,
 
 def run(stages: Sequence[str], out: Path, work: Path, size: Literal["full", "tiny"]) -> int:
     """Run stages, and write the report and the page after each; returns 1 if one failed or did not finish."""
-    # As Ctrl-C does: leave by all `finally`, which end the running stage.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, _end)
     out.mkdir(parents=True, exist_ok=True)
     context = Context(out, work, size, float("inf"))
     if NEED_WEIGHTS & set(stages) and "checkpoint" not in stages and not context.weights_file.exists():
@@ -74,13 +73,22 @@ def _ended(process: "subprocess.Popen[bytes]") -> int:
     return _stop(process)
 
 
+def _end(*_: object) -> NoReturn:
+    """On the first SIGTERM: leave by all `finally`, which end the running stage. A second one is ignored."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
 def _stop(process: "subprocess.Popen[bytes]") -> int:
     """End a stage if it still runs, and first let it end its own processes; returns its exit code."""
     process.terminate()
     with suppress(subprocess.TimeoutExpired):
         return process.wait(GRACE_SECONDS)
     process.kill()
-    return process.wait()
+    # With a limit: a signal that came in the middle of `wait` may have left its lock taken.
+    with suppress(subprocess.TimeoutExpired):
+        return process.wait(GRACE_SECONDS)
+    return 1
 
 
 def _last_line(log: Path) -> str:

@@ -61,7 +61,8 @@ def _run(name: str, context: Context, part: record.Part) -> int:
 
 
 def _end(*_: object) -> NoReturn:
-    """On SIGTERM: leave by all `finally`, which end the processes of the stage."""
+    """On the first SIGTERM: leave by all `finally`, which end the processes of the stage."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     raise SystemExit(OUT_OF_TIME)
 
 
