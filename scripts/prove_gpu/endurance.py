@@ -7,10 +7,10 @@ from scripts.prove_gpu.record import Part
 from scripts.prove_gpu.stages import Context
 from scripts.resilience import faults, soak
 
-REQUESTS = {"full": 60, "tiny": 24}
-"""Of each kind of fault, and of a run without one, by the size of the model."""
+REQUESTS = {"cuda": 100, "cpu": 24}
+"""Of each kind of fault, and of a run without one, by the device. They must last for longer than a second."""
 
-SILENCE = {"full": 4.0, "tiny": 30.0}
+SILENCE = {"cuda": 4.0, "cpu": 30.0}
 """Seconds after which a worker with jobs counts as stopped. A busy CPU is slow."""
 
 MINUTES = 2.0
@@ -20,12 +20,12 @@ def run_chaos(context: Context, part: Part) -> None:
     """SIGKILL and SIGSTOP to the worker. Each answer must have the bytes that it has without a fault."""
     # Jobs do not share calls: in a call of another size the same image may differ in its last bits.
     outcome = faults.case(
-        REQUESTS[context.size],
+        REQUESTS[device.name()],
         every=60,
         loader=LOADER,
         **_knobs(context),
         max_batch=1,
-        tick_timeout_seconds=SILENCE[context.size],
+        tick_timeout_seconds=SILENCE[device.name()],
         load_timeout_seconds=200,
     )
     _keep(part, outcome)
