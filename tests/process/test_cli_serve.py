@@ -32,8 +32,8 @@ class TestServe:
             "img2img: --port cannot be '77777': input should be less than or equal to 65535.",
             "img2img: IMG2IMG_DEVICES cannot be 'gpu': give `auto` (the first CUDA device, or the CPU where "
             "there is no GPU) or a list like `cuda:0,cuda:1`: one worker for each.",
-            "img2img: IMG2IMG_MAX_BATCH cannot be '0': give `auto` (4, but 1 for a large model on the CPU) or a "
-            "number from 1 to 64: the jobs on a device that share a UNet call.",
+            "img2img: IMG2IMG_MAX_BATCH cannot be '0': give `auto` (1, 2 or 4, measured at start; 1 for a large model "
+            "on the CPU) or a number from 1 to 64: the jobs on a device that share a UNet call.",
         ]
 
     @pytest.mark.parametrize(

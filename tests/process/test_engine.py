@@ -83,7 +83,7 @@ async def test_metrics_name_the_device_without_a_worker() -> None:
             return engine.metrics.registry.get_sample_value(f"img2img_{name}", {"device": device, **labels})
 
         facts = {"model": "fake", "revision": "", "vae": "checkpoint", "dtype": "float32", "reason": "it is a test"}
-        facts |= {"scheduler": "EulerAncestralDiscreteScheduler", "compile": "off"}
+        facts |= {"scheduler": "EulerAncestralDiscreteScheduler", "compile": "off", "cuda_graphs": "0"}
         assert [sample("model_info", device, **facts) for device in (one, other)] == [1, 1]
         assert [sample("worker_ready", device) for device in (one, other)] == [1, 1]
         engine.workers[0].kill("test")

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from app.errors import CheckpointError
 from app.model import transfer
 from app.model.load import load
 from app.model.torch_errors import fault
@@ -42,9 +43,9 @@ def test_worker_selects_its_gpu_before_any_other_cuda_call(
     monkeypatch.setattr(cuda, "device_count", lambda: 2)
     monkeypatch.setattr(cuda, "set_device", lambda device: calls.append(f"select {device}"))
     monkeypatch.setattr(cuda, "_lazy_init", begin)
-    with pytest.raises(RuntimeError, match="there is no GPU"):
+    with pytest.raises(CheckpointError, match="torch cannot use cuda:1: there is no GPU"):
         load(Settings(model=str(tiny_checkpoint)), str(LAST))
-    assert calls[:2] == ["select cuda:1", "CUDA begins"]
+    assert calls[:2] == ["select 1", "CUDA begins"]
     assert set(calls[2:]) <= {"CUDA begins"}
 
 
@@ -59,6 +60,7 @@ def test_device_without_a_number_is_selected_as_the_first(monkeypatch: pytest.Mo
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", selected.append)
+    monkeypatch.setattr("app.model.gpus.gpu_problem", lambda index: "")
     monkeypatch.setattr("app.model.pipeline.load_pipeline", load_pipeline)
     with pytest.raises(StopIteration):
         load(Settings(), "cuda")

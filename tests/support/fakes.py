@@ -8,7 +8,8 @@ The prompt sets its behaviour: words `name=value`, in any order.
     finish=fail  decoding raises;  finish=nan  the image is not finite
     preview=fail  making a preview raises
     lag=N        each UNet call is finished only after `ready` was read N times
-    way=N        the same for previews and the image;  lag=lost, way=lost  reading it loses the device
+    way=N        the same for previews and the image
+    lag=lost, way=lost  reading that loses the device;  lag=fail, way=fail  it raises
     collect=fail  fetching it raises
     exit_at=N    the process ends with code 7 in the UNet call after N steps
     once=PATH    the other words apply only while PATH does not exist; the first to apply creates it
@@ -51,7 +52,7 @@ class FakeState:
 
 @dataclass
 class Arriving:
-    """Ready after `ready` was read `way` times; with `way` "lost" the device is lost."""
+    """Ready after `ready` was read `way` times; with `way` "lost" the device is lost, with "fail" the read fails."""
 
     way: str = "0"
     reads: int = 0
@@ -60,6 +61,8 @@ class Arriving:
     def ready(self) -> bool:
         if self.way == "lost":
             raise OSError("the device is lost, as requested")
+        if self.way == "fail":
+            raise ValueError("fails when it is read, as requested")
         self.reads += 1
         return self.reads > int(self.way)
 

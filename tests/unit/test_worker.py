@@ -1,6 +1,7 @@
 import time
 import weakref
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -147,6 +148,14 @@ def test_calls_are_reported_by_the_time_of_the_device() -> None:
     bench = Bench(job("a", "lag=3", steps=2, strength=1.0), job("b", steps=1, strength=1.0)).run()
     assert [message for message in bench.sent if isinstance(message, Ticked)] == [Ticked(2, 0.25), Ticked(1, 0.25)]
     assert not bench.worker.pending
+
+
+@pytest.mark.parametrize("words", ["lag=fail", "way=fail"])
+def test_failure_found_while_waiting_fails_its_job_alone(words: str) -> None:
+    bad = replace(job("bad", words), previews=frozenset({1}))
+    bench = Bench(bad, job("good")).run()
+    assert [message for message in bench.sent if isinstance(message, Failed)] == [Failed("bad", "error")]
+    assert bench.names(Done) == ["good"]
 
 
 def test_lost_device_found_while_waiting_ends_the_worker() -> None:
