@@ -1,6 +1,7 @@
 """A compiled model against the plain one. Inductor generates C++ on the CPU and Triton on CUDA."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,10 @@ import pytest
 
 from app.errors import CheckpointError
 from app.model import toolchain
+from app.model.compiled import regions
 from app.model.load import load
+from app.model.previews import chart
+from app.pixels import IMAGE_SIZE
 from app.settings import Settings
 from scripts.make_checkpoint import write_tiny_vae
 from tests.support.models import job, together
@@ -43,7 +47,10 @@ def test_compiled_model_gives_the_images_of_the_plain_model(
     cache = tmp_path / "not" / "yet"
     plain = load(Settings(model=str(tiny_checkpoint)), "cpu")
     other = load(Settings(model=str(tiny_checkpoint), compile="default", compile_cache=cache, max_batch=1), "cpu")
+    # At the size that is prepared: another one would be compiled again.
+    image = chart(IMAGE_SIZE, IMAGE_SIZE)
     jobs = [job(steps=2, strength=1.0), job("a cat", 1, 1.0, seed=1, guidance=2.0), job("a dog", 4, 0.5, seed=2)]
+    jobs = [replace(each, pixels=image) for each in jobs]
     with caplog.at_level("INFO"):
         other.prepare()
     parts = ("the VAE's encoder", "the UNet for 1 rows", "the VAE's decoder")
@@ -57,3 +64,11 @@ def test_compiled_model_gives_the_images_of_the_plain_model(
         assert np.abs(ours - theirs).max() <= 1
     assert list(cache.rglob("*.cpp"))
     assert not (tmp_path / "another").exists()
+
+
+def test_blocks_are_compiled_and_a_tiny_vae_as_a_whole(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    write_tiny_vae(tmp_path, seed=0)
+    pipe = load(Settings(model=str(tiny_checkpoint), vae=str(tmp_path)), "cpu").pipe
+    names = {type(region).__name__ for region in regions(pipe.unet)}
+    assert names == {"BasicTransformerBlock", "ResnetBlock2D"}
+    assert regions(pipe.vae.decoder) == [pipe.vae.decoder]
