@@ -64,11 +64,13 @@ LOST = """
     import os
     from app.model.load import load
     from app.settings import Settings
-    from tests.pretended_cuda.device import Devices
+    from tests.pretended_cuda.device import Devices, occupy
     from tests.pretended_cuda.test_graphs import job
     from tests.support.workers import Bench
 
     bench = Bench(job("lost", 1), prepared=False, diffusion=load(Settings(model={model!r}), "cuda"))
+    # Otherwise the image may be there at once.
+    occupy(0, 30)
     while not bench.worker._decoding:
         bench.run_once()
     Devices.here().lose(0)
