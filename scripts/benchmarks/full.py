@@ -26,6 +26,7 @@ from diffusers import AutoencoderTiny
 from PIL import Image
 from safetensors import safe_open
 
+from scripts.benchmarks.likeness import psnr
 from scripts.benchmarks.report import ROOT, Goal, Outcome
 from scripts.benchmarks.servers import ENVIRONMENTS, OURS, environment, running
 from scripts.benchmarks.single import post, upload
@@ -139,12 +140,6 @@ def _median(turns: list[Turn]) -> Turn:
         for name in ("image", "ready", "first", "peak", "live")
     }
     return replace(turns[0], **numbers)
-
-
-def psnr(image: np.ndarray, wanted: np.ndarray) -> float:
-    """The peak signal-to-noise ratio of 8-bit values, in dB; infinite for equal ones."""
-    error = np.mean((image.astype(float) - wanted) ** 2)
-    return float(10 * np.log10(255**2 / error)) if error else float("inf")
 
 
 def _loop(model: Path, module: str, python: str, variables: dict[str, str] | None = None) -> Turn:

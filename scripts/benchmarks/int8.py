@@ -24,7 +24,7 @@ from app.model.load import load
 from app.model.packed import Packed, PackedConv2d, PackedLinear
 from app.pixels import IMAGE_SIZE, Pixels
 from app.settings import WorkerSettings
-from scripts.benchmarks.full import psnr
+from scripts.benchmarks.likeness import psnr
 from scripts.benchmarks.report import Goal, Outcome
 from scripts.benchmarks.single import upload
 

@@ -1,6 +1,5 @@
 """The images that are compared: what is asked for, and how far two answers are apart."""
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from PIL import Image
 from app.engine.messages import Job
 from app.model.diffusion import SdxlDiffusion
 from app.pixels import IMAGE_SIZE, Pixels
+from scripts.benchmarks import likeness
 from scripts.benchmarks.report import ROOT
 
 Images = NDArray[np.uint8]
@@ -85,8 +85,7 @@ def call(pipe: Any, job: Job) -> Image.Image:
 
 def psnr(images: Images, exact: Images) -> list[float]:
     """Peak signal-to-noise ratio of each image in dB; `IDENTICAL_DB` at most."""
-    errors = ((images.astype(float) - exact.astype(float)) ** 2).mean(axis=(1, 2, 3))
-    return [min(IDENTICAL_DB, 10 * math.log10(255**2 / error)) if error else IDENTICAL_DB for error in errors]
+    return [min(IDENTICAL_DB, likeness.psnr(*pair)) for pair in zip(images, exact, strict=True)]
 
 
 def save(file: Path, images: Images) -> None:

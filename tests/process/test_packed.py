@@ -34,7 +34,8 @@ from app.model.packed import (
 from app.model.weights import MAX_THREADS, move_to_device
 from app.pixels import IMAGE_SIZE, Pixels
 from app.settings import Settings
-from tests.support.models import MIXED, psnr, together
+from scripts.benchmarks.likeness import psnr
+from tests.support.models import MIXED, together
 
 CPU = torch.device("cpu")
 DEMO = Path(__file__).parents[2] / "scripts" / "demo.png"

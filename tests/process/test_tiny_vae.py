@@ -17,9 +17,9 @@ from app.model.diffusion import SdxlDiffusion
 from app.model.load import load
 from app.pixels import IMAGE_SIZE, Pixels
 from app.settings import Settings
+from scripts.benchmarks.likeness import psnr
 from scripts.make_checkpoint import vae_config
 from tests.support.images import opened
-from tests.support.models import psnr
 from tests.support.paths import ROOT
 from tests.support.servers import run_server
 

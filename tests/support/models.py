@@ -63,11 +63,6 @@ def together(diffusion: SdxlDiffusion, jobs: Sequence[Job]) -> list[np.ndarray]:
     return [array(result) for result in finished(diffusion, states)]
 
 
-def psnr(image: np.ndarray, wanted: np.ndarray) -> float:
-    """The peak signal-to-noise ratio of 8-bit values, in dB."""
-    return float(10 * np.log10(255**2 / np.mean((image - wanted) ** 2)))
-
-
 def array(result: Result | None) -> np.ndarray:
     assert result is not None
     pixels = result.pixels
