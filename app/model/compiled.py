@@ -28,9 +28,8 @@ _RECOMPILE_LIMIT = 256
 def compile_parts(pipe: StableDiffusionXLImg2ImgPipeline, how: Compile, cache: Path | None = None) -> None:
     """Make the UNet, the VAE's encoder and its decoder compile at their first call with each batch size.
 
-    Their blocks are compiled and not the whole: code for one block serves all blocks of the same shape, so that a start
-    takes a fraction of the time. CUDA graphs join them again. Their query, key and value projections are fused into one
-    matrix product.
+    Their blocks are compiled and not the whole: code for one block serves all blocks of the same shape. CUDA graphs
+    join them again. Their query, key and value projections are fused into one matrix product.
 
     Args:
         pipe: the pipeline whose parts are compiled.

@@ -1,7 +1,8 @@
 """CUDA graphs: all kernels of a model's part, recorded once and replayed by one call.
 
-A UNet call of SDXL launches some 2,000 kernels. Python takes longer to launch them than a fast GPU takes to run them:
-the GPU waits. A graph is recorded for each shape of the inputs, before the worker is ready: no request records one.
+A UNet call of SDXL launches some 2,000 kernels. Python takes longer to launch them than a fast GPU takes to run
+them, and the GPU waits. Graphs are recorded before the worker is ready, one for each shape of the inputs. No request
+records one.
 """
 
 import contextlib

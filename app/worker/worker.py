@@ -16,6 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, Literal, NoReturn, TypeVar
 
@@ -189,8 +190,7 @@ class Worker:
         """Report the UNet calls that the device has finished; wait until at most so many are left."""
         while self._ticks:
             job_ids, tick = self._ticks[0]
-            wait = len(self._ticks) > most
-            done = self._call_model("a UNet call", job_ids, lambda: (wait or tick.ready) and (tick.seconds(),))  # noqa: B023
+            done = self._take("a UNet call", job_ids, tick, tick.seconds, wait=len(self._ticks) > most)
             if done is False:
                 return
             self._ticks.popleft()
@@ -201,7 +201,7 @@ class Worker:
         """Send the previews that have arrived."""
         while self._previews:
             progress, preview = self._previews[0]
-            arrived = self._call_model("a preview", [progress.job_id], lambda: preview.ready and (preview.pixels(),))  # noqa: B023
+            arrived = self._take("a preview", [progress.job_id], preview, preview.pixels)
             if arrived is False:
                 return
             self._previews.popleft()
@@ -224,11 +224,7 @@ class Worker:
         """Send the images that have arrived."""
         while self._decoding:
             job_id, image = self._decoding[0]
-            collected = self._call_model(
-                "fetching the image",
-                [job_id],
-                lambda: image.ready and (self.diffusion.collect(image),),  # noqa: B023
-            )
+            collected = self._take("fetching the image", [job_id], image, partial(self.diffusion.collect, image))
             if collected is False:
                 return
             self._decoding.popleft()
@@ -238,6 +234,21 @@ class Worker:
                     self.send(Done(job_id, result, peak_memory(), self.diffusion.memory()))
                 else:
                     self.send(Failed(job_id, "non_finite"))
+
+    def _take(
+        self,
+        what: str,
+        job_ids: list[str],
+        item: Tick | Preview | Decoding,
+        take: Callable[[], T],
+        *,
+        wait: bool = False,
+    ) -> tuple[T] | Literal[False] | None:
+        """What `take` returns, in a tuple, once the device has finished the item; False before; None if it failed.
+
+        With `wait` it is called at once, and waits for the device.
+        """
+        return self._call_model(what, job_ids, lambda: (wait or item.ready) and (take(),))
 
     def _call_model(self, what: str, job_ids: list[str], call: Callable[[], T]) -> T | None:
         """The result of a call of the model, which must not be None; None if it raised.

@@ -38,7 +38,7 @@ def make_venv(folder: Path) -> None:
         return
     sys.stderr.write("Setting up torch's CUDA build, about 5.5 GB.\n")
     venv.create(folder, clear=True, with_pip=True)
-    # A machine without a GPU may have been told to take torch's CPU build from a folder of wheels.
+    # A machine without a GPU may be configured to take torch's CPU build from a folder of wheels.
     chosen = {name: value for name, value in os.environ.items() if name not in ("PIP_FIND_LINKS", "PIP_CONSTRAINT")}
     pip = [str(folder / "bin/python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     try:

@@ -152,7 +152,7 @@ class TestStages:
             "facts": "done",
         }
         assert "**This is no GPU.**" in (tmp_path / "out" / "gpu-report.md").read_text()
-        # Another stage without time: its end is told, and the others stay.
+        # Another stage without time: its end is recorded, and the others stay.
         context = Context(tmp_path / "out", tmp_path / "work" / "tiny", "tiny", time.monotonic())
         assert stage.main("bench", context.out, context.work, "tiny", context.end) == stage.OUT_OF_TIME
         parts = record.read(tmp_path / "out" / record.FILE)["stages"]

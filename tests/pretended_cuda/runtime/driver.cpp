@@ -133,7 +133,7 @@ EXPORT cuOccupancyMaxActiveClusters(int *clusters, CUfunction, const CUlaunchCon
     return CUDA_SUCCESS;
 }
 
-// Whoever asks for a function that is not here gets one that says so.
+// A request for a function that is not here is answered with one that says so.
 EXPORT cuGetProcAddress_v2(const char *name, void **function, int, cuuint64_t, CUdriverProcAddressQueryResult *result) {
     static void *self = dlopen("libcuda.so.1", RTLD_NOW);
     void *found = dlsym(self, name);
